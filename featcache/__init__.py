@@ -1,0 +1,21 @@
+"""Run each picture through a frozen network once, keep the vectors, train and compare classifiers in seconds."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featcache.api import Options, demo, extract, fit, predict
+
+__all__ = ["Options", "__version__", "demo", "extract", "fit", "predict"]
+
+__version__ = version("featcache")
+
+
+def __getattr__(name: str) -> Any:
+    """Load the API at its first use, so that `import featcache` stays instant."""
+    if name in __all__:
+        return getattr(import_module("featcache.api"), name)
+    raise AttributeError(f"module 'featcache' has no attribute {name!r}")

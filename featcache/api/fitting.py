@@ -1,0 +1,85 @@
+"""A dataset in the cache and the name of a head enter; a scored, saved classifier leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from featcache.api.extraction import extract
+from featcache.api.models import Model, save_model
+from featcache.api.options import Options, open_cache
+from featcache.errors import DatasetError
+from featcache.heads import get
+from featcache.load import load
+from featcache.records import FitSummary, Progress
+from featcache.split import plan
+from featcache.store import Cache
+
+
+def fit(
+    source: str | Path | None = None,
+    head: str = "logreg",
+    seed: int = 0,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> FitSummary:
+    """Train and score one head on the dataset last extracted, or on `source` after extracting what it lacks.
+
+    The parameters are chosen without the scored split. The model file is kept in the cache. Raises `FeatcacheError`.
+    """
+    options = options or Options()
+    chosen = get(head)
+    if source is not None:
+        extract(source, options, progress)
+    with open_cache(options) as cache:
+        root, fingerprint, extracted = _last_extraction(cache)
+        spec = cache.spec(fingerprint)
+        features = load(cache.catalog.dataset(root), cache.features(spec))
+        split = plan(features, seed, cache.catalog.kept_split(root, seed))
+        cache.catalog.keep_split(root, seed, split.made)
+        run = cache.catalog.start_run("fit", root, fingerprint)
+
+        from featcache.experiments import fit_head
+
+        fitted = fit_head(chosen, features, split, seed, progress)
+        name = f"models/{run:06d}-{head}.joblib"
+        summary = FitSummary(
+            head=head,
+            backbone=spec.backbone,
+            weights=extracted["weights"],
+            fingerprint=spec.fingerprint,
+            dataset=root,
+            split_sizes=split.sizes,
+            n_classes=len(fitted.classes),
+            chosen_by=fitted.chosen_by,
+            fitted_on=fitted.fitted_on,
+            n_train=fitted.n_train,
+            n_test=fitted.score.n,
+            scored_split=fitted.score.split,
+            accuracy=fitted.score.accuracy,
+            accuracy_low=fitted.score.accuracy_low,
+            accuracy_high=fitted.score.accuracy_high,
+            balanced_accuracy=fitted.score.balanced_accuracy,
+            macro_f1=fitted.score.macro_f1,
+            params=fitted.params,
+            seed=seed,
+            fit_seconds=round(fitted.seconds, 3),
+            model=str(cache.folder / name),
+            notices=(*split.notices, *fitted.notices),
+        )
+        model = Model(fitted.estimator, fitted.classes, spec, extracted["weights_file"], asdict(summary))
+        save_model(cache, name, model, run)
+        cache.catalog.finish_run(run, asdict(summary))
+        return summary
+
+
+def _last_extraction(cache: Cache) -> tuple[str, str, Mapping[str, Any]]:
+    """Return root, fingerprint and summary of the last extraction; raises `DatasetError` where it is not complete."""
+    run = cache.catalog.last_run("extract")
+    if run is None:
+        raise DatasetError(f"nothing has been extracted into {cache.folder}: run `featcache extract FOLDER` first")
+    if run.summary is None:
+        raise DatasetError(f"the extraction of {run.root} was not finished: run `featcache extract` on it again")
+    return run.root, run.fingerprint, run.summary

@@ -1,0 +1,31 @@
+"""Nothing enters; the options that several commands share leave, and the cache they name."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from featcache.backbones import AUTO
+from featcache.store import Cache
+
+CACHE_VARIABLE = "FEATCACHE_CACHE"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How and where to extract: backbone, weights file, cache folder, device and batch size.
+
+    Without `cache` it is the folder in `FEATCACHE_CACHE`, else `./cache`; without `batch_size` the engine chooses.
+    """
+
+    backbone: str = AUTO
+    weights: Path | None = None
+    cache: Path | None = None
+    device: str = "auto"
+    batch_size: int | None = None
+
+
+def open_cache(options: Options) -> Cache:
+    """Open the cache that the options name; raises `CacheError`."""
+    return Cache(options.cache or Path(os.environ.get(CACHE_VARIABLE) or "cache"))

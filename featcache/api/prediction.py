@@ -1,0 +1,79 @@
+"""A model file and pictures enter; labels and probabilities leave."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from featcache.api.extraction import compute
+from featcache.api.models import Model, load_model
+from featcache.api.options import Options, open_cache
+from featcache.backbones import Backbone, resolve
+from featcache.discover import discover
+from featcache.errors import DatasetError, ModelError, OutputError, WeightsError
+from featcache.load import load
+from featcache.records import Prediction, PredictSummary, Progress
+from featcache.report import predict_csv
+
+
+def predict(
+    model: str | Path,
+    source: str | Path,
+    csv: Path | None = None,
+    trust: bool = False,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> PredictSummary:
+    """Label every picture of `source` with a fitted model, by way of the cache.
+
+    The backbone is the model's own; `options.backbone` is not used, and `options.weights` says where its weights file
+    lies if it is no longer where it was. With `csv` the predictions are also written there. Raises `ModelError` where
+    the model's features cannot be reproduced.
+    """
+    options = options or Options()
+    dataset = discover(source, labelled=False)
+    with open_cache(options) as cache:
+        fitted = load_model(cache, Path(model), trust)
+        backbone = _same_backbone(fitted, Path(model), options.weights)
+        work = compute(cache, dataset.items, backbone, replace(options, backbone=backbone.name), progress)
+        if len(work.failures) == len(dataset.items):
+            first = work.failures[0]
+            raise DatasetError(f"no picture in {dataset.root} can be read ({first.path}: {first.reason})")
+        features = load(work.rows, cache.features(backbone.spec))
+    probabilities = fitted.estimator.predict_proba(features.X)
+    labels = fitted.estimator.predict(features.X)
+    summary = PredictSummary(
+        model=str(model),
+        backbone=backbone.name,
+        fingerprint=features.fingerprint,
+        predictions=tuple(
+            Prediction(path, fitted.classes[label], dict(zip(fitted.classes, map(float, row), strict=True)))
+            for path, label, row in zip(features.paths, labels, probabilities, strict=True)
+        ),
+        failures=work.failures,
+    )
+    if csv:
+        try:
+            csv.write_text(predict_csv(summary), encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise OutputError(f"cannot write {csv}: {error.strerror}") from error
+    return summary
+
+
+def _same_backbone(model: Model, path: Path, weights: Path | None) -> Backbone:
+    spec = model.spec
+    wanted = f"{path} needs {spec.backbone} with weights of sha256 {spec.weights_sha256[:16]}"
+    file = weights or (Path(model.weights_file) if model.weights_file else None)
+    try:
+        backbone = resolve(spec.backbone, file)
+    except WeightsError as error:
+        raise ModelError(f"{wanted}: {error}") from error
+    if backbone.spec.fingerprint != spec.fingerprint:
+        found = backbone.spec.weights_sha256[:16]
+        why = (
+            f"here they have {found}"
+            if backbone.spec.weights_sha256 != spec.weights_sha256
+            else "made differently here"
+        )
+        raise ModelError(f"{wanted} (fingerprint {spec.fingerprint[:16]}), {why}: give the right --weights FILE")
+    return backbone

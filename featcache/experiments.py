@@ -1,0 +1,112 @@
+"""Features, a plan and a head enter; the head chosen, fitted and scored leaves."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import ParameterGrid, StratifiedKFold, cross_val_score
+
+from featcache.evaluate import score
+from featcache.heads import Head
+from featcache.records import Features, Progress, Score
+from featcache.split import Plan
+
+MAX_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted estimator that predicts row numbers of `classes`, with how it came to be and what it scored."""
+
+    estimator: Any
+    classes: tuple[str, ...]
+    params: dict[str, Any]
+    chosen_by: str
+    fitted_on: str
+    n_train: int
+    score: Score
+    seconds: float
+    notices: tuple[str, ...]
+
+
+def fit_head(head: Head, features: Features, plan: Plan, seed: int, progress: Progress | None = None) -> Fitted:
+    """Choose a head's parameters without the scored rows, fit it, and only then score it.
+
+    The choice is made on `plan.val`, or by stratified CV inside train; the final fit is on train and val together, as
+    is usual for linear probes. `progress` is called after each candidate. Equal seeds give equal results.
+    """
+    start = time.perf_counter()
+    rows = plan.train if plan.val is None else np.concatenate([plan.train, plan.val])
+    X, labels = features.X[rows], features.y[rows]
+    classes, y = np.unique(labels, return_inverse=True)
+    folds, chosen_by = _folds(y, plan, seed)
+    candidates = list(ParameterGrid(dict(head.grid)))
+    params = _choose(head, candidates, X, y, folds, seed, progress)
+    estimator = head.make(seed).set_params(**params)
+    if not head.calibrated:
+        cv = StratifiedKFold(min(MAX_FOLDS, _fewest(y)), shuffle=True, random_state=seed) if _fewest(y) > 1 else None
+        if cv is not None:
+            estimator = CalibratedClassifierCV(estimator, method="temperature", cv=cv, ensemble=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        estimator.fit(X, y)
+    seconds = time.perf_counter() - start
+    if progress:
+        progress(f"fit {head.name}", len(candidates) + 1, len(candidates) + 1)
+    short = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+    return Fitted(
+        estimator=estimator,
+        classes=tuple(str(name) for name in classes),
+        params={name.rpartition("__")[2]: value for name, value in params.items()},
+        chosen_by=chosen_by,
+        fitted_on="train" if plan.val is None else "train+val",
+        n_train=len(rows),
+        score=score(plan.scored_name, features.y[plan.scored], classes[estimator.predict(features.X[plan.scored])]),
+        seconds=seconds,
+        notices=(f"{head.name} stopped at its iteration limit before it converged",) if short else (),
+    )
+
+
+def _folds(
+    y: npt.NDArray[np.intp], plan: Plan, seed: int
+) -> tuple[list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]], str]:
+    if plan.val is not None:
+        n = len(plan.train)
+        return [(np.arange(n), np.arange(n, n + len(plan.val)))], f"accuracy on val (n={len(plan.val)})"
+    k = min(MAX_FOLDS, _fewest(y))
+    splitter = StratifiedKFold(k, shuffle=True, random_state=seed)
+    return list(splitter.split(y, y)), f"{k}-fold cross-validation inside train"
+
+
+def _choose(
+    head: Head,
+    candidates: list[dict[str, Any]],
+    X: npt.NDArray[Any],
+    y: npt.NDArray[np.intp],
+    folds: Iterable[tuple[Any, Any]],
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Return the candidate with the best mean accuracy over the folds; of equals the first."""
+    means = []
+    for done, params in enumerate(candidates):
+        if progress:
+            progress(f"fit {head.name}", done, len(candidates) + 1)
+        estimator = head.make(seed).set_params(**params)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate that needs longer just scores lower
+            means.append(cross_val_score(estimator, X, y, cv=folds, scoring="accuracy", error_score="raise").mean())
+    return candidates[int(np.argmax(means))]
+
+
+def _fewest(y: npt.NDArray[np.intp]) -> int:
+    return min(Counter(y.tolist()).values())

@@ -1,0 +1,121 @@
+"""Features with labels and perhaps splits enter; who is trained on, chosen on and scored leaves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import DatasetError
+from featcache.records import Features
+
+TEST_FRACTION = 0.2
+
+Rows = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Row numbers of a `Features`: `train`, `val` (or `None`: choose by CV inside train) and `scored`.
+
+    `made` maps content keys to the split that was made here; it is empty where the dataset brought its own.
+    """
+
+    train: Rows
+    val: Rows | None
+    scored: Rows
+    scored_name: str
+    sizes: dict[str, int]
+    made: Mapping[bytes, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+
+def plan(features: Features, seed: int, kept: Mapping[bytes, str]) -> Plan:
+    """Decide what a head is trained on, chosen on and scored on.
+
+    With train, val and a third split the choice is made on val and the third is scored; with train and one other, by CV
+    inside train, and the other is scored; without splits a stratified 80/20 split is made with `seed`, in which copies
+    of one picture stay together and pictures in `kept` stay where they were. Raises `DatasetError`.
+    """
+    labelled = np.flatnonzero(features.y != "")
+    notices = []
+    if not len(labelled):
+        raise DatasetError("the pictures have no labels: sort them into one folder a class, or use a CSV manifest")
+    if len(labelled) < len(features.y):
+        notices.append(f"{len(features.y) - len(labelled):,} pictures without a label left out")
+    names = features.splits.copy()
+    present = set(names[labelled].tolist())
+    made: dict[bytes, str] = {}
+    if present <= {"", "train"}:
+        made = _make(features, labelled, seed, kept)
+        names[labelled] = [made[features.keys[row]] for row in labelled]
+        notices.append(f"no test split given: a stratified 80/20 split was made with seed {seed}, and is kept")
+    elif "" in present or "train" not in present:
+        raise DatasetError(
+            f"the splits are {', '.join(sorted(name or '(none)' for name in present))}: "
+            "every labelled picture needs one, and `train` must be among them"
+        )
+    rows = {str(name): labelled[names[labelled] == name] for name in np.unique(names[labelled])}
+    scored = next(name for name in ("test", "holdout", "val") if name in rows)
+    val = rows.get("val") if scored != "val" else None
+    unused = sorted(set(rows) - {"train", "val", scored})
+    if unused:
+        notices.append(f"the split {unused[0]} was not touched")
+    result = Plan(
+        rows["train"], val, rows[scored], scored, {name: len(found) for name, found in rows.items()}, made, ()
+    )
+    _check_classes(features, result)
+    return Plan(**{**vars(result), "notices": (*notices, *_leaks(features, result))})
+
+
+def _make(features: Features, labelled: Rows, seed: int, kept: Mapping[bytes, str]) -> dict[bytes, str]:
+    """Return a split for every labelled content key: 20 % of each class, at least one, are test."""
+    label_of: dict[bytes, str] = {}
+    for row in labelled:
+        label_of.setdefault(features.keys[row], str(features.y[row]))
+    members: dict[str, list[bytes]] = {}
+    for key, label in sorted(label_of.items()):
+        members.setdefault(label, []).append(key)
+    result = {key: kept[key] for key in label_of if key in kept}
+    generator = np.random.default_rng(seed)
+    for label, keys in sorted(members.items()):
+        if len(keys) < 2:
+            raise DatasetError(
+                f"class {label!r} has one picture: a class needs at least two to be split into train and test"
+            )
+        shuffled = [keys[at] for at in generator.permutation(len(keys))]
+        new = [key for key in shuffled if key not in result]
+        held = sum(result.get(key) == "test" for key in keys)
+        wanted = min(max(1, round(TEST_FRACTION * len(keys))), len(keys) - 1)
+        result.update((key, "test" if at < wanted - held else "train") for at, key in enumerate(new))
+    return result
+
+
+def _check_classes(features: Features, made: Plan) -> None:
+    trained = Counter(features.y[made.train].tolist())
+    if len(trained) < 2:
+        raise DatasetError(
+            f"there is only one class to train on ({next(iter(trained), 'none')!r}): a classifier needs two or more"
+        )
+    parts = {made.scored_name: made.scored} | ({} if made.val is None else {"val": made.val})
+    for name, rows in parts.items():
+        unknown = sorted(set(features.y[rows].tolist()) - set(trained))
+        if unknown:
+            raise DatasetError(f"class {unknown[0]!r} is in {name} but not in train: no head can ever learn it")
+    label, fewest = min(trained.items(), key=lambda pair: (pair[1], pair[0]))
+    if made.val is None and fewest < 2:
+        raise DatasetError(
+            f"class {label!r} has one picture in train: choosing parameters by cross-validation needs at least two"
+        )
+
+
+def _leaks(features: Features, made: Plan) -> list[str]:
+    fitted = made.train if made.val is None else np.concatenate([made.train, made.val])
+    seen = {features.keys[row] for row in fitted}
+    twins = sum(features.keys[row] in seen for row in made.scored)
+    if not twins:
+        return []
+    return [f"{twins:,} of the {len(made.scored):,} scored pictures are also trained on: the score flatters"]

@@ -1,0 +1,99 @@
+"""Bytes and a final name enter; a complete, durable file leaves, or nothing does."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from featcache.errors import CacheWriteError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write `data` so that `path` is always absent, the old file or the whole new one, also after a power loss.
+
+    Temporary file in the same folder, fsync, rename, fsync of the folder. Raises `CacheWriteError`, with the
+    temporary file removed.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(path.parent) as (descriptor, temporary):
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+            temporary.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise CacheWriteError(_explain(path, len(data), error)) from error
+
+
+def remove_abandoned(folder: Path) -> int:
+    """Remove temporary files whose writer is gone, and return how many; a live writer holds a lock on its own."""
+    removed = 0
+    for temporary in folder.glob(TEMPORARY_PREFIX + "*"):
+        # Where locks are not supported nobody can tell, so the file stays.
+        with contextlib.suppress(OSError), temporary.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
+            removed += 1
+    return removed
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path` if nobody else does; yields whether it is held."""
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+@contextlib.contextmanager
+def _temporary(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Yield a locked, unique temporary file (descriptor, path), removed on the way out unless it was renamed."""
+    while True:
+        temporary = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink == 0:  # taken for abandoned between creation and lock
+                continue
+            yield descriptor, temporary
+            return
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+            os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explain(path: Path, size: int, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        try:
+            free = f", {shutil.disk_usage(path.parent).free:,} are free"
+        except OSError:
+            free = ""
+        return (
+            f"no room for {path}: {size:,} bytes are needed{free} ({error.strerror}): "
+            "make room and run the same command again"
+        )
+    return f"cannot write {path}: {error.strerror or error}: check the folder and run the same command again"

@@ -1,0 +1,45 @@
+"""Keys in commit order enter; the place of each asked key leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.store.segment import KEY_BYTES, Keys
+
+
+class KeyIndex:
+    """Finds content keys by their first 64 bits, then compares all 256; of a key held twice the first wins."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = np.ascontiguousarray(keys)
+        prefixes = _prefixes(self._keys)
+        self._order = np.argsort(prefixes, kind="stable")
+        self._prefixes = prefixes[self._order]
+
+    def find(self, wanted: Keys) -> npt.NDArray[np.intp]:
+        """Return the row of each wanted key (m, 32), or -1 where it is not held."""
+        rows = np.full(len(wanted), -1, dtype=np.intp)
+        prefixes = _prefixes(wanted)
+        places = np.searchsorted(self._prefixes, prefixes, side="left")
+        open_ = np.arange(len(wanted))
+        while len(open_):  # more than one round only where different keys share their first 64 bits
+            open_ = open_[places[open_] < len(self._prefixes)]
+            open_ = open_[self._prefixes[places[open_]] == prefixes[open_]]
+            candidates = self._order[places[open_]]
+            equal = (self._keys[candidates] == wanted[open_]).all(axis=1)
+            rows[open_[equal]] = candidates[equal]
+            open_ = open_[~equal]
+            places[open_] += 1
+        return rows
+
+
+def stack_keys(keys: Sequence[bytes]) -> Keys:
+    """Return content keys of 32 bytes each as one (n, 32) array."""
+    return np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, KEY_BYTES)
+
+
+def _prefixes(keys: Keys) -> npt.NDArray[np.uint64]:
+    return np.ascontiguousarray(keys[:, :8]).view(">u8").reshape(-1).astype(np.uint64)
