@@ -46,7 +46,7 @@ def plan(features: Features, seed: int, kept: Mapping[bytes, str]) -> Plan:
         raise DatasetError("the pictures have no labels: sort them into one folder a class, or use a CSV manifest")
     if len(labelled) < len(features.y):
         notices.append(f"{len(features.y) - len(labelled):,} pictures without a label left out")
-    names = features.splits.copy()
+    names = features.splits.astype(object)  # a fixed-width copy would cut the names put into it
     present = set(names[labelled].tolist())
     made: dict[bytes, str] = {}
     if present <= {"", "train"}:
