@@ -35,7 +35,7 @@ _FILTERS = {
 def file_stat(path: str) -> FileStat:
     """Return what tells an unchanged file; raises `PictureError` where there is no regular file."""
     try:
-        return _regular(os.stat(path))  # noqa: PTH116 - called once a file, a Path would double its cost
+        return _regular(os.stat(path))
     except OSError as error:
         raise PictureError(_reason(error)) from error
 

@@ -21,6 +21,8 @@ SPLIT_NAMES = {
 """Folder and manifest names of a split -> the name used everywhere else."""
 
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+_CACHE_TAG = "CACHEDIR.TAG"
+"""Marks a folder as a cache by the convention of https://bford.info/cachedir/; ours may lie among the pictures."""
 
 
 def discover(source: str | os.PathLike[str], *, labelled: bool = True) -> Dataset:
@@ -28,8 +30,8 @@ def discover(source: str | os.PathLike[str], *, labelled: bool = True) -> Datase
 
     `source` is a folder (`class/*`, `train|val|test|holdout/class/*`, or flat), a `.csv` manifest with the
     columns `path,label[,split]` (paths relative to the manifest), or one picture. Every regular file counts as a
-    picture until decoding says otherwise; hidden files are skipped. With `labelled=False` a manifest may lack
-    labels. Raises `DatasetNotFoundError` and `DatasetError`.
+    picture until decoding says otherwise; hidden files and cache folders are skipped. With `labelled=False`
+    a manifest may lack labels. Raises `DatasetNotFoundError` and `DatasetError`.
     """
     root = Path(os.path.abspath(source))  # noqa: PTH100 - resolve() would rename a dataset behind a symbolic link
     try:
@@ -49,59 +51,73 @@ def discover(source: str | os.PathLike[str], *, labelled: bool = True) -> Datase
 
 
 def _folder(root: Path) -> Dataset:
-    folders, files = _listing(root)
+    folders, files = _listing(str(root))
+    contents = {name: list(_files(path)) for name, path in folders}
+    empty = [name for name, paths in contents.items() if not paths]
+    folders = [(name, path) for name, path in folders if contents[name]]
+    notices = [f"{_count(empty, 'empty folder')} left out: {_some(empty)}"] if empty else []
     if not folders:
-        return Dataset(str(root), tuple(Item(path) for path in files))
-    named = [name for name, _ in folders if name.lower() in SPLIT_NAMES]
-    others = [name for name, _ in folders if name.lower() not in SPLIT_NAMES]
-    notices = []
+        return Dataset(str(root), tuple(Item(path) for path in files), tuple(notices))
     if files:
-        notices.append(
-            f"{_count(files, 'file')} beside the class folders left out: {_some(map(os.path.basename, files))}"
-        )
-    if len(named) > 1 and others:
-        raise DatasetError(
-            f"{root} mixes split folders ({_some(named)}) with others ({_some(others)}): "
-            "move the others out, or list the pictures in a CSV manifest"
-        )
-    items: list[Item] = []
-    if others or not named:
-        if named:
-            notices.append(f"the folder {named[0]!r} is taken as a class, because {others[0]!r} beside it is no split")
-        for name, path in folders:
-            items += _class_items(path, name, None)
-        return Dataset(str(root), tuple(items), tuple(notices))
-    for name, path in folders:
-        split = SPLIT_NAMES[name.lower()]
-        classes, loose = _listing(Path(path))
-        for label, folder in classes:
-            items += _class_items(folder, label, split)
-        items += [Item(file, None, split) for file in loose]
-        if loose and classes:
-            notices.append(f"{_count(loose, 'file')} in {name}/ outside its class folders: taken without a label")
+        left_out = _some([Path(path).name for path in files])
+        notices.append(f"{_count(files, 'file')} beside the class folders left out: {left_out}")
+    if _are_splits(root, [name for name, _ in folders], notices):
+        items = [item for name, path in folders for item in _split_items(name, path, notices)]
+    else:
+        items = [Item(path, name) for name, _ in folders for path in contents[name]]
     return Dataset(str(root), tuple(items), tuple(notices))
 
 
-def _class_items(folder: str, label: str, split: str | None) -> Iterator[Item]:
-    for directory, names, files in os.walk(folder, onerror=_raise):
-        names[:] = sorted(name for name in names if not _is_litter(name))
-        for file in sorted(files):
-            path = os.path.join(directory, file)
-            if not _is_litter(file):
-                yield Item(path, label, split)
+def _are_splits(root: Path, names: list[str], notices: list[str]) -> bool:
+    """Tell whether the folders are splits (or classes), and refuse a mixture that could be either."""
+    splits = [name for name in names if name.lower() in SPLIT_NAMES]
+    others = [name for name in names if name.lower() not in SPLIT_NAMES]
+    if len(splits) > 1 and others:
+        raise DatasetError(
+            f"{root} mixes split folders ({_some(splits)}) with others ({_some(others)}): "
+            "move the others out, or list the pictures in a CSV manifest"
+        )
+    if splits and others:
+        notices.append(f"the folder {splits[0]!r} is taken as a class, because {others[0]!r} beside it is no split")
+    return not others
 
 
-def _listing(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
+def _split_items(name: str, folder: str, notices: list[str]) -> Iterator[Item]:
+    split = SPLIT_NAMES[name.lower()]
+    classes, loose = _listing(folder)
+    for label, path in classes:
+        for file in _files(path):
+            yield Item(file, label, split)
+    if loose and classes:
+        notices.append(f"{_count(loose, 'file')} in {name}/ outside its class folders: taken without a label")
+    for file in loose:
+        yield Item(file, None, split)
+
+
+def _files(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """Yield the files of a folder and all below it, links followed; a link that loops counts as a file, unreadable."""
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        yield folder
+        return
+    folders, files = _listing(folder)
+    yield from files
+    for _, path in folders:
+        yield from _files(path, (*above, here))
+
+
+def _listing(folder: str) -> tuple[list[tuple[str, str]], list[str]]:
     """Return the sub-folders (name, path) and the other entries (path) of a folder, each sorted by name."""
     folders, files = [], []
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
-            if _is_litter(entry.name):
+            if entry.name.startswith(".") or entry.name.lower() in _LITTER:
                 continue
-            if entry.is_dir():
-                folders.append((entry.name, entry.path))
-            else:
+            if not entry.is_dir():
                 files.append(entry.path)
+            elif not os.path.exists(os.path.join(entry.path, _CACHE_TAG)):
+                folders.append((entry.name, entry.path))
     return folders, files
 
 
@@ -142,18 +158,9 @@ def _manifest_items(path: Path, rows: csv.DictReader[str]) -> Iterator[Item]:
             )
 
 
-def _is_litter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _LITTER
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
 def _count(things: Sequence[str], noun: str) -> str:
     return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
 
 
-def _some(names: Iterator[str] | Sequence[str], most: int = 3) -> str:
-    listed = list(names)
-    return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

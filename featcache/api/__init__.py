@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featcache.api.demo import demo
+from featcache.api.demonstration import demo
 from featcache.api.extraction import extract
 from featcache.api.fitting import fit
 from featcache.api.options import CACHE_VARIABLE, Options

@@ -21,7 +21,7 @@ from featcache.api.options import Options, open_cache
 from featcache.backbones import Backbone, resolve
 from featcache.decode import Pixels, decode, file_stat, read
 from featcache.discover import discover
-from featcache.embed import open_engine
+from featcache.embed import check_device, open_engine
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Dataset, ExtractSummary, Failure, FileStat, Item, Progress, Seconds
 from featcache.store import COMPACT_AT, Cache, FeatureStore, FeatureWriter, Row
@@ -43,6 +43,7 @@ def extract(source: str | Path, options: Options | None = None, progress: Progre
     """
     options = options or Options()
     dataset = discover(source)
+    check_device(options.device)
     backbone = resolve(options.backbone, options.weights)
     with open_cache(options) as cache:
         return extract_into(cache, dataset, backbone, options, progress)
@@ -238,10 +239,6 @@ class _Embedder:
     seconds: float = 0.0
     _engine: TorchEngine | None = None
     _batch: list[_Picture] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.options.device != "auto":
-            self._open()
 
     @property
     def device(self) -> str | None:

@@ -10,6 +10,7 @@ from featcache.api.models import Model, load_model
 from featcache.api.options import Options, open_cache
 from featcache.backbones import Backbone, resolve
 from featcache.discover import discover
+from featcache.embed import check_device
 from featcache.errors import DatasetError, ModelError, OutputError, WeightsError
 from featcache.load import load
 from featcache.records import Prediction, PredictSummary, Progress
@@ -32,6 +33,7 @@ def predict(
     """
     options = options or Options()
     dataset = discover(source, labelled=False)
+    check_device(options.device)
     with open_cache(options) as cache:
         fitted = load_model(cache, Path(model), trust)
         backbone = _same_backbone(fitted, Path(model), options.weights)

@@ -9,7 +9,7 @@ from featcache.backbones.base import Backbone
 if TYPE_CHECKING:
     from featcache.embed.torch_engine import TorchEngine
 
-__all__ = ["open_engine"]
+__all__ = ["check_device", "open_engine"]
 
 
 def open_engine(backbone: Backbone, device: str = "auto") -> TorchEngine:
@@ -17,3 +17,11 @@ def open_engine(backbone: Backbone, device: str = "auto") -> TorchEngine:
     from featcache.embed.torch_engine import TorchEngine
 
     return TorchEngine(backbone, device)
+
+
+def check_device(name: str) -> None:
+    """Raise `DeviceError` unless the device is there; `auto` always is (any other name imports torch)."""
+    if name != "auto":
+        from featcache.embed.torch_engine import choose_device
+
+        choose_device(name)

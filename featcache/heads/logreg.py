@@ -15,4 +15,4 @@ def _make(seed: int) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=seed))
 
 
-HEAD = Head("logreg", _make, {"logisticregression__C": (0.0001, 0.001, 0.01, 0.1, 1.0)})
+HEAD = Head("logreg", _make, {"logisticregression__C": (0.001, 0.01, 0.1, 1.0)})

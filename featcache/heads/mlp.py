@@ -15,4 +15,4 @@ def _make(seed: int) -> Any:
     return make_pipeline(StandardScaler(), MLPClassifier((256,), max_iter=100, n_iter_no_change=5, random_state=seed))
 
 
-HEAD = Head("mlp", _make, {"mlpclassifier__alpha": (1.0, 0.1, 0.001)})
+HEAD = Head("mlp", _make, {"mlpclassifier__alpha": (1.0, 0.01)})

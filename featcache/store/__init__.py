@@ -33,6 +33,7 @@ class Cache:
             else:
                 _refuse_foreign(self.folder)
                 self.put(".gitignore", b"*\n!.gitignore\n")
+                self.put("CACHEDIR.TAG", b"Signature: 8a477f597d28d172789f06886806bc55\n# A featcache cache.\n")
                 self.put("format.json", json.dumps({"format": "featcache", "version": FORMAT_VERSION}).encode())
             remove_abandoned(self.folder)
         except OSError as error:

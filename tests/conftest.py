@@ -1,0 +1,96 @@
+"""Shared fixtures: small folders of pictures, a seeded network, and the command line run in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import featcache.cli
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the user's folders and the network out of every test."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch-home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("FEATCACHE_CACHE", raising=False)
+
+
+@pytest.fixture(scope="session")
+def seeded_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state dict of resnet18 with random but fixed weights; scores made with it mean nothing."""
+    from featcache.backbones.vision_import import import_torchvision
+
+    import_torchvision()
+    import torch
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "seeded.pth"
+    torch.save(resnet18().state_dict(), path)
+    return path
+
+
+def write_picture(path: Path, seed: int, tint: tuple[int, int, int] = (128, 128, 128)) -> Path:
+    """Write a small noisy picture of one colour; other seeds give other bytes."""
+    noise = np.random.default_rng(seed).integers(-40, 40, (40, 50, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((noise + np.array(tint)).clip(0, 255).astype(np.uint8)).save(path)
+    return path
+
+
+TINTS = {"leaf": (60, 180, 60), "sky": (70, 110, 220), "sand": (210, 180, 110)}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A class folder: three classes of ten pictures each, told apart by their colour."""
+    root = tmp_path / "photos"
+    for at, (label, tint) in enumerate(TINTS.items()):
+        for number in range(10):
+            write_picture(root / label / f"{number}.png", 100 * at + number, tint)
+    return root
+
+
+@dataclass
+class Result:
+    """What one run of the command line gave."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seeded_weights: Path
+) -> Callable[..., Result]:
+    """Run `featcache ARGS...` in this process, in `tmp_path`.
+
+    `network=True` adds the seeded resnet18.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args: str | Path, network: bool = False) -> Result:
+        words = [str(arg) for arg in args]
+        if network:
+            words += ["--backbone", "resnet18", "--weights", str(seeded_weights)]
+        monkeypatch.setattr("sys.argv", ["featcache", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            featcache.cli.main()
+        captured = capsys.readouterr()
+        return Result(int(exit_.value.code or 0), captured.out, captured.err)
+
+    return call

@@ -1,0 +1,382 @@
+"""The whole way, from a folder of pictures to predictions, by the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINTS, Result, write_picture
+
+Run = Callable[..., Result]
+
+
+def _age(root: Path) -> None:
+    """Make files old enough for their stat to be trusted."""
+    then = time.time() - 60
+    for path in root.rglob("*"):
+        os.utime(path, (then, then))
+
+
+def test_a_folder_becomes_a_scored_and_saved_classifier(run: Run, photos: Path) -> None:
+    extracted = run("extract", photos, "--json", network=True).json
+    assert (extracted["found"], extracted["computed"], extracted["reused"], extracted["unreadable"]) == (30, 30, 0, 0)
+    assert extracted["backbone"] == "resnet18"
+    assert set(extracted["seconds"]) == {"read", "decode", "forward", "write", "total"}
+    fitted = run("fit", "--json").json
+    assert (fitted["head"], fitted["n_train"], fitted["n_test"]) == ("logreg", 24, 6)
+    assert fitted["fingerprint"] == extracted["fingerprint"]
+    assert fitted["accuracy_low"] <= fitted["accuracy"] <= fitted["accuracy_high"]
+    predicted = run("predict", fitted["model"], photos, "--json").json["predictions"]
+    assert len(predicted) == 30
+    right = [p["label"] == Path(p["path"]).parent.name for p in predicted]
+    assert np.mean(right) > 0.9
+    assert all(abs(sum(p["probabilities"].values()) - 1) < 1e-5 for p in predicted)
+    assert all(p["label"] == max(p["probabilities"], key=p["probabilities"].get) for p in predicted)
+
+
+def test_a_second_run_reads_and_computes_nothing(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: str) -> None:
+        raise AssertionError(f"{path} was read again")
+
+    _age(photos)
+    run("extract", photos, network=True)
+    monkeypatch.setattr("featcache.api.extraction.read", forbidden)
+    again = run("extract", photos, "--json", network=True).json
+    assert (again["reused"], again["computed"], again["seconds"]["read"]) == (30, 0, 0)
+
+
+def test_one_changed_byte_costs_one_forward_pass_and_a_rename_none(run: Run, photos: Path) -> None:
+    run("extract", photos, network=True)
+    write_picture(photos / "leaf" / "0.png", 999, TINTS["leaf"])
+    (photos / "sky" / "0.png").rename(photos / "sand" / "moved.png")
+    shutil.copy(photos / "sky" / "1.png", photos / "sky" / "copy.png")
+    again = run("extract", photos, "--json", network=True).json
+    assert (again["found"], again["computed"], again["duplicates"]) == (31, 1, 1)
+    assert again["found"] == again["reused"] + again["computed"] + again["duplicates"] + again["unreadable"]
+
+
+def test_rubbish_is_counted_and_listed(run: Run, photos: Path) -> None:
+    (photos / "leaf" / "notes.txt").write_text("not a picture")
+    (photos / "leaf" / "empty.jpg").touch()
+    (photos / "sky" / "gone.jpg").symlink_to("nowhere")
+    os.mkfifo(photos / "sky" / "pipe.jpg")
+    (photos / "sand" / "loop").symlink_to(photos / "sand")
+    result = run("extract", photos, "--json", network=True)
+    summary = result.json
+    assert (summary["found"], summary["computed"], summary["unreadable"]) == (35, 30, 5)
+    listed = {
+        row["path"]: row["reason"] for row in csv.DictReader(Path(summary["unreadable_file"]).read_text().splitlines())
+    }
+    assert set(listed) == {failure["path"] for failure in summary["failures"]}
+    assert "identify" in listed[str(photos / "leaf" / "notes.txt")]
+    text = run("extract", photos, network=True).out
+    assert "unreadable   5" in text
+    assert "empty.jpg: empty file" in text
+
+
+def test_splits_of_the_folder_are_used(run: Run, tmp_path: Path) -> None:
+    root = tmp_path / "split"
+    for at, split in enumerate(["train", "val", "test"]):
+        for label, tint in TINTS.items():
+            for number in range(6 if split == "train" else 2):
+                write_picture(root / split / label / f"{number}.png", 1000 * at + 100 * len(label) + number, tint)
+    row = run("fit", root, "--json", network=True).json
+    assert row["split_sizes"] == {"test": 6, "train": 18, "val": 6}
+    assert (row["scored_split"], row["fitted_on"], row["n_train"], row["n_test"]) == ("test", "train+val", 24, 6)
+    assert "val" in row["chosen_by"]
+
+
+def test_the_split_that_was_made_is_kept_when_pictures_are_added(run: Run, photos: Path) -> None:
+    def split() -> dict[str, str]:
+        from featcache.store import Cache
+
+        with Cache(Path("cache")) as cache:
+            kept = cache.catalog.kept_split(str(photos), 0)
+            return {key.hex(): name for key, name in kept.items()}
+
+    first = run("fit", photos, "--json", network=True).json
+    before = split()
+    assert run("fit", "--json").json["accuracy"] == first["accuracy"]
+    for number in range(20):
+        write_picture(photos / "leaf" / f"new{number}.png", 5000 + number, TINTS["leaf"])
+    second = run("fit", photos, "--json", network=True).json
+    after = split()
+    assert before == {key: after[key] for key in before}
+    assert len(after) == 50
+    assert second["split_sizes"] == {"test": 10, "train": 40}
+    assert "80/20" in second["notices"][0]
+
+
+@pytest.mark.parametrize("head", ["logreg", "svm", "mlp"])
+def test_every_head_fits_predicts_and_repeats(run: Run, photos: Path, head: str) -> None:
+    first = run("fit", photos, "--head", head, "--seed", "3", "--json", network=True).json
+    second = run("fit", "--head", head, "--seed", "3", "--json").json
+    same = ["accuracy", "balanced_accuracy", "macro_f1", "params", "seed", "n_train", "n_test"]
+    assert [first[name] for name in same] == [second[name] for name in same]
+    probabilities = [run("predict", row["model"], photos / "leaf" / "0.png", "--json").json for row in (first, second)]
+    assert probabilities[0]["predictions"] == probabilities[1]["predictions"]
+    assert set(probabilities[0]["predictions"][0]["probabilities"]) == set(TINTS)
+
+
+def test_poisoned_test_labels_move_no_choice(run: Run, tmp_path: Path) -> None:
+    rows = []
+    for at, (label, tint) in enumerate(TINTS.items()):
+        for number in range(12):
+            path = write_picture(tmp_path / "all" / f"{label}{number}.png", 50 * at + number, tint)
+            rows.append([str(path), label, "test" if number >= 8 else "train"])
+    labels = list(TINTS)
+    results = []
+    for shift in (0, 1):
+        manifest = tmp_path / f"shift{shift}.csv"
+        with manifest.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "label", "split"])
+            for path, label, split in rows:
+                moved = labels[(labels.index(label) + shift) % 3] if split == "test" else label
+                writer.writerow([path, moved, split])
+        fitted = run("fit", manifest, "--json", network=True).json
+        predicted = run("predict", fitted["model"], tmp_path / "all", "--json").json["predictions"]
+        results.append((fitted, predicted))
+    (honest, from_honest), (poisoned, from_poisoned) = results
+    assert honest["params"] == poisoned["params"]
+    assert from_honest == from_poisoned
+    assert honest["accuracy"] > 0.9
+    assert poisoned["accuracy"] < 0.1
+
+
+def test_predictions_go_to_csv(run: Run, photos: Path, tmp_path: Path) -> None:
+    model = run("fit", photos, "--json", network=True).json["model"]
+    (photos / "leaf" / "broken.jpg").write_bytes(b"\xff\xd8broken")
+    out = tmp_path / "out.csv"
+    result = run("predict", model, photos, "--csv", out)
+    rows = list(csv.DictReader(out.open()))
+    assert len(rows) == 30
+    assert list(rows[0]) == ["path", "label", *sorted(TINTS)]
+    assert f"unreadable: {photos / 'leaf' / 'broken.jpg'}" in result.out
+    failed = run("predict", model, photos, "--csv", tmp_path / "no" / "such" / "out.csv")
+    assert failed.code == 1
+    assert "cannot write" in failed.err
+
+
+def test_predict_does_not_change_the_dataset_last_extracted(run: Run, photos: Path, tmp_path: Path) -> None:
+    fitted = run("fit", photos, "--json", network=True).json
+    write_picture(tmp_path / "other" / "one.png", 7)
+    run("predict", fitted["model"], tmp_path / "other")
+    assert run("fit", "--json").json["dataset"] == str(photos)
+
+
+def test_a_foreign_model_file_is_not_opened_without_trust(run: Run, photos: Path, tmp_path: Path) -> None:
+    import joblib
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    bomb = tmp_path / "bomb.joblib"
+    joblib.dump(Bomb(), bomb)
+    refused = run("predict", bomb, photos)
+    assert (refused.code, (tmp_path / "exploded").exists()) == (1, False)
+    assert "--trust" in refused.err
+    opened = run("predict", bomb, photos, "--trust")
+    assert (opened.code, (tmp_path / "exploded").exists()) == (1, True)
+    assert "not a featcache model" in opened.err
+
+
+def test_a_model_moves_to_another_cache_with_trust(run: Run, photos: Path, tmp_path: Path) -> None:
+    model = shutil.copy(run("fit", photos, "--json", network=True).json["model"], tmp_path / "model.joblib")
+    here = run("predict", model, photos, "--json").json
+    refused = run("predict", model, photos, "--cache", tmp_path / "elsewhere")
+    assert refused.code == 1
+    there = run("predict", model, photos, "--cache", tmp_path / "elsewhere", "--trust", "--json").json
+    assert there["predictions"] == here["predictions"]
+
+
+def test_a_model_whose_weights_changed_is_refused(run: Run, photos: Path, tmp_path: Path, seeded_weights: Path) -> None:
+    import torch
+
+    weights = shutil.copy(seeded_weights, tmp_path / "mine.pth")
+    model = run("fit", photos, "--backbone", "resnet18", "--weights", weights, "--json").json["model"]
+    state = torch.load(weights, weights_only=True)
+    state["conv1.weight"] += 0.01
+    torch.save(state, weights)
+    refused = run("predict", model, photos)
+    assert refused.code == 1
+    assert "--weights" in refused.err
+    weights.unlink()
+    assert run("predict", model, photos).code == 1
+    assert run("predict", model, photos, "--weights", seeded_weights).code == 0
+
+
+def test_one_line_and_the_right_exit_code_for_bad_input(run: Run, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_picture(tmp_path / "lonely" / "only" / "0.png", 1)
+    write_picture(tmp_path / "lonely" / "only" / "1.png", 2)
+    write_picture(tmp_path / "single" / "a" / "0.png", 1)
+    write_picture(tmp_path / "single" / "b" / "0.png", 2)
+    write_picture(tmp_path / "single" / "b" / "1.png", 3)
+    (tmp_path / "rubbish" / "a").mkdir(parents=True)
+    (tmp_path / "rubbish" / "a" / "x.jpg").write_text("x")
+    (tmp_path / "no-label.csv").write_text("path\nphotos/leaf/0.png\n")
+    (tmp_path / "no-file.csv").write_text("path,label\nphotos/leaf/nope.png,leaf\n")
+    write_picture(tmp_path / "flat" / "0.png", 1)
+    cases: list[tuple[list[str | Path], int, str]] = [
+        (["extract", "nowhere"], 1, "nowhere"),
+        (["extract", "empty"], 1, "no files"),
+        (["extract", "rubbish"], 1, "readable picture"),
+        (["fit", "lonely"], 1, "only one class"),
+        (["fit", "single"], 1, "class 'a' has one picture"),
+        (["fit", "flat"], 1, "no labels"),
+        (["fit", "photos", "--head", "nope"], 1, "unknown head 'nope'"),
+        (["extract", "photos", "--device", "nope"], 1, "unknown device 'nope'"),
+        (["extract", "no-label.csv"], 1, "'label'"),
+        (["extract", "no-file.csv"], 1, "line 2"),
+        (["fit", "--cache", "fresh"], 1, "featcache extract"),
+        (["extract", "photos", "--cache", "photos"], 1, "no featcache cache"),
+        (["predict", "no.joblib", "photos"], 1, "no.joblib"),
+    ]
+    for words, code, said in cases:
+        result = run(*words, network=words[0] != "predict")
+        assert (result.code, result.out) == (code, ""), (words, result)
+        lines = [line for line in result.err.splitlines() if line.startswith("featcache: ")]
+        assert said in lines[-1], (words, result.err)
+        assert "Traceback" not in result.err
+    assert run("extract", "photos", "--backbone", "resnet19").code == 1
+    for words in (["extract"], ["nope"], ["extract", "photos", "--batch-size", "0"]):
+        result = run(*words)
+        assert (result.code, result.out) == (2, "")
+        assert "Usage" in result.err
+
+
+def test_a_cache_of_another_version_is_refused_and_untouched(run: Run, photos: Path, tmp_path: Path) -> None:
+    run("extract", photos, network=True)
+    marker = tmp_path / "cache" / "format.json"
+    marker.write_text(json.dumps({"format": "featcache", "version": 99}))
+    before = sorted(tmp_path.joinpath("cache").rglob("*"))
+    result = run("extract", photos, network=True)
+    assert result.code == 1
+    assert "99" in result.err
+    assert sorted(tmp_path.joinpath("cache").rglob("*")) == before
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    photos: Path, tmp_path: Path, seeded_weights: Path
+) -> None:
+    words = [sys.executable, "-m", "featcache", "extract", str(photos), "--json", "--backbone", "resnet18"]
+    words += ["--weights", str(seeded_weights)]
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))"
+    small = f"import resource, os; {limit}; os.execv({words[0]!r}, {words!r})"
+    full = subprocess.run([sys.executable, "-c", small], cwd=tmp_path, capture_output=True, text=True)
+    assert full.returncode == 1, full.stderr
+    assert full.stdout == ""
+    assert "no room" in full.stderr.splitlines()[-1]
+    assert not list((tmp_path / "cache").rglob("seg-*"))
+    assert not list((tmp_path / "cache").rglob(".tmp-*"))
+    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(again.stdout)["computed"] == 30
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_stopped_run_keeps_what_it_committed(
+    tmp_path: Path, seeded_weights: Path, number: signal.Signals, code: int
+) -> None:
+    for at in range(400):
+        write_picture(tmp_path / "many" / "abc"[at % 3] / f"{at}.png", at)
+    words = [sys.executable, "-m", "featcache", "extract", "many", "--json", "--batch-size", "8"]
+    words += ["--backbone", "resnet18", "--weights", str(seeded_weights)]
+    frequent = {**os.environ, "PYTHONPATH": str(_frequent_commits(tmp_path))}
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=frequent)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("cache/segments/*/seg-*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    if number == signal.SIGINT:
+        assert err.decode().splitlines()[-1].startswith("featcache: interrupted")
+    assert b"Traceback" not in err
+    refused = subprocess.run(
+        [sys.executable, "-m", "featcache", "fit"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "was not finished" in refused.stderr
+    again = json.loads(subprocess.run(words, cwd=tmp_path, capture_output=True, check=True).stdout)
+    assert again["found"] == again["reused"] + again["computed"] == 400
+    assert again["reused"] >= 8
+    assert not list((tmp_path / "cache").rglob(".tmp-*"))
+
+
+def _frequent_commits(tmp_path: Path) -> Path:
+    """Return a folder that makes Python commit every sixteen rows instead of every five seconds."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import featcache.store.features as f\nf.COMMIT_ROWS = 16\n")
+    return folder
+
+
+def test_a_broken_segment_is_said_and_only_its_rows_are_computed_again(run: Run, photos: Path, tmp_path: Path) -> None:
+    run("extract", photos / "leaf", network=True)
+    run("extract", photos, network=True)
+    first = sorted(tmp_path.glob("cache/segments/*/seg-*"))[0]
+    data = bytearray(first.read_bytes())
+    data[len(data) // 2] ^= 1
+    first.write_bytes(data)
+    result = run("extract", photos, "--json", network=True)
+    assert "checksum" in result.err
+    assert (result.json["computed"], result.json["reused"]) == (10, 20)
+    assert run("fit").code == 0
+
+
+def test_auto_says_which_backbone_stands_in_and_why(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from featcache.backbones import torchvision_models
+    from featcache.errors import WeightsUnavailableError
+
+    def unreachable(url: str) -> Path:
+        raise WeightsUnavailableError(f"cannot download {url} (no network)")
+
+    monkeypatch.setattr(torchvision_models, "obtain", unreachable)
+    result = run("extract", photos / "leaf", "--json")
+    assert result.json["backbone"] == "efficientnet_lite0"
+    assert "resnet18" in result.err
+    assert "no network" in result.err
+
+
+def test_demo_compares_three_heads_offline(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from featcache.api import demonstration
+
+    monkeypatch.setattr(demonstration, "DIGITS_PER_CLASS", 8)
+    summary = run("demo", "--json").json
+    assert (summary["extract"]["found"], summary["extract"]["backbone"]) == (80, "efficientnet_lite0")
+    assert [row["head"] for row in summary["rows"]] == ["logreg", "svm", "mlp"]
+    assert len({row["n_test"] for row in summary["rows"]}) == 1
+    assert max(row["accuracy"] for row in summary["rows"]) > 0.4  # ten classes: chance is 0.1
+    text = run("demo")
+    assert "95 % interval" in text.out
+    assert text.out.count("model ") == 3
+
+
+def test_a_cache_among_the_pictures_is_not_taken_for_a_class(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    for computed in (30, 0):
+        summary = run("extract", ".", "--json", network=True).json
+        assert (summary["found"], summary["computed"]) == (30, computed)
+
+
+def test_the_cache_folder_comes_from_option_variable_or_default(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("extract", photos, "--json", network=True).json["cache"] == str(tmp_path / "cache")
+    monkeypatch.setenv("FEATCACHE_CACHE", str(tmp_path / "by-variable"))
+    assert run("extract", photos, "--json", network=True).json["cache"] == str(tmp_path / "by-variable")
+    chosen = run("extract", photos, "--cache", tmp_path / "by-option", "--json", network=True)
+    assert chosen.json["cache"] == str(tmp_path / "by-option")
