@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -141,6 +142,7 @@ def demo(source: Path | None, as_json: bool, **options: Any) -> None:
 def main() -> NoReturn:
     """Run the command line and exit; every failure a user can meet is one line on stderr."""
     signal.signal(signal.SIGTERM, _terminate)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of a broken picture the reason is listed once, by us
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:

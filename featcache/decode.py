@@ -83,13 +83,10 @@ def decode(data: bytes, preprocess: Preprocess) -> Pixels:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return the picture as RGB: alpha over white, 16-bit grey scaled to 8 bit, ICC profiles ignored."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise PictureError("32-bit integer picture without a known brightness range: convert it to 8 or 16 bit")
-        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise PictureError("floating-point picture without a known brightness range: convert it to 8 or 16 bit")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise PictureError(f"32-bit picture (mode {image.mode}) without a known brightness range: convert it to 8 bit")
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from featcache.heads import get
 from featcache.load import load
 from featcache.records import FitSummary, Progress
 from featcache.split import plan
-from featcache.store import Cache
+from featcache.store import Cache, Row
 
 
 def fit(
@@ -36,7 +36,8 @@ def fit(
     with open_cache(options) as cache:
         root, fingerprint, extracted = _last_extraction(cache)
         spec = cache.spec(fingerprint)
-        features = load(cache.catalog.dataset(root), cache.features(spec))
+        rows = cache.catalog.dataset(root)
+        features = load(rows, cache.features(spec))
         split = plan(features, seed, cache.catalog.kept_split(root, seed))
         cache.catalog.keep_split(root, seed, split.made)
         run = cache.catalog.start_run("fit", root, fingerprint)
@@ -67,7 +68,7 @@ def fit(
             seed=seed,
             fit_seconds=round(fitted.seconds, 3),
             model=str(cache.folder / name),
-            notices=(*split.notices, *fitted.notices),
+            notices=(*_left_out(rows), *split.notices, *fitted.notices),
         )
         model = Model(fitted.estimator, fitted.classes, spec, extracted["weights_file"], asdict(summary))
         save_model(cache, name, model, run)
@@ -83,3 +84,8 @@ def _last_extraction(cache: Cache) -> tuple[str, str, Mapping[str, Any]]:
     if run.summary is None:
         raise DatasetError(f"the extraction of {run.root} was not finished: run `featcache extract` on it again")
     return run.root, run.fingerprint, run.summary
+
+
+def _left_out(rows: Sequence[Row]) -> list[str]:
+    unreadable = sum(row.key is None for row in rows)
+    return [f"{unreadable:,} unreadable files left out: `featcache extract` lists them"] if unreadable else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "timm:"
+
+_logger = logging.getLogger(__name__)
 
 
 def resolve(name: str, weights: Path | None) -> Backbone:
@@ -60,9 +63,15 @@ def _preprocess(name: str, config: dict[str, Any]) -> Preprocess:
 def _download(name: str, config: Any) -> Path:
     if config.hf_hub_id:
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
+        wanted = (config.hf_hub_id, config.hf_hub_filename or "model.safetensors")
         try:
-            return Path(hf_hub_download(config.hf_hub_id, config.hf_hub_filename or "model.safetensors"))
+            try:
+                return Path(hf_hub_download(*wanted, local_files_only=True))
+            except LocalEntryNotFoundError:
+                _logger.warning("downloading the weights of %s from %s", name, config.hf_hub_id)
+                return Path(hf_hub_download(*wanted))
         except Exception as error:  # the hub client raises many types, all of them mean: not to be had
             reason = str(error).strip().splitlines()[0]
             raise WeightsUnavailableError(

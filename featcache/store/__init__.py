@@ -22,7 +22,10 @@ COMPACT_AT = 32
 
 
 class Cache:
-    """A cache folder, made on first use; raises `CacheError` where the folder is something else or another version."""
+    """A cache folder, made on first use; opening it removes temporary files that nobody holds.
+
+    Raises `CacheError` where the folder is something else, of another version, or cannot be used.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder).absolute()

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from featcache.errors import CacheError, CacheWriteError, MissingFeaturesError
 from featcache.records import FloatArray
-from featcache.store.files import exclusive, remove_abandoned, write_atomic
+from featcache.store.files import exclusive, write_atomic
 from featcache.store.index import KeyIndex, stack_keys
 from featcache.store.segment import (
     KEY_BYTES,
@@ -39,8 +39,8 @@ _logger = logging.getLogger(__name__)
 class FeatureStore:
     """The vectors of one fingerprint: a folder of immutable segments, whose listing is the truth.
 
-    Opening it is recovery: abandoned temporary files are removed, segments that a valid one replaces are skipped,
-    broken ones are moved to `bad` with a warning. Any number of processes may read and write at once.
+    Opening it is recovery: segments that a valid one replaces are skipped, broken ones are moved to `bad` with a
+    warning. Any number of processes may read and write at once.
     """
 
     def __init__(self, folder: Path, bad: Path, fingerprint: str) -> None:
@@ -48,7 +48,6 @@ class FeatureStore:
         self.fingerprint = fingerprint
         self._bad = bad
         self._loaded: dict[str, tuple[Header, Keys]] = {}
-        remove_abandoned(folder)
         self.refresh()
 
     def refresh(self) -> None:

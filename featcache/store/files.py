@@ -36,9 +36,9 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 
 
 def remove_abandoned(folder: Path) -> int:
-    """Remove temporary files whose writer is gone, and return how many; a live writer holds a lock on its own."""
+    """Remove temporary files below `folder` whose writer is gone, and return how many; a live one holds a lock."""
     removed = 0
-    for temporary in folder.glob(TEMPORARY_PREFIX + "*"):
+    for temporary in folder.rglob(TEMPORARY_PREFIX + "*"):
         # Where locks are not supported nobody can tell, so the file stays.
         with contextlib.suppress(OSError), temporary.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import zlib
 from collections.abc import Iterator, Sequence
@@ -109,6 +110,8 @@ def _open(path: Path) -> Iterator[h5py.File]:
     except (CacheError, FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # h5py raises many types on broken bytes
+        if isinstance(error, OSError) and error.errno is not None:  # the system's refusal says nothing of the bytes
+            raise CacheError(f"cannot read {path}: {os.strerror(error.errno)}") from error
         raise SegmentError(f"{path} cannot be read as a segment: {error}") from error
 
 
