@@ -421,5 +421,5 @@ class TestManifest:
 
     @pytest.mark.parametrize("second", ["a.jpg,dog,train", "a.jpg,cat,test", "./a.jpg,,train"])
     def test_one_path_with_two_meanings_is_refused(self, pictures: Path, second: str) -> None:
-        with pytest.raises(DatasetError, match="line 4.*line 2"):
+        with pytest.raises(DatasetError, match=r"line 4.*line 2"):
             discover(manifest(pictures, f"path,label,split\na.jpg,cat,train\nsub/b.jpg,dog,test\n{second}\n"))

@@ -1,0 +1,203 @@
+"""The torch engine: its input to the bit, its vectors in and out of a batch, and its refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from featcache.backbones import Backbone, resolve
+from featcache.backbones.torchvision_models import RESNET18_PREPROCESS
+from featcache.backbones.vision_import import import_torchvision
+from featcache.decode import Pixels, decode
+from featcache.embed import open_engine
+from featcache.embed.torch_engine import normalise
+from featcache.errors import BackboneError, DeviceError
+from featcache.records import FeatureSpec, FloatArray
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def models() -> Any:
+    return import_torchvision().models
+
+
+@pytest.fixture(scope="module")
+def resnet18(models: Any) -> torch.nn.Module:
+    """A seeded resnet18 without its classification layer, in training mode as torchvision makes it."""
+    torch.manual_seed(1)
+    network: torch.nn.Module = models.resnet18(weights=None)
+    network.fc = torch.nn.Identity()
+    generator = torch.Generator().manual_seed(2)
+    for name, tensor in network.state_dict().items():
+        if name.endswith("running_mean"):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+        elif name.endswith("running_var"):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return network
+
+
+@pytest.fixture(scope="module")
+def backbone(resnet18: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """The seeded resnet18 as a backbone of its own weights file."""
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save(resnet18.state_dict(), path)
+    return resolve("resnet18", path)
+
+
+def _pixels(n: int, seed: int = 3) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (n, 224, 224, 3), dtype=np.uint8)
+
+
+def _close(one: FloatArray, other: FloatArray, rtol: float = 1e-4) -> None:
+    np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol * 0.01 * float(np.abs(other).max()))
+
+
+# Input
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(640, 480), (480, 641), (224, 224), (256, 256), (257, 300), (300, 255), (97, 53), (31, 700), (1, 1)],
+    ids=lambda size: f"{size[0]}x{size[1]}",
+)
+def test_network_input_equals_torchvisions_transform_to_the_bit(models: Any, size: tuple[int, int]) -> None:
+    picture = Image.fromarray(np.random.default_rng(4).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    expected = models.ResNet18_Weights.IMAGENET1K_V1.transforms()(picture)
+    found = normalise(np.stack([decode(file.getvalue(), RESNET18_PREPROCESS)]), RESNET18_PREPROCESS, CPU)
+    assert found.dtype == torch.float32
+    assert found.shape == (1, 3, 224, 224)
+    assert torch.equal(found[0], expected)
+
+
+def test_normalising_a_batch_keeps_its_order_and_leaves_the_pixels_alone() -> None:
+    pixels = _pixels(3)
+    before = pixels.copy()
+    together = normalise(pixels, RESNET18_PREPROCESS, CPU)
+    assert np.array_equal(pixels, before)
+    for i in range(3):
+        assert torch.equal(together[i], normalise(pixels[i : i + 1], RESNET18_PREPROCESS, CPU)[0])
+
+
+def test_each_channel_has_its_own_mean_and_deviation() -> None:
+    preprocess = dataclasses.replace(RESNET18_PREPROCESS, mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25))
+    white = np.full((1, 2, 2, 3), 255, np.uint8)
+    assert normalise(white, preprocess, CPU)[0, :, 0, 0].tolist() == [1.0, 1.0, 0.0]
+    assert normalise(white * 0, preprocess, CPU)[0, :, 0, 0].tolist() == [0.0, -1.0, -4.0]
+
+
+# Vectors
+
+
+def test_vectors_are_those_of_the_network_in_eval_mode(backbone: Backbone, resnet18: torch.nn.Module) -> None:
+    pixels = _pixels(3)
+    vectors = open_engine(backbone, "cpu").embed(pixels)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (3, 512)
+    assert vectors.flags.c_contiguous
+    resnet18.eval()
+    with torch.no_grad():
+        expected = resnet18(normalise(pixels, RESNET18_PREPROCESS, CPU)).numpy()
+    _close(vectors, expected)
+    assert np.abs(vectors[0] - vectors[1]).max() > 100 * 1e-4 * np.abs(vectors).max()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
+def test_a_picture_has_the_same_vector_alone_and_in_a_batch(name: str, backbone: Backbone) -> None:
+    engine = open_engine(backbone if name == "resnet18" else resolve(name), "cpu")
+    pixels = _pixels(5)
+    together = engine.embed(pixels)
+    alone = np.concatenate([engine.embed(pixels[i : i + 1]) for i in range(5)])
+    _close(alone, together)
+    _close(engine.embed(pixels[::-1].copy()), together[::-1])
+
+
+def test_embedding_changes_neither_statistics_nor_weights(backbone: Backbone) -> None:
+    network = backbone.build()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    engine = open_engine(dataclasses.replace(backbone, build=lambda: network), "cpu")
+    first = engine.embed(_pixels(2))
+    engine.embed(_pixels(3, seed=99) // 4)
+    assert np.array_equal(engine.embed(_pixels(2)), first)
+    after = network.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not any(module.training for module in network.modules())
+
+
+def test_two_engines_of_one_backbone_agree_to_the_bit(backbone: Backbone) -> None:
+    pixels = _pixels(2)
+    assert np.array_equal(open_engine(backbone, "cpu").embed(pixels), open_engine(backbone, "cpu").embed(pixels))
+
+
+def test_maps_and_half_precision_become_flat_float32_vectors(backbone: Backbone) -> None:
+    class Maps(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images[:, :, :2, :2].half()
+
+    pixels = _pixels(2)
+    engine = open_engine(dataclasses.replace(backbone, build=Maps), "cpu")
+    vectors = engine.embed(pixels)
+    assert vectors.dtype == np.float32
+    expected = normalise(pixels, backbone.spec.preprocess, CPU)[:, :, :2, :2].half().float().numpy().reshape(2, 12)
+    assert np.array_equal(vectors, expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_give_no_finite_vector_are_refused(
+    value: float, resnet18: torch.nn.Module, tmp_path: Path
+) -> None:
+    state = {name: tensor.clone() for name, tensor in resnet18.state_dict().items()}
+    state["layer4.1.bn2.bias"][7] = value
+    torch.save(state, tmp_path / "net.pth")
+    engine = open_engine(resolve("resnet18", tmp_path / "net.pth"), "cpu")
+    with pytest.raises(BackboneError, match=r"resnet18 .*not finite"):
+        engine.embed(_pixels(1))
+
+
+# Devices
+
+
+def _unbuildable() -> torch.nn.Module:
+    raise AssertionError("a device that is not there is refused before the network is built")
+
+
+UNBUILT = Backbone(FeatureSpec("resnet18", "0" * 64, RESNET18_PREPROCESS), "none", _unbuildable)
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:x", "CPU", "cpu:1", "meta", "cuda:99", "tpu"])
+def test_an_unknown_or_missing_device_is_an_error_that_names_it(name: str) -> None:
+    with pytest.raises(DeviceError) as caught:
+        open_engine(UNBUILT, name)
+    assert repr(name) in str(caught.value)
+    assert "cpu" in str(caught.value).replace(repr(name), "")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_a_gpu_by_name_without_a_gpu_is_an_error(name: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this computer has a GPU")
+    with pytest.raises(DeviceError, match=f"'{name}'"):
+        open_engine(UNBUILT, name)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu:0"])
+def test_the_cpu_is_always_there(name: str, backbone: Backbone) -> None:
+    engine = open_engine(dataclasses.replace(backbone, build=torch.nn.Identity), name)
+    assert engine.device.type == "cpu"
+    assert engine.batch_size >= 1
+
+
+def test_auto_is_a_device_that_works(backbone: Backbone) -> None:
+    engine = open_engine(dataclasses.replace(backbone, build=torch.nn.Identity), "auto")
+    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        assert engine.device.type == "cpu"
+    assert engine.embed(_pixels(2)).shape == (2, 3 * 224 * 224)
