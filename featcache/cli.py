@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import featcache
-from featcache.errors import FeatcacheError
+from featcache.errors import FeatcacheError, one_line
 
 if TYPE_CHECKING:
     from featcache.api import Options
@@ -151,7 +151,7 @@ def main() -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except FeatcacheError as error:
-        click.echo(f"featcache: {error}", err=True)
+        click.echo(f"featcache: {one_line(str(error))}", err=True)
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         click.echo("featcache: interrupted; what was computed is kept, run the same command again to go on", err=True)
@@ -211,4 +211,4 @@ class _Stderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(f"featcache: {record.getMessage()}", file=sys.stderr)
+        tqdm.write(f"featcache: {one_line(record.getMessage())}", file=sys.stderr)

@@ -47,7 +47,7 @@ def read(path: str) -> tuple[bytes, bytes, FileStat]:
     """
     try:
         # A fifo would block open() for ever without O_NONBLOCK; on regular files the flag does nothing.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
             before = _regular(os.fstat(file.fileno()))
             if before.size > MAX_BYTES:
                 raise PictureError(f"larger than {MAX_BYTES // 2**20} MiB ({before.size:,} bytes)")
@@ -68,7 +68,8 @@ def decode(data: bytes, preprocess: Preprocess) -> Pixels:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return crop(to_rgb(ImageOps.exif_transpose(image)), preprocess)
+            ImageOps.exif_transpose(image, in_place=True)
+            return crop(to_rgb(image), preprocess)
     except PictureError:
         raise
     except UnidentifiedImageError as error:
@@ -78,12 +79,12 @@ def decode(data: bytes, preprocess: Preprocess) -> Pixels:
     except MemoryError as error:
         raise PictureError("not enough memory to decode it") from error
     except Exception as error:  # Pillow's plugins raise almost anything on broken files
-        raise PictureError(f"broken picture: {error or type(error).__name__}".replace("\n", " ")) from error
+        raise PictureError(f"broken picture: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return the picture as RGB: alpha over white, 16-bit grey scaled to 8 bit, ICC profiles ignored."""
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # 0-65535 in both
         image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise PictureError(f"32-bit picture (mode {image.mode}) without a known brightness range: convert it to 8 bit")

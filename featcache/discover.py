@@ -37,14 +37,19 @@ def discover(source: str | os.PathLike[str], *, labelled: bool = True) -> Datase
     try:
         if root.is_dir():
             dataset = _folder(root)
-        elif not os.path.lexists(root):
-            raise DatasetNotFoundError(f"no such folder, manifest or picture: {source}")
         elif root.suffix.lower() == ".csv":
             dataset = _manifest(root, labelled)
         else:
+            os.lstat(root)
             dataset = Dataset(str(root), (Item(str(root)),))
+    except DatasetError:
+        raise
     except PermissionError as error:
         raise DatasetError(f"not allowed to read {error.filename}: check its permissions") from error
+    except FileNotFoundError as error:
+        raise DatasetNotFoundError(f"no such folder, manifest or picture: {error.filename}") from error
+    except OSError as error:
+        raise DatasetError(f"cannot read {error.filename}: {error.strerror}") from error
     if not dataset.items:
         raise DatasetError(f"{source} holds no files: expected pictures, or one folder of pictures a class")
     return dataset
@@ -52,7 +57,7 @@ def discover(source: str | os.PathLike[str], *, labelled: bool = True) -> Datase
 
 def _folder(root: Path) -> Dataset:
     folders, files = _listing(str(root))
-    contents = {name: list(_files(path)) for name, path in folders}
+    contents = {name: list(_files(path, (_identity(str(root)),))) for name, path in folders}
     empty = [name for name, paths in contents.items() if not paths]
     folders = [(name, path) for name, path in folders if contents[name]]
     notices = [f"{_count(empty, 'empty folder')} left out: {_some(empty)}"] if empty else []
@@ -86,7 +91,7 @@ def _split_items(name: str, folder: str, notices: list[str]) -> Iterator[Item]:
     split = SPLIT_NAMES[name.lower()]
     classes, loose = _listing(folder)
     for label, path in classes:
-        for file in _files(path):
+        for file in _files(path, (_identity(folder),)):
             yield Item(file, label, split)
     if loose and classes:
         notices.append(f"{_count(loose, 'file')} in {name}/ outside its class folders: taken without a label")
@@ -94,10 +99,9 @@ def _split_items(name: str, folder: str, notices: list[str]) -> Iterator[Item]:
         yield Item(file, None, split)
 
 
-def _files(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+def _files(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
     """Yield the files of a folder and all below it, links followed; a link that loops counts as a file, unreadable."""
-    status = os.stat(folder)
-    here = (status.st_dev, status.st_ino)
+    here = _identity(folder)
     if here in above:
         yield folder
         return
@@ -105,6 +109,11 @@ def _files(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str
     yield from files
     for _, path in folders:
         yield from _files(path, (*above, here))
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _listing(folder: str) -> tuple[list[tuple[str, str]], list[str]]:

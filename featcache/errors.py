@@ -59,3 +59,8 @@ class OutputError(FeatcacheError, OSError):
 
 class ModelError(FeatcacheError, ValueError):
     """A model file that is missing, not trusted, broken or made for other features."""
+
+
+def one_line(text: str) -> str:
+    """Return text that may hold names from the disk as one line, control characters and line ends escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

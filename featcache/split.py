@@ -49,7 +49,7 @@ def plan(features: Features, seed: int, kept: Mapping[bytes, str]) -> Plan:
     names = features.splits.astype(object)  # a fixed-width copy would cut the names put into it
     present = set(names[labelled].tolist())
     made: dict[bytes, str] = {}
-    if present <= {"", "train"}:
+    if present in ({""}, {"train"}):
         made = _make(features, labelled, seed, kept)
         names[labelled] = [made[features.keys[row]] for row in labelled]
         notices.append(f"no test split given: a stratified 80/20 split was made with seed {seed}, and is kept")
@@ -72,7 +72,10 @@ def plan(features: Features, seed: int, kept: Mapping[bytes, str]) -> Plan:
 
 
 def _make(features: Features, labelled: Rows, seed: int, kept: Mapping[bytes, str]) -> dict[bytes, str]:
-    """Return a split for every labelled content key: 20 % of each class, at least one, are test."""
+    """Return a split for every labelled content key: about 20 % of each class, at least one, are test.
+
+    Pictures in `kept` stay on their side, unless their class would be left with nothing on the other.
+    """
     label_of: dict[bytes, str] = {}
     for row in labelled:
         label_of.setdefault(features.keys[row], str(features.y[row]))
@@ -91,6 +94,8 @@ def _make(features: Features, labelled: Rows, seed: int, kept: Mapping[bytes, st
         held = sum(result.get(key) == "test" for key in keys)
         wanted = min(max(1, round(TEST_FRACTION * len(keys))), len(keys) - 1)
         result.update((key, "test" if at < wanted - held else "train") for at, key in enumerate(new))
+        if len({result[key] for key in keys}) < 2:
+            result.update((key, "test" if at < wanted else "train") for at, key in enumerate(shuffled))
     return result
 
 

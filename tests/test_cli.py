@@ -84,6 +84,16 @@ def test_rubbish_is_counted_and_listed(run: Run, photos: Path) -> None:
     assert "empty.jpg: empty file" in text
 
 
+def test_an_odd_file_name_does_not_break_the_lines(run: Run, photos: Path) -> None:
+    (photos / "leaf" / "new\nline\x1b[31m.jpg").write_text("x")
+    (photos / "leaf" / os.fsdecode(b"not utf-8 \xff.jpg")).write_text("x")
+    (photos / "leaf" / "smile \U0001f600.jpg").write_text("x")
+    text = run("extract", photos, network=True).out
+    assert "new\\nline\\x1b[31m.jpg: not a picture" in text
+    assert "not utf-8 \\udcff.jpg: not a picture" in text
+    assert "smile \U0001f600.jpg: not a picture" in text
+
+
 def test_splits_of_the_folder_are_used(run: Run, tmp_path: Path) -> None:
     root = tmp_path / "split"
     for at, split in enumerate(["train", "val", "test"]):

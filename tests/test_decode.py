@@ -193,12 +193,24 @@ class TestRead:
                 path.write_bytes(b"y" * {"grows": 101, "shrinks": 99}.get(change, 100))
             return status
 
-        monkeypatch.setattr(featcache.decode.os, "fstat", fstat)
+        monkeypatch.setattr(os, "fstat", fstat)
         with pytest.raises(PictureError, match="changed while it was read"):
             read(str(path))
         monkeypatch.undo()
         assert looks
         assert read(str(path))[0][:1] == b"y"
+
+    @pytest.mark.parametrize("content", [b"x" * 99, b"x" * 101])
+    def test_fewer_or_more_bytes_than_the_file_has_are_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+    ) -> None:
+        path = tmp_path / "1.jpg"
+        path.write_bytes(b"x" * 100)
+        status = path.stat()  # on a network file system the stat can lag behind the content
+        path.write_bytes(content)
+        monkeypatch.setattr(os, "fstat", lambda _: status)
+        with pytest.raises(PictureError, match="changed while it was read"):
+            read(str(path))
 
     def test_failures_leave_no_file_open(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = Path("/proc/self/fd")
@@ -208,7 +220,8 @@ class TestRead:
         (tmp_path / "large.jpg").write_bytes(bytes(11))
         monkeypatch.setattr(featcache.decode, "MAX_BYTES", 10)
         before = len(list(folder.iterdir()))
-        for name in ["pipe.jpg", "large.jpg", "gone.jpg"] * 5:
+        (tmp_path / "folder.jpg").mkdir()
+        for name in ["pipe.jpg", "large.jpg", "gone.jpg", "folder.jpg"] * 5:
             with pytest.raises(PictureError):
                 read(str(tmp_path / name))
         assert len(list(folder.iterdir())) == before
@@ -379,7 +392,8 @@ class TestOrientation:
 def palette(transparency: int | bytes | None = None) -> bytes:
     image = Image.new("P", (16, 16), 1)
     image.putpalette([0, 0, 0, 200, 100, 50])
-    return encoded(image, **({} if transparency is None else {"transparency": transparency}))
+    options: dict[str, Any] = {} if transparency is None else {"transparency": transparency}
+    return encoded(image, **options)
 
 
 class TestModes:
@@ -425,6 +439,10 @@ class TestModes:
         data = encoded(Image.fromarray(np.full((16, 16), 0x4000, ">u2")), "TIFF")
         assert data[:2] == b"MM"
         assert only_colour(decode(data, AS_IT_IS)) == (64,) * 3
+
+    def test_a_16_bit_pgm_is_read_right(self) -> None:
+        data = b"P5 16 16 65535\n" + (0x8000).to_bytes(2, "big") * 256
+        assert only_colour(decode(data, AS_IT_IS)) == (128,) * 3
 
     def test_16_bit_grey_keeps_its_pattern(self) -> None:
         values = noise(16, 16, channels=1).astype(np.uint16)

@@ -201,6 +201,17 @@ class TestFolder:
         (tmp_path / "cat/again").symlink_to(tmp_path / "cat")
         assert [Path(item.path).name for item in discover(tmp_path).items] == ["1.jpg", "again"]
 
+    def test_a_link_to_the_dataset_itself_lends_no_pictures_to_a_class(self, tmp_path: Path) -> None:
+        touch(tmp_path, "cat/1.jpg", "dog/2.jpg")
+        (tmp_path / "cat/up").symlink_to(tmp_path)
+        names = [(Path(item.path).name, item.label) for item in discover(tmp_path).items]
+        assert names == [("1.jpg", "cat"), ("up", "cat"), ("2.jpg", "dog")]
+
+    def test_a_dangling_manifest_is_not_found(self, tmp_path: Path) -> None:
+        (tmp_path / "list.csv").symlink_to(tmp_path / "gone.csv")
+        with pytest.raises(DatasetNotFoundError, match=r"list\.csv"):
+            discover(tmp_path / "list.csv")
+
     def test_a_dangling_link_is_left_for_decoding_to_count(self, tmp_path: Path) -> None:
         touch(tmp_path, "cat/1.jpg")
         (tmp_path / "cat/2.jpg").symlink_to(tmp_path / "gone.jpg")

@@ -130,6 +130,12 @@ class TestWithoutSplits:
         made = plan(given, 0, {key(1000): "test"})
         assert set(made.made) == set(given.keys)
 
+    @pytest.mark.parametrize("side", ["train", "test"])
+    def test_a_class_kept_on_one_side_only_is_split_again(self, side: str) -> None:
+        given = features(["cat"] * 10 + ["dog"] * 10)
+        made = plan(given, 0, {key(number): side for number in range(10)})
+        assert Counter(given.y[made.scored].tolist()) == {"cat": 2, "dog": 2}
+
     def test_a_class_of_one_picture_is_named(self) -> None:
         with pytest.raises(DatasetError, match="'emu' has one picture"):
             plan(features(["cat", "dog"] * 5 + ["emu"]), 0, {})
@@ -195,6 +201,10 @@ class TestWithSplits:
     @pytest.mark.parametrize("names", [["train", "val"], ["train", "test"], ["train", "val", "test"]])
     def test_nothing_to_say_where_every_split_is_used(self, names: list[str]) -> None:
         assert plan(split_set(*((name, 3) for name in names)), 0, {}).notices == ()
+
+    def test_pictures_beside_a_train_split_are_not_split_silently(self) -> None:
+        with pytest.raises(DatasetError, match=r"\(none\), train"):
+            plan(split_set(("train", 4), ("", 2)), 0, {})
 
     def test_some_pictures_without_a_split_are_refused(self) -> None:
         with pytest.raises(DatasetError, match=r"\(none\), test, train"):

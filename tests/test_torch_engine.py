@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,17 @@ from featcache.errors import BackboneError, DeviceError
 from featcache.records import FeatureSpec, FloatArray
 
 CPU = torch.device("cpu")
+SIDE = 64
+"""Convolutional networks take any size; a small one keeps the run short."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small inputs are faster so, and sums are added up in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +58,16 @@ def resnet18(models: Any) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module")
-def backbone(resnet18: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+def backbone(resnet18: torch.nn.Module) -> Iterator[Backbone]:
     """The seeded resnet18 as a backbone of its own weights file."""
-    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
-    torch.save(resnet18.state_dict(), path)
-    return resolve("resnet18", path)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "resnet18.pth"
+        torch.save(resnet18.state_dict(), path)
+        yield resolve("resnet18", path)
 
 
-def _pixels(n: int, seed: int = 3) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, (n, 224, 224, 3), dtype=np.uint8)
+def _pixels(n: int, seed: int = 3, size: int = SIDE) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
 
 
 def _close(one: FloatArray, other: FloatArray, rtol: float = 1e-4) -> None:
@@ -114,9 +128,9 @@ def test_vectors_are_those_of_the_network_in_eval_mode(backbone: Backbone, resne
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
 def test_a_picture_has_the_same_vector_alone_and_in_a_batch(name: str, backbone: Backbone) -> None:
     engine = open_engine(backbone if name == "resnet18" else resolve(name), "cpu")
-    pixels = _pixels(5)
+    pixels = _pixels(4, size=224)
     together = engine.embed(pixels)
-    alone = np.concatenate([engine.embed(pixels[i : i + 1]) for i in range(5)])
+    alone = np.concatenate([engine.embed(pixels[i : i + 1]) for i in range(4)])
     _close(alone, together)
     _close(engine.embed(pixels[::-1].copy()), together[::-1])
 
@@ -157,8 +171,10 @@ def test_weights_that_give_no_finite_vector_are_refused(
 ) -> None:
     state = {name: tensor.clone() for name, tensor in resnet18.state_dict().items()}
     state["layer4.1.bn2.bias"][7] = value
-    torch.save(state, tmp_path / "net.pth")
-    engine = open_engine(resolve("resnet18", tmp_path / "net.pth"), "cpu")
+    path = tmp_path / "net.pth"
+    torch.save(state, path)
+    engine = open_engine(resolve("resnet18", path), "cpu")
+    path.unlink()
     with pytest.raises(BackboneError, match=r"resnet18 .*not finite"):
         engine.embed(_pixels(1))
 
@@ -200,4 +216,4 @@ def test_auto_is_a_device_that_works(backbone: Backbone) -> None:
     engine = open_engine(dataclasses.replace(backbone, build=torch.nn.Identity), "auto")
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         assert engine.device.type == "cpu"
-    assert engine.embed(_pixels(2)).shape == (2, 3 * 224 * 224)
+    assert engine.embed(_pixels(2)).shape == (2, 3 * SIDE * SIDE)

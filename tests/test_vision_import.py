@@ -68,7 +68,7 @@ class library:
 
 def _python(code: str, folder: Path) -> Any:
     """What `code` prints as JSON in a fresh interpreter that looks for modules in `folder` first."""
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

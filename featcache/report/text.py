@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from featcache.errors import one_line
 from featcache.records import DemoSummary, ExtractSummary, FitSummary, PredictSummary
 
 SHOWN_FAILURES = 10
@@ -25,7 +26,9 @@ def extract_text(summary: ExtractSummary) -> str:
         f"duplicates   {summary.duplicates:,}",
         f"unreadable   {summary.unreadable:,}",
     ]
-    lines += [f"             {failure.path}: {failure.reason}" for failure in summary.failures[:SHOWN_FAILURES]]
+    lines += [
+        f"             {one_line(failure.path)}: {failure.reason}" for failure in summary.failures[:SHOWN_FAILURES]
+    ]
     if summary.unreadable_file:
         lines.append(f"             all of them: {summary.unreadable_file}")
     lines += [
@@ -81,13 +84,13 @@ def predict_text(summary: PredictSummary) -> str:
     """Return one line a picture: path, label and its probability; then the pictures that could not be read."""
     lines = [
         tabulate(
-            [(p.path, p.label, f"{p.probabilities[p.label]:.3f}") for p in summary.predictions],
+            [(one_line(p.path), one_line(p.label), f"{p.probabilities[p.label]:.3f}") for p in summary.predictions],
             headers=["path", "label", "probability"],
             disable_numparse=True,
             colalign=("left", "left", "right"),
         )
     ]
-    lines += [f"unreadable: {failure.path}: {failure.reason}" for failure in summary.failures]
+    lines += [f"unreadable: {one_line(failure.path)}: {failure.reason}" for failure in summary.failures]
     return "\n".join(lines)
 
 
