@@ -104,7 +104,7 @@ def crop(image: Image.Image, preprocess: Preprocess) -> Pixels:
         target = (size, int(size * height / width))
     else:
         target = (int(size * width / height), size)
-    left, top = (round((edge - keep) / 2.0) for edge in target)
+    left, top = (round((e - keep) / 2.0) if e >= keep else -((keep - e) // 2) for e in target)
     resample = _FILTERS[preprocess.interpolation]
     if max(target) > MAX_ASPECT * size:
         x, y = width / target[0], height / target[1]

@@ -395,11 +395,13 @@ def test_packaged_efficientnet_lite0_says_whose_weights_it_has() -> None:
     assert backbone.spec.preprocess == Preprocess(256, 224, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-@pytest.mark.parametrize("file", ["timm.pth", "timm.safetensors", "original.pth", "headless.pth"])
+@pytest.mark.parametrize(
+    "file", ["timm.pth", "timm.safetensors", "original.pth", "original.safetensors", "headless.pth"]
+)
 def test_efficientnet_lite0_takes_files_in_both_naming_schemes(
     file: str, packaged: State, lite0: torch.nn.Module, scratch: Path
 ) -> None:
-    state = packaged if file == "original.pth" else dict(lite0.state_dict())
+    state = packaged if file.startswith("original") else dict(lite0.state_dict())
     if file == "headless.pth":
         state = _drop("classifier.weight", "classifier.bias")(state)
     backbone = resolve(LITE, _save(state, scratch / file))
@@ -529,7 +531,7 @@ def test_a_torchvision_network_ends_in_the_input_of_its_classification_layer(nam
 @pytest.mark.soak
 def test_every_torchvision_classification_model_gives_pooled_features(models: Any) -> None:
     found = {}
-    for name in sorted(set(torchvision_models.names()) - {"vit_h_14"}):  # its only weights are for 518 pixels
+    for name in sorted(torchvision_models.names()):
         enum = models.get_model_weights(name)
         size = getattr(enum, "IMAGENET1K_V1", enum.DEFAULT).transforms().crop_size[0]
         found[name] = _on_meta(name, size)
@@ -615,6 +617,18 @@ def test_a_timm_model_gives_the_features_of_timms_own_network(
     vectors = _features(backbone, crop)
     assert vectors.shape == (2, 512)
     _close(vectors, expected)
+
+
+def test_a_renamed_timm_model_goes_by_its_old_name_too(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"anything")
+    old, new = (resolve(f"timm:{name}", path).spec for name in ("xception", "legacy_xception"))
+    assert old.preprocess == new.preprocess
+
+
+def test_an_unknown_timm_tag_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="nosuch"):
+        resolve("timm:resnet10t.nosuch", tmp_path / "weights.pth")
 
 
 def test_legacy_xception_is_to_be_had_through_timm(timm: Any, scratch: Path) -> None:

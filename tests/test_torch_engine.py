@@ -79,7 +79,19 @@ def _close(one: FloatArray, other: FloatArray, rtol: float = 1e-4) -> None:
 
 @pytest.mark.parametrize(
     "size",
-    [(640, 480), (480, 641), (224, 224), (256, 256), (257, 300), (300, 255), (97, 53), (31, 700), (1, 1)],
+    [
+        (640, 480),
+        (480, 641),
+        (224, 224),
+        (256, 256),
+        (256, 259),
+        (263, 256),
+        (257, 300),
+        (300, 255),
+        (97, 53),
+        (31, 700),
+        (1, 1),
+    ],
     ids=lambda size: f"{size[0]}x{size[1]}",
 )
 def test_network_input_equals_torchvisions_transform_to_the_bit(models: Any, size: tuple[int, int]) -> None:

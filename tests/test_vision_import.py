@@ -132,6 +132,20 @@ __version__ = "fake"
     assert found == {"version": "fake", "again": True, "failure": None, "declared": 1, "torch": True}
 
 
+def test_nothing_of_the_failed_import_is_kept(tmp_path: Path) -> None:
+    body = f"""
+from torchvision import part
+if not part.complete:
+    raise RuntimeError("{MISSING}")
+__version__ = "fake"
+"""
+    _fake(tmp_path, body, torch=FAKE_TORCH)
+    (tmp_path / "torchvision" / "part.py").write_text("import torch; complete = bool(torch.library.made)")
+    found = _python(THROUGH, tmp_path)
+    assert found["failure"] is None
+    assert found["version"] == "fake"
+
+
 def test_every_known_missing_schema_is_declared_in_turn(tmp_path: Path) -> None:
     body = """
 import torch

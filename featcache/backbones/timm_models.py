@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +30,22 @@ def resolve(name: str, weights: Path | None) -> Backbone:
     """
     import_torchvision()
     import timm
+    import torch
 
     model = name.removeprefix(PREFIX)
     if not timm.is_model(model):
-        close = timm.list_models(f"*{model}*")[:3]
+        close = timm.list_models(f"*{model}*")[:3] or difflib.get_close_matches(model, timm.list_models())
         hint = f": did you mean {' or '.join(PREFIX + m for m in close)}?" if close else ": see timm.list_models()"
         raise BackboneError(f"timm has no model {model!r}{hint}")
-    config = timm.get_pretrained_cfg(model)
-    preprocess = _preprocess(name, timm.data.resolve_data_config(pretrained_cfg=config.to_dict()))
+    try:
+        with torch.device("meta"):  # only the network itself knows its configuration under each of its names
+            config = timm.create_model(model, pretrained=False).pretrained_cfg
+    except RuntimeError as error:
+        raise BackboneError(f"timm cannot make {model!r}: {error}") from error
+    preprocess = _preprocess(name, timm.data.resolve_data_config(pretrained_cfg=config))
     path = weights or _download(name, config)
     digest = sha256(path)
-    said = f"{path.name}, sha256 {digest[:8]}" if weights else f"{config.tag or 'pretrained'}"
+    said = f"{path.name}, sha256 {digest[:8]}" if weights else str(config.get("tag") or "pretrained")
     return Backbone(FeatureSpec(name, digest, preprocess), said, lambda: _build(model, path))
 
 
@@ -60,25 +67,26 @@ def _preprocess(name: str, config: dict[str, Any]) -> Preprocess:
     )
 
 
-def _download(name: str, config: Any) -> Path:
-    if config.hf_hub_id:
+def _download(name: str, config: Mapping[str, Any]) -> Path:
+    repository, url = config.get("hf_hub_id"), config.get("url")
+    if repository:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
-        wanted = (config.hf_hub_id, config.hf_hub_filename or "model.safetensors")
+        wanted = (repository, config.get("hf_hub_filename") or "model.safetensors")
         try:
             try:
                 return Path(hf_hub_download(*wanted, local_files_only=True))
             except LocalEntryNotFoundError:
-                _logger.warning("downloading the weights of %s from %s", name, config.hf_hub_id)
+                _logger.warning("downloading the weights of %s from %s", name, repository)
                 return Path(hf_hub_download(*wanted))
         except Exception as error:  # the hub client raises many types, all of them mean: not to be had
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip().splitlines() or [repr(error)])[0]
             raise WeightsUnavailableError(
-                f"cannot download the weights of {name} from {config.hf_hub_id} ({reason}): give --weights FILE"
+                f"cannot download the weights of {name} from {repository} ({reason}): give --weights FILE"
             ) from error
-    if config.url:
-        return obtain(config.url)
+    if url:
+        return obtain(url)
     raise WeightsUnavailableError(f"timm has no pretrained weights for {name}: give --weights FILE")
 
 

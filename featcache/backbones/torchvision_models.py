@@ -22,7 +22,8 @@ RESNET18_PREPROCESS = Preprocess(
 """What torchvision says of the default backbone, kept here so that a warm cache answers without importing torch."""
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    # These two undo torchvision's normalisation inside the network when they carry ImageNet weights.
+    "vit_h_14": {"image_size": 518},  # the only weights it has are for this size
+    # The next two undo the normalisation inside the network when they carry ImageNet weights.
     "googlenet": {"transform_input": True, "init_weights": False},
     "inception_v3": {"transform_input": True, "init_weights": False},
 }

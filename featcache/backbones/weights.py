@@ -10,8 +10,9 @@ import re
 import socket
 import sys
 from collections.abc import Collection, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import urlparse
 
 from featcache.errors import WeightsError, WeightsUnavailableError
 
@@ -35,10 +36,13 @@ def obtain(url: str) -> Path:
 
     A download counts only whole and with the sha256 prefix that its name carries. Raises `WeightsUnavailableError`.
     """
-    name = url.rsplit("/", 1)[-1]
+    name = PurePosixPath(urlparse(url).path).name
     path = hub_file(name)
     if path.exists():
         return path
+    promised = promised_hash(name)
+    if promised is None:  # a download that was cut short could not be told from a whole one
+        raise WeightsUnavailableError(f"{url} has no hash in its name: download it yourself and name it with --weights")
     from torch.hub import download_url_to_file
 
     _logger.warning("downloading %s to %s", url, path)
@@ -46,7 +50,7 @@ def obtain(url: str) -> Path:
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(url, str(path), promised_hash(name), progress=sys.stderr.isatty())
+        download_url_to_file(url, str(path), promised, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise WeightsUnavailableError(
             f"cannot download {url} ({error}): put the file into {path.parent}, or name it with --weights"
@@ -65,14 +69,14 @@ def promised_hash(name: str) -> str | None:
 def sha256(path: Path) -> str:
     """Return the sha256 (hex) of a weights file; raises `WeightsUnavailableError` where it cannot be read.
 
-    The file must have the digest that its name promises (`-f37072fd.pth`), else `WeightsError`.
+    A file in the torch hub folder must have the digest that its name promises (`-f37072fd.pth`), else `WeightsError`.
     """
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightsUnavailableError(f"cannot read the weights file {path}: {error.strerror}") from error
-    promised = promised_hash(path.name)
+    promised = promised_hash(path.name) if path == hub_file(path.name) else None
     if promised and not digest.startswith(promised):
         raise WeightsError(
             f"{path} is broken: its sha256 starts with {digest[:8]}, not with {promised} as its name says: "
@@ -96,11 +100,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling broken bytes raises almost anything
-        reason = str(error).strip().splitlines()
-        raise WeightsError(f"{path} is not a readable state dict: {reason[0] if reason else error!r}") from error
+        raise WeightsError(
+            f"{path} is not a state dict that can be read safely ({type(error).__name__}): "
+            "save one with torch.save(model.state_dict(), FILE)"
+        ) from error
     import torch
 
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    ):
         raise WeightsError(
             f"{path} holds no plain state dict (name -> tensor): save it with torch.save(model.state_dict(), FILE)"
         )
