@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -69,3 +72,12 @@ def flip_bit_at(segment: Path, place: int, bit: int) -> None:
     data = bytearray(segment.read_bytes())
     data[place] ^= 1 << bit
     segment.write_bytes(data)
+
+
+def run_python(script: str, *args: object) -> str:
+    """Run a script in another process, which may import what these tests import, and return what it printed."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", script, *map(str, args)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -21,6 +21,13 @@ COMPACT_AT = 32
 """An extraction that leaves at least this many segments merges the small ones."""
 
 
+_MARKS = {
+    ".gitignore": b"*\n!.gitignore\n",
+    "CACHEDIR.TAG": b"Signature: 8a477f597d28d172789f06886806bc55\n# A featcache cache.\n",
+}
+_OWN = {"segments", "bad", "models", "runs", "demo", "catalog.sqlite", *_MARKS}
+
+
 class Cache:
     """A cache folder, made on first use; opening it removes temporary files that nobody holds.
 
@@ -35,9 +42,10 @@ class Cache:
                 _check_version(marker)
             else:
                 _refuse_foreign(self.folder)
-                self.put(".gitignore", b"*\n!.gitignore\n")
-                self.put("CACHEDIR.TAG", b"Signature: 8a477f597d28d172789f06886806bc55\n# A featcache cache.\n")
                 self.put("format.json", json.dumps({"format": "featcache", "version": FORMAT_VERSION}).encode())
+            for name, content in _MARKS.items():
+                if not (self.folder / name).exists():
+                    self.put(name, content)
             remove_abandoned(self.folder)
         except OSError as error:
             if isinstance(error, CacheWriteError):
@@ -69,7 +77,7 @@ class Cache:
         note = self._segments(fingerprint) / "spec.json"
         try:
             spec = FeatureSpec.from_json(json.dumps(json.loads(note.read_bytes())["spec"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CacheError(f"{note} is missing or broken: run `featcache extract` again") from error
         if spec.fingerprint != fingerprint:
             raise CacheError(f"{note} is not the spec of {fingerprint}: run `featcache extract` again")
@@ -99,8 +107,8 @@ def _check_version(marker: Path) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    if not folder.exists() or (folder / "segments").is_dir():
+    if not folder.exists():
         return
-    others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    others = sorted(p.name for p in folder.iterdir() if p.name not in _OWN and not p.name.startswith("."))
     if others:
         raise CacheError(f"{folder} is no featcache cache and not empty (it holds {others[0]}): name another --cache")

@@ -178,8 +178,11 @@ class Catalog:
     def _create(self) -> None:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
-            with contextlib.suppress(sqlite3.OperationalError):  # another process creates it at this moment
-                self._connection.executescript(f"BEGIN EXCLUSIVE;{_TABLES}PRAGMA user_version = {SCHEMA};COMMIT;")
+            with self._connection as db:
+                db.execute("BEGIN EXCLUSIVE")
+                if db.execute("PRAGMA user_version").fetchone()[0] == 0:  # else another process was faster
+                    for statement in [*_TABLES.split(";"), f"PRAGMA user_version = {SCHEMA}"]:
+                        db.execute(statement)
         elif version != SCHEMA:
             raise CacheVersionError(
                 f"{self._path} has catalog version {version}, this featcache reads {SCHEMA}: "

@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import CacheError, CacheWriteError, MissingFeaturesError
+from featcache.errors import CacheError, MissingFeaturesError
 from featcache.records import FloatArray
 from featcache.store.files import exclusive, write_atomic
 from featcache.store.index import KeyIndex, stack_keys
@@ -27,6 +27,9 @@ from featcache.store.segment import (
     read_keys,
 )
 
+ATTEMPTS = 100
+"""How often a listing is tried whose files vanish while it is read; a compaction makes that happen once."""
+
 COMMIT_ROWS = 8192
 COMMIT_SECONDS = 5.0
 SMALL_BYTES = 64 * 2**20
@@ -34,6 +37,14 @@ MERGED_BYTES = 128 * 2**20
 """Compaction merges segments under `SMALL_BYTES` up to about this size; it holds some three times that in memory."""
 
 _logger = logging.getLogger(__name__)
+
+
+class _BrokenSegmentError(SegmentError):
+    """A broken segment and its name, on the way to quarantine."""
+
+    def __init__(self, name: str, said: str) -> None:
+        super().__init__(said)
+        self.name = name
 
 
 class FeatureStore:
@@ -46,14 +57,15 @@ class FeatureStore:
     def __init__(self, folder: Path, bad: Path, fingerprint: str) -> None:
         self.folder = folder
         self.fingerprint = fingerprint
+        self._quarantined = 0
         self._bad = bad
         self._loaded: dict[str, tuple[Header, Keys]] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """List the segments again, and forget those that are gone."""
-        while not self._scan():
-            pass
+        if not any(self._scan() for _ in range(ATTEMPTS)):
+            raise CacheError(f"{self.folder} lists segments that cannot be opened: look for broken links in it")
         live = sorted(self._loaded)
         self._names = live
         self._headers = [self._loaded[name][0] for name in live]
@@ -82,25 +94,32 @@ class FeatureStore:
 
         Raises `MissingFeaturesError` where a key is not held, or its segment turned out to be broken.
         """
-        while True:
+        for _ in range(ATTEMPTS):
             try:
                 return self._read(stack_keys(keys))
             except FileNotFoundError:  # merged away by a compaction since the last listing
                 self.refresh()
+            except _BrokenSegmentError as error:
+                self._quarantine(error.name, error)
+                self.refresh()
+        raise CacheError(f"{self.folder} changes faster than it can be read: run the same command again")
 
     def verify(self) -> int:
-        """Read every vector, move broken segments to `bad`, and return how many there were."""
-        broken = 0
-        for name, header in zip(self._names, self._headers, strict=True):
+        """Read every key and vector and move broken segments to `bad`.
+
+        Returns how many were moved since the store was opened or last verified.
+        """
+        for name in self._names:
             try:
+                header, _ = read_keys(self.folder / name, self.fingerprint)
                 read_features(self.folder / name, header)
             except SegmentError as error:
                 self._quarantine(name, error)
-                broken += 1
             except FileNotFoundError:
                 continue
         self.refresh()
-        return broken
+        found, self._quarantined = self._quarantined, 0
+        return found
 
     def compact(self) -> int:
         """Merge small segments, and return how many were merged; 0 also when another process is at it."""
@@ -109,10 +128,15 @@ class FeatureStore:
                 return 0
             self._remove_replaced()
             merged = 0
-            for group in self._small_groups():
-                merged += self._merge(group)
-            self._remove_replaced()
-            self.refresh()
+            for _ in range(ATTEMPTS):
+                group = self._small_group()
+                if len(group) < 2:
+                    break
+                try:
+                    merged += self._merge(group)
+                except _BrokenSegmentError as error:
+                    self._quarantine(error.name, error)
+                self._remove_replaced()
             return merged
 
     def _scan(self) -> bool:
@@ -146,23 +170,22 @@ class FeatureStore:
                 f"{missing:,} of {len(keys):,} vectors are not in {self.folder}: run `featcache extract` again"
             )
         if not len(rows):
-            return np.empty((0, self.dim or 0), np.float32)
+            dtype = self._headers[0].dtype if self._headers else "float32"
+            return np.empty((0, self.dim or 0), dtype)
         result = np.empty((len(rows), self._headers[0].dim), dtype=self._headers[0].dtype)
         segment_of = np.searchsorted(self._offsets, rows, side="right") - 1
         order = np.argsort(segment_of, kind="stable")
         used, starts = np.unique(segment_of[order], return_index=True)
         for segment, places in zip(used, np.split(order, starts[1:]), strict=True):
-            name = self._names[segment]
-            try:
-                features = read_features(self.folder / name, self._headers[segment])
-            except SegmentError as error:
-                self._quarantine(name, error)
-                self.refresh()
-                raise MissingFeaturesError(
-                    f"{len(places):,} of {len(keys):,} vectors were in a broken segment: run `featcache extract` again"
-                ) from error
-            result[places] = features[rows[places] - self._offsets[segment]]
+            result[places] = self._features(segment)[rows[places] - self._offsets[segment]]
         return result
+
+    def _features(self, segment: int) -> FloatArray:
+        name = self._names[segment]
+        try:
+            return read_features(self.folder / name, self._headers[segment])
+        except SegmentError as error:
+            raise _BrokenSegmentError(name, str(error)) from error
 
     def _quarantine(self, name: str, error: SegmentError) -> None:
         kept = self._bad / f"{self.folder.name}-{name}"
@@ -174,6 +197,7 @@ class FeatureStore:
         except OSError as problem:
             raise CacheError(f"{error}; it could not be moved to {kept} ({problem.strerror}): move it away") from error
         self._loaded.pop(name, None)
+        self._quarantined += 1
         _logger.warning(
             "%s; moved to %s. The next `featcache extract` computes its vectors again (fingerprint %s).",
             error,
@@ -185,27 +209,27 @@ class FeatureStore:
         self.refresh()
         for header in self._headers:
             for name in header.replaces:
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):  # readers skip it all the same, and the next compaction tries again
                     (self.folder / name).unlink()
 
-    def _small_groups(self) -> list[list[int]]:
-        groups: list[list[int]] = []
-        room = 0
+    def _small_group(self) -> list[int]:
+        """Return the first small segments that together make one of about `MERGED_BYTES`."""
+        group: list[int] = []
+        room = MERGED_BYTES
         for segment, header in enumerate(self._headers):
             size = header.n_rows * (header.dim * np.dtype(header.dtype).itemsize + KEY_BYTES)
             if size >= SMALL_BYTES:
                 continue
-            if size > room or not groups:
-                groups.append([])
-                room = MERGED_BYTES
-            groups[-1].append(segment)
+            if size > room:
+                break
+            group.append(segment)
             room -= size
-        return [group for group in groups if len(group) > 1]
+        return group
 
     def _merge(self, group: Sequence[int]) -> int:
         names = [self._names[segment] for segment in group]
         keys = np.concatenate([self._loaded[name][1] for name in names])
-        features = np.concatenate([read_features(self.folder / self._names[s], self._headers[s]) for s in group])
+        features = np.concatenate([self._features(segment) for segment in group])
         first = KeyIndex(keys).find(keys) == np.arange(len(keys))
         _commit(self.folder, Writer(), self.fingerprint, keys[first], features[first], names)
         return len(names)
@@ -227,13 +251,24 @@ class FeatureWriter:
         self._keys: list[bytes] = []
         self._vectors: list[FloatArray] = []
         self._oldest = 0.0
+        self._failed = False
 
     def append(self, keys: Sequence[bytes], vectors: FloatArray) -> None:
-        """Add rows: `keys` (n) and `vectors` (n, d); raises `CacheWriteError` when a due commit fails."""
+        """Add rows: `keys` (n) of 32 bytes and `vectors` (n, d).
+
+        Raises `ValueError` where they do not belong together or in this store, and `CacheWriteError` when a due commit
+        fails.
+        """
+        rows = vectors.astype(self._dtype)
+        dim = self._vectors[0].shape[1] if self._vectors else self._store.dim
+        if rows.ndim != 2 or len(rows) != len(keys) or any(len(key) != KEY_BYTES for key in keys):
+            raise ValueError(f"{len(keys)} keys and vectors of shape {rows.shape} do not belong together")
+        if dim is not None and rows.shape[1] != dim:
+            raise ValueError(f"vectors of length {rows.shape[1]} do not belong to a store of length {dim}")
         if not self._keys:
             self._oldest = time.monotonic()
         self._keys += keys
-        self._vectors.append(vectors.astype(self._dtype))
+        self._vectors.append(rows)
         if len(self._keys) >= COMMIT_ROWS or time.monotonic() - self._oldest >= COMMIT_SECONDS:
             self.flush()
 
@@ -243,7 +278,9 @@ class FeatureWriter:
             return
         start = time.perf_counter()
         features = np.concatenate(self._vectors)
+        self._failed = True
         _commit(self._store.folder, self._writer, self._store.fingerprint, stack_keys(self._keys), features)
+        self._failed = False
         self.committed += len(self._keys)
         self._keys, self._vectors = [], []
         self.seconds += time.perf_counter() - start
@@ -256,7 +293,7 @@ class FeatureWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Commit what is left, on failures and Ctrl-C too, unless the failure was a commit."""
-        if not isinstance(error, CacheWriteError):
+        if not (error and self._failed):
             self.flush()
 
 

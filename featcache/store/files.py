@@ -23,7 +23,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     temporary file removed.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         with _temporary(path.parent) as (descriptor, temporary):
             rest = memoryview(data)
             while rest:
@@ -76,6 +76,13 @@ def _temporary(folder: Path) -> Iterator[tuple[int, Path]]:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
             os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

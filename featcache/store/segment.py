@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,15 +73,23 @@ def build_image(
         for name, array in arrays.items():
             file.create_dataset(name, data=array)
             file.attrs[f"crc32_{name}"] = np.uint32(_crc32(array))
-        file.attrs["format"] = FORMAT
+        texts = {"format": FORMAT, "dtype": features.dtype.name, "fingerprint": fingerprint, "writer": writer}
+        for name, text in texts.items():
+            # Of fixed length: flipped bits in HDF5's heap of variable strings were seen to hang and crash readers.
+            file.attrs[name] = np.bytes_(text.encode())
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["n_rows"], file.attrs["dim"] = features.shape
-        file.attrs["dtype"] = features.dtype.name
-        file.attrs["fingerprint"] = fingerprint
-        file.attrs["writer"] = writer
         file.attrs["created_ns"] = created_ns
+        file.attrs["crc32_attributes"] = np.uint32(attributes_crc(file.attrs))
         file.flush()
         return bytes(file.id.get_file_image())
+
+
+def attributes_crc(attributes: Mapping[str, Any]) -> int:
+    """Return the crc32 over all root attributes but itself, in every format version: name=value, sorted, one a line."""
+    named = sorted((name, value) for name, value in attributes.items() if name != "crc32_attributes")
+    texts = (f"{name}={value.decode() if isinstance(value, bytes) else value}" for name, value in named)
+    return zlib.crc32("\n".join(texts).encode())
 
 
 def read_keys(path: Path, fingerprint: str) -> tuple[Header, Keys]:
@@ -117,8 +125,10 @@ def _open(path: Path) -> Iterator[h5py.File]:
 
 def _header(file: h5py.File, path: Path, fingerprint: str) -> Header:
     attributes = dict(file.attrs)
-    if attributes.get("format") != FORMAT:
+    if attributes.get("format") != FORMAT.encode():
         raise SegmentError(f"{path} is not a featcache segment")
+    if attributes["crc32_attributes"] != attributes_crc(attributes):
+        raise SegmentError(f"{path}: the checksum of its attributes does not match")
     if attributes["format_version"] != FORMAT_VERSION:
         raise CacheVersionError(
             f"{path} has segment format {attributes['format_version']}, this featcache reads {FORMAT_VERSION}: "
@@ -128,9 +138,9 @@ def _header(file: h5py.File, path: Path, fingerprint: str) -> Header:
     header = Header(
         n_rows=int(attributes["n_rows"]),
         dim=int(attributes["dim"]),
-        dtype=str(attributes["dtype"]),
-        fingerprint=str(attributes["fingerprint"]),
-        writer=str(attributes["writer"]),
+        dtype=attributes["dtype"].decode(),
+        fingerprint=attributes["fingerprint"].decode(),
+        writer=attributes["writer"].decode(),
         created_ns=int(attributes["created_ns"]),
         replaces=tuple(replaces),
     )
@@ -139,7 +149,7 @@ def _header(file: h5py.File, path: Path, fingerprint: str) -> Header:
     features, keys = file["features"], file["keys"]
     if (
         features.shape != (header.n_rows, header.dim)
-        or features.dtype.name != header.dtype
+        or features.dtype != np.dtype(header.dtype)
         or keys.shape != (header.n_rows, KEY_BYTES)
         or keys.dtype != np.uint8
     ):

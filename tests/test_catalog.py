@@ -1,0 +1,174 @@
+"""The catalog: what is known of files, datasets, splits, runs and models, kept in SQLite."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from featcache.errors import CacheWriteError
+from featcache.records import FileStat, Item
+from featcache.store import Catalog, Row
+
+KEY = bytes(range(32))
+OTHER_KEY = bytes(reversed(range(32)))
+STAT = FileStat(size=10, mtime_ns=1_700_000_000_123_456_789, inode=2**62)
+ODD_PATHS = [
+    "/photos/plain.png",
+    "/photos/two\nlines\r\n.png",
+    "/photos/🦊 'quoted' \"é\" é.png",
+    os.fsdecode(b"/photos/\xff\xfe not utf-8 \xe9.png"),
+    os.fsdecode(b"/photos/cut \xf0\x9f\xa6.png"),
+    "/photos/%_*?[a].png",
+    " ",
+    "123",
+]
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    catalog = Catalog(tmp_path / "catalog.sqlite")
+    yield catalog
+    catalog.close()
+
+
+def reopened(tmp_path: Path) -> Catalog:
+    return Catalog(tmp_path / "catalog.sqlite")
+
+
+def test_files_with_odd_names_are_known_again(catalog: Catalog, tmp_path: Path) -> None:
+    files = {
+        path: (FileStat(at, STAT.mtime_ns + at, STAT.inode - at), bytes([at]) * 32) for at, path in enumerate(ODD_PATHS)
+    }
+    catalog.remember_files((path, *known) for path, known in files.items())
+    again = reopened(tmp_path)
+    assert again.known_files(ODD_PATHS) == files
+    for path in ODD_PATHS:
+        assert again.known_files([path, path]) == {path: files[path]}
+    again.close()
+
+
+def test_files_that_were_not_asked_for_or_never_seen_are_left_out(catalog: Catalog) -> None:
+    catalog.remember_files([("a", STAT, KEY), ("b", STAT, OTHER_KEY)])
+    assert catalog.known_files(["b", "c", "A"]) == {"b": (STAT, OTHER_KEY)}
+    assert catalog.known_files(["a"]) == {"a": (STAT, KEY)}
+    assert catalog.known_files([]) == {}
+
+
+def test_a_changed_file_replaces_what_was_known_of_it(catalog: Catalog) -> None:
+    changed = FileStat(11, 5, 6)
+    catalog.remember_files([("a", STAT, KEY)])
+    catalog.remember_files([("a", changed, OTHER_KEY)])
+    assert catalog.known_files(["a"]) == {"a": (changed, OTHER_KEY)}
+
+
+def test_more_files_than_a_statement_has_room_for_are_known(catalog: Catalog) -> None:
+    paths = [f"/photos/{number}.png" for number in range(40_000)]
+    catalog.remember_files((path, STAT, KEY) for path in paths)
+    assert len(catalog.known_files(paths)) == len(paths)
+
+
+def test_a_dataset_with_odd_names_is_kept_in_order(catalog: Catalog, tmp_path: Path) -> None:
+    rows = [Row(Item(path, f"label of {path}", "train"), bytes([at]) * 32, None) for at, path in enumerate(ODD_PATHS)]
+    rows += [Row(Item("unlabelled"), KEY, None), Row(Item("broken", "", "test"), None, os.fsdecode(b"why: \xff\n"))]
+    rows += rows[:1]  # a manifest may name a file twice
+    rows.reverse()
+    for root in ODD_PATHS:
+        catalog.save_dataset(root, rows)
+    again = reopened(tmp_path)
+    for root in ODD_PATHS:
+        assert again.dataset(root) == rows
+    again.close()
+
+
+def test_saving_a_dataset_replaces_it_and_no_other(catalog: Catalog) -> None:
+    one, two = (Row(Item(path), KEY, None) for path in "ab")
+    catalog.save_dataset("first", [one, two])
+    catalog.save_dataset("second", [two])
+    catalog.save_dataset("first", [two])
+    assert catalog.dataset("first") == [two]
+    assert catalog.dataset("second") == [two]
+    assert catalog.dataset("third") == []
+
+
+def test_a_dataset_that_fails_half_way_leaves_the_old_one(catalog: Catalog, tmp_path: Path) -> None:
+    old = [Row(Item("a"), KEY, None)]
+    catalog.save_dataset("root", old)
+
+    def rows() -> Iterator[Row]:
+        yield Row(Item("b"), KEY, None)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        catalog.save_dataset("root", rows())
+    assert catalog.dataset("root") == old
+    again = reopened(tmp_path)
+    assert again.dataset("root") == old
+    again.close()
+
+
+def test_a_split_is_kept_for_its_dataset_and_seed(catalog: Catalog) -> None:
+    catalog.keep_split("root", 1, {KEY: "train", OTHER_KEY: "test"})
+    catalog.keep_split("root", 2, {KEY: "test"})
+    assert catalog.kept_split("root", 1) == {KEY: "train", OTHER_KEY: "test"}
+    assert catalog.kept_split("root", 2) == {KEY: "test"}
+    assert catalog.kept_split("root", 3) == {}
+    assert catalog.kept_split("elsewhere", 1) == {}
+
+
+def test_the_last_run_of_a_command_is_returned_finished_or_not(catalog: Catalog) -> None:
+    assert catalog.last_run("extract") is None
+    first = catalog.start_run("extract", ODD_PATHS[3], "f" * 64)
+    catalog.finish_run(first, {"found": 3, "name": ODD_PATHS[2]})
+    run = catalog.last_run("extract")
+    assert run is not None
+    assert (run.id, run.command, run.root, run.fingerprint) == (first, "extract", ODD_PATHS[3], "f" * 64)
+    assert run.summary == {"found": 3, "name": ODD_PATHS[2]}
+    second = catalog.start_run("extract", "root", "e" * 64)
+    catalog.start_run("fit", "root", "e" * 64)
+    run = catalog.last_run("extract")
+    assert run is not None
+    assert (run.id, run.summary) == (second, None)
+
+
+def test_a_model_made_here_is_known_by_its_digest(catalog: Catalog) -> None:
+    run = catalog.start_run("fit", "root", "f" * 64)
+    catalog.add_model("a" * 64, ODD_PATHS[3], run)
+    assert catalog.made_model("a" * 64)
+    assert not catalog.made_model("b" * 64)
+
+
+def test_a_folder_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(CacheWriteError, match=r"cannot use the catalog .*missing"):
+        Catalog(tmp_path / "missing" / "catalog.sqlite")
+
+
+def test_a_full_catalog_is_a_clear_error_and_changes_nothing(catalog: Catalog, tmp_path: Path) -> None:
+    catalog.remember_files([("a", STAT, KEY)])
+    connection = catalog._connection
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(CacheWriteError, match="free space"):
+        catalog.remember_files((f"{number}.png", STAT, KEY) for number in range(2000))
+    assert catalog.known_files(["a", "0.png"]) == {"a": (STAT, KEY)}
+
+
+def test_two_catalogs_on_one_file_see_each_others_rows(catalog: Catalog, tmp_path: Path) -> None:
+    other = reopened(tmp_path)
+    other.remember_files([("a", STAT, KEY)])
+    catalog.remember_files([("b", STAT, KEY)])
+    assert set(other.known_files(["a", "b"])) == set(catalog.known_files(["a", "b"])) == {"a", "b"}
+    other.close()
+
+
+def test_an_outside_witness_finds_the_rows(catalog: Catalog, tmp_path: Path) -> None:
+    catalog.remember_files([("/photos/a.png", STAT, KEY)])
+    witness = sqlite3.connect(tmp_path / "catalog.sqlite")
+    assert witness.execute("SELECT * FROM files").fetchall() == [
+        ("/photos/a.png", STAT.size, STAT.mtime_ns, STAT.inode, KEY)
+    ]
+    assert witness.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    witness.close()

@@ -1,0 +1,240 @@
+"""The merge of small segments, cut short at every step, and the look-up of keys."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from store_rows import (
+    DIM,
+    SPEC,
+    assert_holds,
+    commit,
+    commit_each,
+    flip_bit,
+    make_rows,
+    segment_files,
+    temporary_files,
+)
+
+from featcache.store import Cache, FeatureStore, features
+from featcache.store.index import KeyIndex
+
+
+class Cut(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[Cache]:
+    with Cache(tmp_path / "cache") as cache:
+        yield cache
+
+
+def cut_compaction(store: FeatureStore, deletions: int) -> None:
+    """Compact, but stop after so many of the merged segments were deleted."""
+    unlink = Path.unlink
+    deleted: list[Path] = []
+
+    def unlink_some(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".h5":
+            if len(deleted) == deletions:
+                raise Cut
+            deleted.append(path)
+        unlink(path, missing_ok)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink_some)
+        with pytest.raises(Cut):
+            store.compact()
+
+
+def test_small_segments_become_one_with_the_same_rows(cache: Cache) -> None:
+    store = cache.features(SPEC)
+    rows = commit_each(store, 5)
+    old = segment_files(store.folder)
+    assert store.compact() == 5
+    (merged,) = segment_files(store.folder)
+    assert merged not in old
+    assert store.segments == (merged.name,)
+    assert_holds(store, rows)
+    assert_holds(cache.features(SPEC), rows)
+    assert temporary_files(cache.folder) == []
+    with h5py.File(merged, "r") as file:
+        assert [name.decode() for name in file["replaces"][()]] == [path.name for path in old]
+    assert store.compact() == 0
+    assert segment_files(store.folder) == [merged]
+
+
+def test_a_key_written_twice_is_merged_once_with_its_first_vector(cache: Cache) -> None:
+    store = cache.features(SPEC)
+    commit(store, make_rows(0, 4, version=1))
+    commit(store, make_rows(2, 4, version=2))
+    commit(store, make_rows(0, 2, version=3))
+    store.compact()
+    assert_holds(store, make_rows(0, 4, version=1))
+    assert_holds(store, make_rows(4, 2, version=2))
+    with h5py.File(segment_files(store.folder)[0], "r") as file:
+        assert file["features"].shape == (6, DIM)
+
+
+def test_large_segments_are_left_alone(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = cache.features(SPEC)
+    large = commit(store, make_rows(0, 100))
+    for at in range(100, 103):
+        commit(store, make_rows(at, 1))
+    monkeypatch.setattr(features, "SMALL_BYTES", 1000)
+    assert store.compact() == 3
+    assert len(store.segments) == 2
+    assert large.exists()
+    assert_holds(store, make_rows(0, 103))
+
+
+def test_merged_segments_stay_under_the_limit(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = cache.features(SPEC)
+    rows = commit_each(store, 5)
+    bytes_each = 4 * (4 * DIM + 32)
+    monkeypatch.setattr(features, "MERGED_BYTES", 2 * bytes_each)
+    assert store.compact() == 4  # two and two; the fifth has no company
+    assert len(store.segments) == 3
+    assert_holds(store, rows)
+
+
+@pytest.mark.parametrize("segments", [0, 1])
+def test_there_is_nothing_to_merge_in_less_than_two_segments(cache: Cache, segments: int) -> None:
+    store = cache.features(SPEC)
+    commit_each(store, segments)
+    before = segment_files(store.folder)
+    assert store.compact() == 0
+    assert segment_files(store.folder) == before
+
+
+def test_a_reader_opened_before_still_reads_everything(cache: Cache) -> None:
+    rows = commit_each(cache.features(SPEC), 5)
+    reader, again = cache.features(SPEC), cache.features(SPEC)
+    assert cache.features(SPEC).compact() == 5
+    assert_holds(reader, rows)
+    assert again.verify() == 0
+    assert_holds(again, rows)
+    assert len(again.segments) == 1
+
+
+@pytest.mark.parametrize("deletions", [0, 1, 4])
+def test_a_compaction_cut_before_its_end_reads_right_and_the_next_one_cleans_up(cache: Cache, deletions: int) -> None:
+    rows = commit_each(cache.features(SPEC), 5)
+    cut_compaction(cache.features(SPEC), deletions)
+    store = cache.features(SPEC)
+    files = segment_files(store.folder)
+    assert len(files) == 6 - deletions
+    assert store.segments == (files[-1].name,)
+    assert_holds(store, rows)
+    assert store.compact() == 0
+    assert segment_files(store.folder) == files[-1:]
+    assert_holds(cache.features(SPEC), rows)
+
+
+def test_old_segments_that_come_back_are_skipped_and_removed(cache: Cache, tmp_path: Path) -> None:
+    rows = commit_each(cache.features(SPEC), 3)
+    store = cache.features(SPEC)
+    shutil.copytree(store.folder, tmp_path / "kept")
+    store.compact()
+    for path in segment_files(tmp_path / "kept"):
+        shutil.copy(path, store.folder)
+    again = cache.features(SPEC)
+    assert len(again.segments) == 1
+    assert_holds(again, rows)
+    commit(again, make_rows(12, 4))
+    assert again.compact() == 2
+    assert len(segment_files(store.folder)) == 1
+    assert_holds(again, make_rows(0, 16))
+
+
+def test_chained_compactions_cut_short_still_skip_every_source(cache: Cache) -> None:
+    rows = commit_each(cache.features(SPEC), 3)
+    cut_compaction(cache.features(SPEC), 0)
+    folder = cache.features(SPEC).folder
+    sources = {path: path.read_bytes() for path in segment_files(folder)}
+    commit(cache.features(SPEC), make_rows(12, 4))
+    cache.features(SPEC).compact()
+    for path, data in sources.items():
+        path.write_bytes(data)
+    store = cache.features(SPEC)
+    assert len(store.segments) == 1
+    assert_holds(store, (rows[0], rows[1]))
+    while store.compact():
+        pass
+    assert_holds(cache.features(SPEC), make_rows(0, 16))
+
+
+@pytest.mark.parametrize("part", ["features", "keys"])
+def test_the_sources_are_used_where_the_merged_segment_is_damaged(cache: Cache, part: str) -> None:
+    rows = commit_each(cache.features(SPEC), 5)
+    cut_compaction(cache.features(SPEC), 0)
+    *sources, merged = segment_files(cache.features(SPEC).folder)
+    flip_bit(merged, part)
+    store = cache.features(SPEC)
+    assert store.segments == tuple(path.name for path in sources)
+    assert [path.name for path in (cache.folder / "bad").iterdir()] == [f"{store.folder.name}-{merged.name}"]
+    assert_holds(store, rows)
+
+
+def test_compacting_over_a_damaged_merged_segment_keeps_every_row(cache: Cache) -> None:
+    rows = commit_each(cache.features(SPEC), 5)
+    cut_compaction(cache.features(SPEC), 0)
+    flip_bit(segment_files(cache.features(SPEC).folder)[-1], "features")
+    store = cache.features(SPEC)
+    assert store.compact() == 5
+    assert_holds(cache.features(SPEC), rows)
+
+
+def test_only_one_compaction_runs_at_a_time(cache: Cache) -> None:
+    store = cache.features(SPEC)
+    rows = commit_each(store, 3)
+    before = segment_files(store.folder)
+    with (store.folder / ".compact.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert store.compact() == 0
+        assert segment_files(store.folder) == before
+        assert_holds(store, rows)
+    assert store.compact() == 3
+
+
+# Look-up
+
+
+def as_keys(*keys: bytes) -> np.ndarray:
+    return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32)
+
+
+def test_keys_that_share_their_first_64_bits_are_told_apart() -> None:
+    keys = [b"samesame" + bytes([number]) * 24 for number in (5, 1, 9, 3)]
+    index = KeyIndex(as_keys(*keys))
+    unknown = b"samesame" + bytes([4]) * 24
+    assert index.find(as_keys(keys[2], unknown, keys[0], keys[3], keys[1], keys[2])).tolist() == [2, -1, 0, 3, 1, 2]
+
+
+def test_of_a_key_held_twice_the_first_row_is_found() -> None:
+    first, second = b"samesame" + b"a" * 24, b"samesame" + b"b" * 24
+    assert KeyIndex(as_keys(second, first, first, second)).find(as_keys(first, second)).tolist() == [1, 0]
+
+
+def test_an_empty_index_finds_nothing() -> None:
+    assert KeyIndex(as_keys()).find(as_keys(b"k" * 32)).tolist() == [-1]
+
+
+def test_the_index_agrees_with_a_dictionary_where_prefixes_collide() -> None:
+    chance = np.random.default_rng(0)
+    held = chance.integers(0, 2, (300, 32), dtype=np.uint8)
+    held[:, :8] = chance.integers(254, 256, (300, 8)) * (chance.random((300, 8)) < 0.2)
+    wanted = np.concatenate([held, chance.integers(0, 2, (200, 32), dtype=np.uint8)])[chance.permutation(500)]
+    first: dict[bytes, int] = {}
+    for row, key in enumerate(held):
+        first.setdefault(key.tobytes(), row)
+    expected = [first.get(key.tobytes(), -1) for key in wanted]
+    assert KeyIndex(held).find(wanted).tolist() == expected
+    assert -1 in expected
