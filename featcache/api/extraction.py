@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -190,7 +191,7 @@ class _Reader:
 
     def read_all(self, paths: Sequence[str]) -> Generator[_Picture]:
         """Yield the pictures in order."""
-        executor = ThreadPoolExecutor(thread_name_prefix="featcache-decode")
+        executor = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="featcache-decode")
         waiting: deque[Future[_Picture]] = deque()
         try:
             for path in paths:
