@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcache.api.extraction import extract
 from featcache.api.models import Model, save_model
@@ -13,9 +13,12 @@ from featcache.api.options import Options, open_cache
 from featcache.errors import DatasetError
 from featcache.heads import get
 from featcache.load import load
-from featcache.records import FitSummary, Progress
-from featcache.split import plan
+from featcache.records import FeatureSpec, FitSummary, Progress
+from featcache.split import Plan, plan
 from featcache.store import Cache, Row
+
+if TYPE_CHECKING:
+    from featcache.experiments import Fitted
 
 
 def fit(
@@ -46,34 +49,50 @@ def fit(
 
         fitted = fit_head(chosen, features, split, seed, progress)
         name = f"models/{run:06d}-{head}.joblib"
-        summary = FitSummary(
-            head=head,
-            backbone=spec.backbone,
-            weights=extracted["weights"],
-            fingerprint=spec.fingerprint,
-            dataset=root,
-            split_sizes=split.sizes,
-            n_classes=len(fitted.classes),
-            chosen_by=fitted.chosen_by,
-            fitted_on=fitted.fitted_on,
-            n_train=fitted.n_train,
-            n_test=fitted.score.n,
-            scored_split=fitted.score.split,
-            accuracy=fitted.score.accuracy,
-            accuracy_low=fitted.score.accuracy_low,
-            accuracy_high=fitted.score.accuracy_high,
-            balanced_accuracy=fitted.score.balanced_accuracy,
-            macro_f1=fitted.score.macro_f1,
-            params=fitted.params,
-            seed=seed,
-            fit_seconds=round(fitted.seconds, 3),
-            model=str(cache.folder / name),
-            notices=(*_left_out(rows), *split.notices, *fitted.notices),
-        )
+        notices = (*_left_out(rows), *split.notices, *fitted.notices)
+        summary = _summary(head, root, spec, extracted["weights"], split, fitted, seed, cache.folder / name, notices)
         model = Model(fitted.estimator, fitted.classes, spec, extracted["weights_file"], asdict(summary))
         save_model(cache, name, model, run)
         cache.catalog.finish_run(run, asdict(summary))
         return summary
+
+
+def _summary(
+    head: str,
+    root: str,
+    spec: FeatureSpec,
+    weights: str,
+    split: Plan,
+    fitted: Fitted,
+    seed: int,
+    model: Path,
+    notices: tuple[str, ...],
+) -> FitSummary:
+    score = fitted.score
+    return FitSummary(
+        head=head,
+        backbone=spec.backbone,
+        weights=weights,
+        fingerprint=spec.fingerprint,
+        dataset=root,
+        split_sizes=split.sizes,
+        n_classes=len(fitted.classes),
+        chosen_by=fitted.chosen_by,
+        fitted_on=fitted.fitted_on,
+        n_train=fitted.n_train,
+        n_test=score.n,
+        scored_split=score.split,
+        accuracy=score.accuracy,
+        accuracy_low=score.accuracy_low,
+        accuracy_high=score.accuracy_high,
+        balanced_accuracy=score.balanced_accuracy,
+        macro_f1=score.macro_f1,
+        params=fitted.params,
+        seed=seed,
+        fit_seconds=round(fitted.seconds, 3),
+        model=str(model),
+        notices=notices,
+    )
 
 
 def _last_extraction(cache: Cache) -> tuple[str, str, Mapping[str, Any]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from featcache.api.extraction import compute
 from featcache.api.models import Model, load_model
 from featcache.api.options import Options, open_cache
+from featcache.api.pipeline import compute
 from featcache.backbones import Backbone, resolve
 from featcache.discover import discover
 from featcache.embed import check_device
