@@ -74,10 +74,10 @@ def flip_bit_at(segment: Path, place: int, bit: int) -> None:
     segment.write_bytes(data)
 
 
-def run_python(script: str, *args: object) -> str:
+def run_python(script: str, *args: object, timeout: float = 60) -> str:
     """Run a script in another process, which may import what these tests import, and return what it printed."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-c", script, *map(str, args)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, f"exit status {done.returncode} after {done.stdout[-200:]!r}: {done.stderr}"
     return done.stdout

@@ -9,7 +9,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from store_rows import HALF, SPEC, assert_holds, commit, make_rows, temporary_files
+from store_rows import HALF, SPEC, assert_holds, commit, make_rows, run_python, temporary_files
 
 from featcache.errors import CacheError, CacheVersionError, CacheWriteError
 from featcache.store import Cache
@@ -63,6 +63,50 @@ def test_a_broken_marker_is_a_clear_error(tmp_path: Path, content: bytes) -> Non
         Cache(tmp_path / "cache")
 
 
+def test_removing_the_marker_as_advised_makes_it_anew(tmp_path: Path) -> None:
+    with Cache(tmp_path / "cache") as cache:
+        commit(cache.features(SPEC), make_rows(0, 3))
+        cache.put("models/head.bin", b"head")
+    marker = tmp_path / "cache" / "format.json"
+    content = marker.read_bytes()
+    marker.unlink()
+    with Cache(tmp_path / "cache") as cache:
+        assert_holds(cache.features(SPEC), make_rows(0, 3))
+    assert marker.read_bytes() == content
+
+
+KILLED_MAKER = """
+import os, sys
+from pathlib import Path
+from featcache.store import Cache
+
+def count(descriptor):
+    global left
+    if not left:
+        os._exit(0)  # no clean-up, as after a kill
+    left -= 1
+    fsync(descriptor)
+
+left, fsync, os.fsync = int(sys.argv[2]), os.fsync, count
+Cache(Path(sys.argv[1]))
+print(left)
+"""
+
+
+def test_a_cache_whose_making_was_killed_is_made_on_the_next_use(tmp_path: Path) -> None:
+    steps = 1000 - int(run_python(KILLED_MAKER, tmp_path / "whole", 1000))
+    assert steps == 7  # the folder, and three files with the folder after each
+    for step in range(steps):
+        folder = tmp_path / f"killed-{step}"
+        assert run_python(KILLED_MAKER, folder, step) == ""
+        assert not (folder / "catalog.sqlite").exists()
+        with Cache(folder) as cache:
+            commit(cache.features(SPEC), make_rows(0, 3))
+        assert temporary_files(folder) == []
+        with Cache(folder) as cache:
+            assert_holds(cache.features(SPEC), make_rows(0, 3))
+
+
 def test_vectors_survive_the_loss_of_everything_beside_them(tmp_path: Path) -> None:
     with Cache(tmp_path / "cache") as cache:
         commit(cache.features(SPEC), make_rows(0, 3))
@@ -79,7 +123,23 @@ def test_the_spec_beside_the_vectors_is_read_back(tmp_path: Path) -> None:
         assert [cache.spec(spec.fingerprint) for spec in (SPEC, HALF)] == [SPEC, HALF]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b'{"spec": {}}', b'{"spec": []}', b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"{",
+        b"[]",
+        b'{"spec": {}}',
+        b'{"spec": []}',
+        b'{"spec": "x"}',
+        b'{"spec": null}',
+        b'{"spec": 1}',
+        b'{"spec": {"preprocess": 1}}',
+        b'{"spec": {"preprocess": null}}',
+        b"\xff",
+    ],
+)
 def test_a_missing_or_broken_spec_is_a_clear_error(tmp_path: Path, content: bytes | None) -> None:
     with Cache(tmp_path / "cache") as cache:
         note = cache.features(SPEC).folder / "spec.json"

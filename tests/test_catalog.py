@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,6 +164,45 @@ def test_two_catalogs_on_one_file_see_each_others_rows(catalog: Catalog, tmp_pat
     catalog.remember_files([("b", STAT, KEY)])
     assert set(other.known_files(["a", "b"])) == set(catalog.known_files(["a", "b"])) == {"a", "b"}
     other.close()
+
+
+def test_losing_the_race_to_create_the_catalog_leaves_no_lock(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "raced.sqlite"
+    schema = [*catalog._connection.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL")]
+    (version,) = catalog._connection.execute("PRAGMA user_version").fetchone()
+    waiting, opened, done = threading.Event(), threading.Event(), threading.Event()
+    connect = sqlite3.connect
+
+    def traced(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*args, **options)
+        connection.set_trace_callback(lambda statement: waiting.set() if statement.startswith("BEGIN") else None)
+        return connection
+
+    def lose() -> None:
+        loser = Catalog(path)
+        opened.set()
+        done.wait(30)
+        loser.close()
+
+    winner = connect(path, isolation_level=None, timeout=1)
+    winner.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    thread = threading.Thread(target=lose)
+    thread.start()
+    try:
+        assert waiting.wait(30)
+        for (statement,) in schema:
+            winner.execute(statement)
+        winner.execute(f"PRAGMA user_version = {version}")
+        winner.execute("COMMIT")
+        assert opened.wait(30)
+        winner.execute("INSERT INTO datasets (root) VALUES ('root')")  # or "database is locked"
+    finally:
+        winner.close()
+        done.set()
+        thread.join()
 
 
 def test_an_outside_witness_finds_the_rows(catalog: Catalog, tmp_path: Path) -> None:

@@ -6,17 +6,19 @@ import json
 import re
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 import pytest
 from store_rows import (
     DIM,
     HALF,
     SPEC,
+    Rows,
     assert_holds,
     commit,
     make_rows,
@@ -146,11 +148,67 @@ def test_an_unknown_key_is_named_by_count(cache: Cache) -> None:
         store.read(keys)
 
 
-def test_reading_no_keys_gives_no_rows(cache: Cache) -> None:
-    store = cache.features(SPEC)
-    commit(store, make_rows(0, 3))
+@pytest.mark.parametrize("spec", [SPEC, HALF], ids=lambda spec: spec.dtype)
+def test_reading_no_keys_gives_no_rows(cache: Cache, spec: FeatureSpec) -> None:
+    store = cache.features(spec)
+    commit(store, make_rows(0, 3), spec.dtype)
     store.refresh()
-    assert store.read([]).shape == (0, DIM)
+    found = store.read([])
+    assert (found.shape, found.dtype) == ((0, DIM), spec.dtype)
+
+
+# What is refused
+
+
+def fewer_vectors(keys: list[bytes], vectors: npt.NDArray[Any]) -> tuple[list[bytes], npt.NDArray[Any]]:
+    return keys, vectors[:-1]
+
+
+def fewer_keys(keys: list[bytes], vectors: npt.NDArray[Any]) -> tuple[list[bytes], npt.NDArray[Any]]:
+    return keys[:-1], vectors
+
+
+def keys_cut_elsewhere(keys: list[bytes], vectors: npt.NDArray[Any]) -> tuple[list[bytes], npt.NDArray[Any]]:
+    first, second, *rest = keys  # as many bytes in all as before
+    return [first[:16], first[16:] + second, *rest], vectors
+
+
+def one_long_vector(keys: list[bytes], vectors: npt.NDArray[Any]) -> tuple[list[bytes], npt.NDArray[Any]]:
+    return keys, vectors[:, 0]
+
+
+def text(keys: list[bytes], vectors: npt.NDArray[Any]) -> tuple[list[bytes], npt.NDArray[Any]]:
+    return keys, np.full(vectors.shape, "text")
+
+
+@pytest.mark.parametrize("misfit", [fewer_vectors, fewer_keys, keys_cut_elsewhere, one_long_vector, text])
+def test_a_batch_that_does_not_fit_is_refused_and_the_others_are_committed(
+    cache: Cache, misfit: Callable[..., Rows]
+) -> None:
+    store = cache.features(SPEC)
+    with FeatureWriter(store, "float32") as writer:
+        for at in (0, 3):
+            with pytest.raises(ValueError, match=r"do not belong together|could not convert"):
+                writer.append(*misfit(*make_rows(10, 4)))
+            writer.append(*make_rows(at, 3))
+    assert writer.committed == 6
+    assert_holds(cache.features(SPEC), make_rows(0, 6))
+    assert not cache.features(SPEC).contains(make_rows(10, 4)[0]).any()
+
+
+@pytest.mark.parametrize("place", ["store", "buffer"])
+def test_vectors_of_another_length_than_those_before_are_refused(cache: Cache, place: str) -> None:
+    store = cache.features(SPEC)
+    keys, vectors = make_rows(3, 3)
+    with FeatureWriter(store, "float32") as writer:
+        writer.append(*make_rows(0, 3))
+        if place == "store":
+            writer.flush()
+            store.refresh()
+        with pytest.raises(ValueError, match=f"length {DIM - 1} do not belong to a store of length {DIM}"):
+            writer.append(keys, vectors[:, 1:])
+    assert_holds(cache.features(SPEC), make_rows(0, 3))
+    assert not cache.features(SPEC).contains(keys).any()
 
 
 # When it is committed

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,6 +183,55 @@ def test_the_sources_are_used_where_the_merged_segment_is_damaged(cache: Cache, 
     assert store.segments == tuple(path.name for path in sources)
     assert [path.name for path in (cache.folder / "bad").iterdir()] == [f"{store.folder.name}-{merged.name}"]
     assert_holds(store, rows)
+
+
+def test_an_open_reader_falls_back_to_the_sources_of_a_damaged_merged_segment(cache: Cache) -> None:
+    rows = commit_each(cache.features(SPEC), 5)
+    cut_compaction(cache.features(SPEC), 0)
+    store = cache.features(SPEC)
+    *sources, merged = segment_files(store.folder)
+    assert store.segments == (merged.name,)
+    flip_bit(merged, "features")
+    assert_holds(store, rows)
+    assert store.segments == tuple(path.name for path in sources)
+
+
+def test_a_damaged_source_is_put_aside_and_the_others_are_merged(cache: Cache) -> None:
+    keys, _ = commit_each(cache.features(SPEC), 4)
+    store = cache.features(SPEC)
+    damaged = segment_files(store.folder)[1]
+    flip_bit(damaged, "features")
+    assert store.compact() == 3
+    assert [path.name for path in (cache.folder / "bad").iterdir()] == [f"{store.folder.name}-{damaged.name}"]
+    for after in (store, cache.features(SPEC)):
+        assert len(after.segments) == 1
+        assert after.contains(keys).tolist() == [True] * 4 + [False] * 4 + [True] * 8
+        assert_holds(after, make_rows(0, 4))
+        assert_holds(after, make_rows(8, 8))
+
+
+def test_sources_that_cannot_be_removed_are_skipped_until_they_can(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = cache.features(SPEC)
+    rows = commit_each(store, 3)
+    unlink = Path.unlink
+
+    def fail(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".h5":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        assert store.compact() == 3
+    *sources, merged = segment_files(store.folder)
+    assert len(sources) == 3
+    for after in (store, cache.features(SPEC)):
+        assert after.segments == (merged.name,)
+        assert_holds(after, rows)
+    assert store.compact() == 0
+    assert segment_files(store.folder) == [merged]
 
 
 def test_compacting_over_a_damaged_merged_segment_keeps_every_row(cache: Cache) -> None:

@@ -53,6 +53,24 @@ def test_the_file_is_synced_before_its_rename_and_the_folder_after(
     assert calls == [("write", file)] * writes + [("fsync", file), ("rename", file), ("fsync", folder)]
 
 
+def test_every_new_folder_is_synced_in_the_one_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: dict[int, set[str]] = {}
+    fsync = os.fsync
+
+    def kept_fsync(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            synced.setdefault(status.st_ino, set()).update(os.listdir(descriptor))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", kept_fsync)
+        with Cache(tmp_path / "deep" / "cache") as cache:
+            folder = cache.features(SPEC).folder
+    new = [tmp_path / "deep", cache.folder, folder.parent, folder]
+    assert [path for path in new if path.name not in synced.get(path.parent.stat().st_ino, ())] == []
+
+
 def break_call(patch: pytest.MonkeyPatch, call: str, code: int) -> None:
     """Make one system call of a commit fail, as a full or failing disk would; "write" fails half-way."""
     fault = OSError(code, os.strerror(code))
@@ -157,6 +175,17 @@ def test_a_failed_commit_inside_the_block_is_not_tried_again_on_the_way_out(
     with pytest.raises(CacheWriteError):
         work()
     assert len(tries) == 1
+
+
+def test_a_write_error_from_elsewhere_still_commits_the_rest(cache: Cache) -> None:
+    def work() -> None:
+        with FeatureWriter(cache.features(SPEC), "float32") as writer:
+            writer.append(*make_rows(0, 3))
+            raise CacheWriteError("cannot use the catalog: database is locked")
+
+    with pytest.raises(CacheWriteError, match="database is locked"):
+        work()
+    assert_holds(cache.features(SPEC), make_rows(0, 3))
 
 
 FULL_DISK = """

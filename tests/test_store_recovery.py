@@ -27,6 +27,7 @@ from store_rows import (
     flip_bit,
     flip_bit_at,
     make_rows,
+    run_python,
     segment_files,
     temporary_files,
 )
@@ -147,6 +148,13 @@ def cut_rows(segment: Path) -> None:
         file["keys"] = keys
 
 
+def swap_byte_order(segment: Path) -> None:
+    with h5py.File(segment, "r+") as file:
+        features = file["features"][()]
+        del file["features"]
+        file["features"] = features.view(features.dtype.newbyteorder())  # the same bytes under another type
+
+
 def drop_attribute(segment: Path) -> None:
     with h5py.File(segment, "r+") as file:
         del file.attrs["dim"]
@@ -166,6 +174,7 @@ def replace_by_other_fingerprint(segment: Path) -> None:
         replace_by_foreign_hdf5,
         replace_by_text,
         cut_rows,
+        swap_byte_order,
         drop_attribute,
         replace_by_other_fingerprint,
     ],
@@ -209,17 +218,32 @@ def test_a_flipped_bit_in_a_vector_is_found_by_reading(cache: Cache, caplog: pyt
     assert_holds(store, rows)
 
 
-def test_verify_counts_the_broken_segments_and_puts_them_aside(cache: Cache) -> None:
+@pytest.mark.parametrize("part", ["features", "keys"])
+def test_verify_counts_the_broken_segments_and_puts_them_aside(cache: Cache, part: str) -> None:
     rows = commit_each(cache.features(SPEC), 5)
     store = cache.features(SPEC)
     assert store.verify() == 0
     for broken in segment_files(store.folder)[1::2]:
-        flip_bit(broken, "features")
+        flip_bit(broken, part)
     assert store.verify() == 2
     assert store.verify() == 0
     assert len(store.segments) == 3
     assert store.contains(rows[0]).sum() == 12
     assert len(list((cache.folder / "bad").iterdir())) == 2
+
+
+def test_verify_counts_what_was_put_aside_since_opening_too(cache: Cache) -> None:
+    rows = commit_each(cache.features(SPEC), 4)
+    on_opening, on_reading, on_verifying, sound = segment_files(cache.features(SPEC).folder)
+    flip_bit(on_opening, "keys")
+    store = cache.features(SPEC)
+    flip_bit(on_reading, "features")
+    with pytest.raises(MissingFeaturesError):
+        store.read(rows[0][4:])
+    flip_bit(on_verifying, "features")
+    assert store.verify() == 3
+    assert store.verify() == 0
+    assert store.segments == (sound.name,)
 
 
 def test_every_flipped_bit_of_a_row_is_found(cache: Cache) -> None:
@@ -233,6 +257,61 @@ def test_every_flipped_bit_of_a_row_is_found(cache: Cache) -> None:
         with pytest.raises(MissingFeaturesError):
             cache.features(SPEC).read(keys)
         assert not segment.exists()
+
+
+FLIP_BITS = """
+import random, signal, sys
+from pathlib import Path
+import numpy as np
+from store_rows import SPEC, flip_bit_at
+from featcache.store.segment import SegmentError, read_features, read_keys
+
+def read():
+    header, keys = read_keys(segment, SPEC.fingerprint)
+    return header, keys, read_features(segment, header)
+
+segment, flips = Path(sys.argv[1]), int(sys.argv[2])
+good, (header, keys, features) = segment.read_bytes(), read()
+used = [place for place in range(len(good)) if any(good[max(0, place - 8) : place + 9])]  # the rest is padding
+bits = [(place, bit) for place in used for bit in range(8)]
+for place, bit in random.Random(0).sample(bits, min(flips, len(bits))):
+    print(f"bit {bit} of byte {place}", flush=True)
+    segment.write_bytes(good)
+    flip_bit_at(segment, place, bit)
+    signal.setitimer(signal.ITIMER_REAL, 5)  # ends this process, in the middle of a call into HDF5 too
+    try:
+        found = read()
+    except SegmentError:
+        continue
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    assert found[0] == header
+    np.testing.assert_array_equal(found[1], keys, strict=True)
+    np.testing.assert_array_equal(found[2], features, strict=True)
+"""
+
+
+@pytest.mark.parametrize("flips", [300, pytest.param(12_000, marks=pytest.mark.soak)])
+def test_a_flipped_bit_anywhere_is_found_or_harmless_and_never_hangs_or_crashes(cache: Cache, flips: int) -> None:
+    store = cache.features(SPEC)
+    commit_each(store, 2)
+    store.compact()
+    (merged,) = segment_files(store.folder)  # has all that other segments have, and the names of its sources
+    assert len(run_python(FLIP_BITS, merged, flips, timeout=300).splitlines()) == flips
+
+
+def test_a_dangling_link_in_place_of_a_segment_is_a_clear_error(cache: Cache) -> None:
+    rows = commit_each(cache.features(SPEC), 2)
+    store = cache.features(SPEC)
+    link = store.folder / "seg-00000000000000000001-0123abcd-00000001.h5"
+    link.symlink_to("nowhere")
+    for opening in (store.refresh, lambda: cache.features(SPEC)):
+        with pytest.raises(CacheError, match=f"{store.folder} .*broken links"):
+            opening()
+    assert link.is_symlink()
+    assert not (cache.folder / "bad").exists()
+    link.unlink()
+    assert_holds(cache.features(SPEC), rows)
 
 
 def test_a_lack_of_file_descriptors_is_not_taken_for_damage(cache: Cache) -> None:
