@@ -1,6 +1,6 @@
 """A class folder enters; a CSV manifest with N training pictures of each class, the rest test, leaves.
 
-    python benchmarks/per_class.py caltech101/ --train 30 --seed 0 caltech101-30.csv
+python benchmarks/per_class.py caltech101/ --train 30 --seed 0 caltech101-30.csv
 """
 
 from __future__ import annotations

@@ -619,6 +619,7 @@ def test_a_timm_model_gives_the_features_of_timms_own_network(
     _close(vectors, expected)
 
 
+@pytest.mark.filterwarnings("ignore:Mapping deprecated model name")
 def test_a_renamed_timm_model_goes_by_its_old_name_too(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(b"anything")

@@ -134,7 +134,7 @@ def _header(file: h5py.File, path: Path, fingerprint: str) -> Header:
             f"{path} has segment format {attributes['format_version']}, this featcache reads {FORMAT_VERSION}: "
             "use the featcache that wrote it, or another --cache"
         )
-    replaces = (name.decode() for name in _checked(file, "replaces", path)) if "replaces" in file else ()
+    replaces = (name.decode() for name in _checked(file, "replaces", path)) if "crc32_replaces" in attributes else ()
     header = Header(
         n_rows=int(attributes["n_rows"]),
         dim=int(attributes["dim"]),
