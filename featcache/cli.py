@@ -41,7 +41,9 @@ def _several(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 _FILE = click.Path(path_type=Path)
 _cache = click.option("--cache", type=_FILE, help="Folder of the cache  [default: $FEATCACHE_CACHE, else ./cache].")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-_seed = click.option("--seed", default=0, show_default=True, help="Seed of the split and the head.")
+_seed = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the split and the head."
+)
 _running = _several(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
     click.option("--batch-size", type=click.IntRange(min=1), help="Pictures a batch  [default: by device]."),
@@ -154,7 +156,7 @@ def main() -> NoReturn:
         click.echo(f"featcache: {one_line(str(error))}", err=True)
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("featcache: interrupted; what was computed is kept, run the same command again to go on", err=True)
+        click.echo("featcache: interrupted; what was finished is kept, run the same command again to go on", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -193,6 +195,8 @@ class _Bar:
             unit, interval = ("img" if stage == "extract" else "step"), (0.1 if sys.stderr.isatty() else 10.0)
             self._bar = tqdm(total=total, desc=stage, unit=unit, mininterval=interval, file=sys.stderr)
         self._bar.update(done - self._bar.n)
+        if done == total:
+            self._close()
 
     def __enter__(self) -> _Bar:
         return self
@@ -203,6 +207,7 @@ class _Bar:
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+        self._bar, self._stage = None, ""
 
 
 class _Stderr(logging.Handler):

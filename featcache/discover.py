@@ -51,7 +51,7 @@ def discover(source: str | os.PathLike[str], *, labelled: bool = True) -> Datase
     except OSError as error:
         raise DatasetError(f"cannot read {error.filename}: {error.strerror}") from error
     if not dataset.items:
-        raise DatasetError(f"{source} holds no files: expected pictures, or one folder of pictures a class")
+        raise DatasetError(f"{source} holds no files: name a folder of pictures, or a manifest that lists some")
     return dataset
 
 
@@ -137,8 +137,10 @@ def _manifest(path: Path, labelled: bool) -> Dataset:
             needed = ["path", "label"] if labelled else ["path"]
             missing = [name for name in needed if name not in (rows.fieldnames or ())]
             if missing:
+                found = ",".join(rows.fieldnames or ()) or "nothing"
                 raise DatasetError(
-                    f"{path} has no column {missing[0]!r}: its first line must name the columns path,label[,split]"
+                    f"{path} has no column {missing[0]!r}: its first line must name the columns path,label[,split], "
+                    f"and says {found}"
                 )
             return Dataset(str(path), tuple(_manifest_items(path, rows)))
     except csv.Error as error:

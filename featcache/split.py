@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -52,11 +52,15 @@ def plan(features: Features, seed: int, kept: Mapping[bytes, str]) -> Plan:
     if present in ({""}, {"train"}):
         made = _make(features, labelled, seed, kept)
         names[labelled] = [made[features.keys[row]] for row in labelled]
-        notices.append(f"no test split given: a stratified 80/20 split was made with seed {seed}, and is kept")
+        notices.append(
+            f"no test split in the dataset: it has a stratified 80/20 split of seed {seed}, kept in the cache"
+        )
     elif "" in present or "train" not in present:
+        without = int((names[labelled] == "").sum())
+        lacking = f"{without:,} of {len(labelled):,} pictures have none" if without else "`train` is not among them"
         raise DatasetError(
-            f"the splits are {', '.join(sorted(name or '(none)' for name in present))}: "
-            "every labelled picture needs one, and `train` must be among them"
+            f"the splits are {', '.join(sorted(name or '(none)' for name in present))}, but {lacking}: "
+            "give every labelled picture one, and some of them `train`"
         )
     rows = {str(name): labelled[names[labelled] == name] for name in np.unique(names[labelled])}
     scored = next(name for name in ("test", "holdout", "val") if name in rows)
@@ -68,7 +72,8 @@ def plan(features: Features, seed: int, kept: Mapping[bytes, str]) -> Plan:
         rows["train"], val, rows[scored], scored, {name: len(found) for name, found in rows.items()}, made, ()
     )
     _check_classes(features, result)
-    return Plan(**{**vars(result), "notices": (*notices, *_leaks(features, result))})
+    notices += [*_contradictions(features, labelled), *_leaks(features, result)]
+    return Plan(**{**vars(result), "notices": tuple(notices)})
 
 
 def _make(features: Features, labelled: Rows, seed: int, kept: Mapping[bytes, str]) -> dict[bytes, str]:
@@ -82,12 +87,15 @@ def _make(features: Features, labelled: Rows, seed: int, kept: Mapping[bytes, st
     members: dict[str, list[bytes]] = {}
     for key, label in sorted(label_of.items()):
         members.setdefault(label, []).append(key)
+    if len(members) < 2:
+        raise _one_class(next(iter(members)))
     result = {key: kept[key] for key in label_of if key in kept}
     generator = np.random.default_rng(seed)
     for label, keys in sorted(members.items()):
-        if len(keys) < 2:
+        if len(keys) < 3:
             raise DatasetError(
-                f"class {label!r} has one picture: a class needs at least two to be split into train and test"
+                f"class {label!r} has {('one picture', 'two pictures')[len(keys) - 1]}: "
+                "where the dataset has no splits, a class needs three, two to train and choose on and one to score"
             )
         shuffled = [keys[at] for at in generator.permutation(len(keys))]
         new = [key for key in shuffled if key not in result]
@@ -102,9 +110,7 @@ def _make(features: Features, labelled: Rows, seed: int, kept: Mapping[bytes, st
 def _check_classes(features: Features, made: Plan) -> None:
     trained = Counter(features.y[made.train].tolist())
     if len(trained) < 2:
-        raise DatasetError(
-            f"there is only one class to train on ({next(iter(trained), 'none')!r}): a classifier needs two or more"
-        )
+        raise _one_class(next(iter(trained)))
     parts = {made.scored_name: made.scored} | ({} if made.val is None else {"val": made.val})
     for name, rows in parts.items():
         unknown = sorted(set(features.y[rows].tolist()) - set(trained))
@@ -115,6 +121,22 @@ def _check_classes(features: Features, made: Plan) -> None:
         raise DatasetError(
             f"class {label!r} has one picture in train: choosing parameters by cross-validation needs at least two"
         )
+
+
+def _one_class(label: str) -> DatasetError:
+    return DatasetError(f"there is only one class to train on ({label!r}): a classifier needs two or more")
+
+
+def _contradictions(features: Features, labelled: Rows) -> list[str]:
+    labels: dict[bytes, set[str]] = defaultdict(set)
+    for row in labelled:
+        labels[features.keys[row]].add(str(features.y[row]))
+    torn = [row for row in labelled if len(labels[features.keys[row]]) > 1]
+    if not torn:
+        return []
+    return [
+        f"{len(torn):,} pictures also stand under another label, as {features.paths[torn[0]]}: no head can fit both"
+    ]
 
 
 def _leaks(features: Features, made: Plan) -> list[str]:

@@ -94,6 +94,22 @@ def test_an_odd_file_name_does_not_break_the_lines(run: Run, photos: Path) -> No
     assert "smile \U0001f600.jpg: not a picture" in text
 
 
+def test_a_class_without_a_readable_picture_is_named(run: Run, photos: Path) -> None:
+    (photos / "mud").mkdir()
+    (photos / "mud" / "0.jpg").write_text("not a picture")
+    notices = run("fit", photos, "--json", network=True).json["notices"]
+    assert "unreadable files left out: 1" in notices[0]
+    assert "'mud'" in notices[1]
+
+
+def test_options_of_the_extraction_are_refused_where_nothing_is_extracted(run: Run, photos: Path) -> None:
+    run("extract", photos, network=True)
+    for words in (["--backbone", "resnet50"], ["--device", "cpu"], ["--batch-size", "2"]):
+        result = run("fit", *words)
+        assert (result.code, result.out) == (1, "")
+        assert "featcache fit FOLDER" in result.err
+
+
 def test_splits_of_the_folder_are_used(run: Run, tmp_path: Path) -> None:
     root = tmp_path / "split"
     for at, split in enumerate(["train", "val", "test"]):
@@ -255,13 +271,13 @@ def test_one_line_and_the_right_exit_code_for_bad_input(run: Run, photos: Path, 
         (["predict", "no.joblib", "photos"], 1, "no.joblib"),
     ]
     for words, code, said in cases:
-        result = run(*words, network=words[0] != "predict")
+        result = run(*words, network=words[0] != "predict" and words[1] != "--cache")
         assert (result.code, result.out) == (code, ""), (words, result)
         lines = [line for line in result.err.splitlines() if line.startswith("featcache: ")]
         assert said in lines[-1], (words, result.err)
         assert "Traceback" not in result.err
     assert run("extract", "photos", "--backbone", "resnet19").code == 1
-    for words in (["extract"], ["nope"], ["extract", "photos", "--batch-size", "0"]):
+    for words in (["extract"], ["nope"], ["extract", "photos", "--batch-size", "0"], ["fit", "--seed", "-1"]):
         result = run(*words)
         assert (result.code, result.out) == (2, "")
         assert "Usage" in result.err

@@ -145,7 +145,7 @@ class TestWithoutSplits:
             plan(features(["cat", "dog"] * 5 + ["emu"] * 3, keys=[*range(10), 99, 99, 99]), 0, {})
 
     def test_a_class_of_two_is_too_small_for_cross_validation(self) -> None:
-        with pytest.raises(DatasetError, match="'emu' has one picture in train"):
+        with pytest.raises(DatasetError, match="'emu' has two pictures"):
             plan(features(["cat", "dog"] * 5 + ["emu"] * 2), 0, {})
 
     def test_one_class_only_is_refused(self) -> None:
@@ -212,7 +212,7 @@ class TestWithSplits:
 
     @pytest.mark.parametrize("names", [["test"], ["val", "test"], ["holdout"]])
     def test_splits_without_train_are_refused(self, names: list[str]) -> None:
-        with pytest.raises(DatasetError, match="`train` must be among them"):
+        with pytest.raises(DatasetError, match="`train` is not among them"):
             plan(split_set(*((name, 3) for name in names)), 0, {})
 
     def test_one_class_only_is_refused(self) -> None:
@@ -258,6 +258,12 @@ class TestTwins:
         parts = split_set(("train", 4), ("test", 4))
         keys = [0, 0, *range(2, 14), 15, 15]
         assert plan(features(parts.y.tolist(), parts.splits.tolist(), keys), 0, {}).notices == ()
+
+    def test_one_picture_under_two_labels_is_said(self) -> None:
+        parts = split_set(("train", 4), ("test", 4))
+        keys = [0, *range(1, 4), 0, *range(5, 16)]
+        (notice,) = plan(features(parts.y.tolist(), parts.splits.tolist(), keys), 0, {}).notices
+        assert notice.startswith("2 pictures also stand under another label, as /0.jpg")
 
     def test_twins_in_an_untouched_holdout_are_no_leak(self) -> None:
         parts = split_set(("train", 4), ("test", 4), ("holdout", 4))

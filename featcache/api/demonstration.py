@@ -29,7 +29,7 @@ def demo(
         source = _write_digits(options)
         options = replace(options, backbone="efficientnet_lite0")
     extracted = extract(source, options, progress)
-    return DemoSummary(extracted, tuple(fit(None, head, 0, options, progress) for head in HEADS))
+    return DemoSummary(extracted, tuple(fit(None, head, 0, Options(cache=options.cache), progress) for head in HEADS))
 
 
 def _write_digits(options: Options) -> Path:

@@ -48,8 +48,8 @@ def extract_into(
     listing = str(cache.put(f"runs/{run:06d}-unreadable.csv", _failures_csv(failures))) if failures else None
     if len(failures) == len(dataset.items):
         raise DatasetError(
-            f"none of the {len(failures):,} files in {dataset.root} is a readable picture "
-            f"({failures[0].path}: {failures[0].reason}); all reasons are in {listing}"
+            f"no readable picture in {dataset.root}: {failures[0].reason} ({failures[0].path}); "
+            f"files and reasons, {len(failures):,} in all, are listed in {listing}"
         )
     cache.catalog.save_dataset(dataset.root, work.rows)
     summary = ExtractSummary(
@@ -80,4 +80,4 @@ def _failures_csv(failures: Sequence[Failure]) -> bytes:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["path", "reason"])
     writer.writerows((failure.path, failure.reason) for failure in failures)
-    return out.getvalue().encode(errors="surrogateescape")
+    return out.getvalue().encode(errors="backslashreplace")

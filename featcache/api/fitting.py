@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from featcache.api.extraction import extract
 from featcache.api.models import Model, save_model
 from featcache.api.options import Options, open_cache
-from featcache.errors import DatasetError
+from featcache.errors import BackboneError, DatasetError
 from featcache.heads import get
 from featcache.load import load
 from featcache.records import FeatureSpec, FitSummary, Progress
@@ -36,6 +36,11 @@ def fit(
     chosen = get(head)
     if source is not None:
         extract(source, options, progress)
+    elif options != Options(cache=options.cache):
+        raise BackboneError(
+            "backbone, weights, device and batch size say how to extract, but no dataset is named: "
+            "add it (`featcache fit FOLDER ...`), or leave them out"
+        )
     with open_cache(options) as cache:
         root, fingerprint, extracted = _last_extraction(cache)
         spec = cache.spec(fingerprint)
@@ -107,4 +112,8 @@ def _last_extraction(cache: Cache) -> tuple[str, str, Mapping[str, Any]]:
 
 def _left_out(rows: Sequence[Row]) -> list[str]:
     unreadable = sum(row.key is None for row in rows)
-    return [f"{unreadable:,} unreadable files left out: `featcache extract` lists them"] if unreadable else []
+    if not unreadable:
+        return []
+    notices = [f"unreadable files left out: {unreadable:,} (`featcache extract` lists them)"]
+    lost = {row.item.label for row in rows} - {row.item.label for row in rows if row.key is not None}
+    return notices + [f"class {label!r} left out: it has no readable picture" for label in sorted(filter(None, lost))]

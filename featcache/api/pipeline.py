@@ -67,8 +67,10 @@ def compute(
             remember(picture)
             embedder.add(picture, writer)
             if progress:
-                progress("extract", done, len(pending))
+                progress("extract", done - embedder.waiting, len(pending))
         embedder.finish(writer)
+        if progress and pending:
+            progress("extract", len(pending), len(pending))
     store.refresh()
     if len(store.segments) >= COMPACT_AT:
         store.compact()
@@ -194,6 +196,11 @@ class _Embedder:
     def device(self) -> str | None:
         """The device that ran the network, or `None` where nothing had to be computed."""
         return str(self._engine.device) if self._engine and self.seconds else None
+
+    @property
+    def waiting(self) -> int:
+        """How many pictures wait for their batch to fill."""
+        return len(self._batch)
 
     def add(self, picture: _Picture, writer: FeatureWriter) -> None:
         if picture.pixels is None:

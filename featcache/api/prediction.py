@@ -56,7 +56,7 @@ def predict(
     )
     if csv:
         try:
-            csv.write_text(predict_csv(summary), encoding="utf-8", errors="surrogateescape")
+            csv.write_text(predict_csv(summary), encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise OutputError(f"cannot write {csv}: {error.strerror}") from error
     return summary

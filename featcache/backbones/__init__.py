@@ -27,7 +27,11 @@ def resolve(name: str = AUTO, weights: Path | None = None) -> Backbone:
         try:
             return torchvision_models.resolve("resnet18", None)
         except WeightsUnavailableError as error:
-            _logger.warning("no weights for resnet18: %s. Using efficientnet_lite0 instead.", error)
+            _logger.warning(
+                "no weights for resnet18: %s. Using efficientnet_lite0 instead (--backbone %s asks for it).",
+                error,
+                efficientnet_lite0.NAME,
+            )
             return efficientnet_lite0.resolve(None)
     if name == efficientnet_lite0.NAME:
         return efficientnet_lite0.resolve(weights)

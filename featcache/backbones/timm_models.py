@@ -35,7 +35,7 @@ def resolve(name: str, weights: Path | None) -> Backbone:
     model = name.removeprefix(PREFIX)
     if not timm.is_model(model):
         close = timm.list_models(f"*{model}*")[:3] or difflib.get_close_matches(model, timm.list_models())
-        hint = f": did you mean {' or '.join(PREFIX + m for m in close)}?" if close else ": see timm.list_models()"
+        hint = f": did you mean {', '.join(PREFIX + m for m in close)}?" if close else ": see timm.list_models()"
         raise BackboneError(f"timm has no model {model!r}{hint}")
     try:
         with torch.device("meta"):  # only the network itself knows its configuration under each of its names
@@ -72,7 +72,9 @@ def _download(name: str, config: Mapping[str, Any]) -> Path:
     if repository:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub.utils import logging as hub_logging
 
+        hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call] # its retries; the failure is said once, below
         wanted = (repository, config.get("hf_hub_filename") or "model.safetensors")
         try:
             try:
@@ -81,9 +83,9 @@ def _download(name: str, config: Mapping[str, Any]) -> Path:
                 _logger.warning("downloading the weights of %s from %s", name, repository)
                 return Path(hf_hub_download(*wanted))
         except Exception as error:  # the hub client raises many types, all of them mean: not to be had
-            reason = (str(error).strip().splitlines() or [repr(error)])[0]
             raise WeightsUnavailableError(
-                f"cannot download the weights of {name} from {repository} ({reason}): give --weights FILE"
+                f"cannot download {wanted[1]} of {repository} for {name} ({type(error).__name__}): "
+                "name a copy of it with --weights"
             ) from error
     if url:
         return obtain(url)

@@ -93,7 +93,7 @@ def _suggest(name: str, known: list[str]) -> str:
 
     close = difflib.get_close_matches(name, ["efficientnet_lite0", *known], n=3)
     if close:
-        return f": did you mean {' or '.join(close)}?"
+        return f": did you mean {', '.join(close)}?"
     return ": use efficientnet_lite0, a torchvision classification model such as resnet50, or timm:NAME"
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.error import URLError
 from urllib.parse import urlparse
 
 from featcache.errors import WeightsError, WeightsUnavailableError
@@ -52,8 +53,9 @@ def obtain(url: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         download_url_to_file(url, str(path), promised, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, http.client.HTTPException) as error:
+        reason = error.reason if type(error) is URLError else error
         raise WeightsUnavailableError(
-            f"cannot download {url} ({error}): put the file into {path.parent}, or name it with --weights"
+            f"cannot download {url} ({reason}): put the file into {path.parent}, or use --backbone with --weights"
         ) from error
     finally:
         socket.setdefaulttimeout(patience)

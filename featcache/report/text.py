@@ -33,7 +33,7 @@ def extract_text(summary: ExtractSummary) -> str:
         lines.append(f"             all of them: {summary.unreadable_file}")
     lines += [
         f"seconds      {took.total:.1f} in all: forward {took.forward:.1f}, write {took.write:.1f}; "
-        f"read {took.read:.1f} and decode {took.decode:.1f} beside it, summed over threads",
+        f"meanwhile read {took.read:.1f}, decode {took.decode:.1f} (sums over threads)",
         f"cache        {summary.cache}",
     ]
     return "\n".join(lines)
