@@ -113,6 +113,8 @@ def _choose(
         for params in candidates
     )
     means = []
+    if progress:
+        progress(f"fit {head.name}", 0, len(candidates) + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate that needs longer just scores lower
         for scores in Parallel(n_jobs=-1, backend="threading", return_as="generator")(jobs):

@@ -44,6 +44,20 @@ def test_a_folder_becomes_a_scored_and_saved_classifier(run: Run, photos: Path) 
     assert all(p["label"] == max(p["probabilities"], key=p["probabilities"].get) for p in predicted)
 
 
+def test_progress_reaches_the_total_once_a_stage(photos: Path, tmp_path: Path, seeded_weights: Path) -> None:
+    import featcache
+
+    (photos / "leaf" / "zz.jpg").write_text("not a picture")
+    steps: dict[str, list[tuple[int, int]]] = {}
+    options = featcache.Options(backbone="resnet18", weights=seeded_weights, cache=tmp_path / "cache", batch_size=4)
+    featcache.fit(photos, options=options, progress=lambda *step: steps.setdefault(step[0], []).append(step[1:]))
+    for stage, total in (("extract", 31), ("fit logreg", 5)):
+        done = [step[0] for step in steps[stage]]
+        assert {step[1] for step in steps[stage]} == {total}
+        assert (done[0], done[-1], done.count(total)) == (0, total, 1)
+        assert done == sorted(done)
+
+
 def test_a_second_run_reads_and_computes_nothing(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(path: str) -> None:
         raise AssertionError(f"{path} was read again")

@@ -62,14 +62,17 @@ def compute(
         _remembering(cache, writer) as remember,
         closing(reader.read_all(pending)) as pictures,
     ):
+        if progress and pending:
+            progress("extract", 0, len(pending))
         for done, picture in enumerate(pictures, 1):
             account.add(picture)
             remember(picture)
             embedder.add(picture, writer)
             if progress:
                 progress("extract", done - embedder.waiting, len(pending))
+        last = embedder.waiting
         embedder.finish(writer)
-        if progress and pending:
+        if progress and last:
             progress("extract", len(pending), len(pending))
     store.refresh()
     if len(store.segments) >= COMPACT_AT:
