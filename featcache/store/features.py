@@ -136,6 +136,8 @@ class FeatureStore:
                     merged += self._merge(group)
                 except _BrokenSegmentError as error:
                     self._quarantine(error.name, error)
+                except FileNotFoundError:  # put aside by another process meanwhile
+                    pass
                 self._remove_replaced()
             return merged
 
