@@ -37,13 +37,7 @@ SIDE = 64
 """Convolutional networks take any size; a small one keeps the run short."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small inputs are faster so, and sums are added up in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
@@ -59,11 +53,6 @@ def scratch() -> Iterator[Path]:
     """A folder for weights files, which are too large to be kept after a test."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
-
-
-@pytest.fixture(scope="module")
-def models() -> Any:
-    return import_torchvision().models
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 from conftest import TINTS, Result, write_picture
 
+from featcache.backbones import torchvision_models
+from featcache.errors import WeightsUnavailableError
+
 Run = Callable[..., Result]
 
 
@@ -375,14 +378,12 @@ def test_a_broken_segment_is_said_and_only_its_rows_are_computed_again(run: Run,
     assert run("fit").code == 0
 
 
+def _unreachable(url: str) -> Path:
+    raise WeightsUnavailableError(f"cannot download {url} (no network)")
+
+
 def test_auto_says_which_backbone_stands_in_and_why(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featcache.backbones import torchvision_models
-    from featcache.errors import WeightsUnavailableError
-
-    def unreachable(url: str) -> Path:
-        raise WeightsUnavailableError(f"cannot download {url} (no network)")
-
-    monkeypatch.setattr(torchvision_models, "obtain", unreachable)
+    monkeypatch.setattr(torchvision_models, "obtain", _unreachable)
     result = run("extract", photos / "leaf", "--json")
     assert result.json["backbone"] == "efficientnet_lite0"
     assert "resnet18" in result.err
@@ -401,6 +402,14 @@ def test_demo_compares_three_heads_offline(run: Run, monkeypatch: pytest.MonkeyP
     text = run("demo")
     assert "95 % interval" in text.out
     assert text.out.count("model ") == 3
+
+
+def test_demo_on_a_folder_says_which_backbone_it_took(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision_models, "obtain", _unreachable)
+    result = run("demo", photos, "--json")
+    assert result.json["extract"]["found"] == 30
+    assert {row["backbone"] for row in result.json["rows"]} == {"efficientnet_lite0"}
+    assert "no network" in result.err
 
 
 def test_a_cache_among_the_pictures_is_not_taken_for_a_class(

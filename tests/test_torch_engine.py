@@ -16,7 +16,6 @@ from PIL import Image
 
 from featcache.backbones import Backbone, resolve
 from featcache.backbones.torchvision_models import RESNET18_PREPROCESS
-from featcache.backbones.vision_import import import_torchvision
 from featcache.decode import Pixels, decode
 from featcache.embed import open_engine
 from featcache.embed.torch_engine import normalise
@@ -28,18 +27,7 @@ SIDE = 64
 """Convolutional networks take any size; a small one keeps the run short."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small inputs are faster so, and sums are added up in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def models() -> Any:
-    return import_torchvision().models
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ import torch
 from safetensors.torch import save_file
 
 from featcache.backbones import resolve, torchvision_models, weights
-from featcache.backbones.vision_import import import_torchvision
 from featcache.embed import open_engine
 from featcache.embed.torch_engine import normalise
 from featcache.errors import WeightsError, WeightsUnavailableError
@@ -279,11 +278,6 @@ def test_a_hub_folder_that_cannot_be_made_is_unavailable(
 
 
 # The default backbone through its download
-
-
-@pytest.fixture(scope="module")
-def models() -> Any:
-    return import_torchvision().models
 
 
 @pytest.fixture(scope="module")
