@@ -75,6 +75,7 @@ def cli(verbose: bool) -> None:
 @cli.command()
 @click.argument("source", type=_FILE)
 @_network
+@click.option("--rehash", is_flag=True, help="Read every file again, also those that look unchanged.")
 @_cache
 @_json
 def extract(source: Path, as_json: bool, **options: Any) -> None:

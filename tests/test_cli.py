@@ -82,6 +82,20 @@ def test_one_changed_byte_costs_one_forward_pass_and_a_rename_none(run: Run, pho
     assert again["found"] == again["reused"] + again["computed"] + again["duplicates"] + again["unreadable"]
 
 
+def test_rehash_finds_a_change_that_the_stat_hides(run: Run, photos: Path) -> None:
+    path = photos / "leaf" / "0.png"
+    content = (photos / "leaf" / "1.png").read_bytes()
+    path.write_bytes(content + bytes(8))  # what follows the end of a PNG is not looked at
+    _age(photos)
+    run("extract", photos, network=True)
+    before = path.stat()
+    path.write_bytes(content + bytes(7) + b"x")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run("extract", photos, "--json", network=True).json["computed"] == 0
+    again = run("extract", photos, "--rehash", "--json", network=True).json
+    assert (again["computed"], again["reused"]) == (1, 29)
+
+
 def test_rubbish_is_counted_and_listed(run: Run, photos: Path) -> None:
     (photos / "leaf" / "notes.txt").write_text("not a picture")
     (photos / "leaf" / "empty.jpg").touch()

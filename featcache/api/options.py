@@ -16,7 +16,8 @@ CACHE_VARIABLE = "FEATCACHE_CACHE"
 class Options:
     """How and where to extract: backbone, weights file, cache folder, device and batch size.
 
-    Without `cache` it is the folder in `FEATCACHE_CACHE`, else `./cache`; without `batch_size` the engine chooses.
+    Without `cache` it is the folder in `FEATCACHE_CACHE`, else `./cache`; without `batch_size` the engine chooses. With
+    `rehash` files that look unchanged (size, modification time, inode) are read again all the same.
     """
 
     backbone: str = AUTO
@@ -24,6 +25,7 @@ class Options:
     cache: Path | None = None
     device: str = "auto"
     batch_size: int | None = None
+    rehash: bool = False
 
 
 def open_cache(options: Options) -> Cache:

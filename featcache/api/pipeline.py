@@ -53,7 +53,7 @@ def compute(
     start = time.perf_counter()
     store = cache.features(backbone.spec)
     store.verify()
-    account = _Account(_held(cache, store, items))
+    account = _Account({} if options.rehash else _held(cache, store, items))
     pending = account.pending(items)
     reader = _Reader(store, backbone)
     embedder = _Embedder(backbone, options)
