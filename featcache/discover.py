@@ -57,9 +57,9 @@ def discover(source: str | os.PathLike[str], *, labelled: bool = True) -> Datase
 
 def _folder(root: Path) -> Dataset:
     folders, files = _listing(str(root))
-    contents = {name: list(_files(path, (_identity(str(root)),))) for name, path in folders}
-    empty = [name for name, paths in contents.items() if not paths]
-    folders = [(name, path) for name, path in folders if contents[name]]
+    above = (_identity(str(root)),)
+    empty = [name for name, path in folders if next(_files(path, above), None) is None]
+    folders = [(name, path) for name, path in folders if name not in empty]
     notices = [f"{_count(empty, 'empty folder')} left out: {_some(empty)}"] if empty else []
     if not folders:
         return Dataset(str(root), tuple(Item(path) for path in files), tuple(notices))
@@ -69,7 +69,7 @@ def _folder(root: Path) -> Dataset:
     if _are_splits(root, [name for name, _ in folders], notices):
         items = [item for name, path in folders for item in _split_items(name, path, notices)]
     else:
-        items = [Item(path, name) for name, _ in folders for path in contents[name]]
+        items = [Item(file, name) for name, path in folders for file in _files(path, above)]
     return Dataset(str(root), tuple(items), tuple(notices))
 
 

@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import ParameterGrid, StratifiedKFold, cross_val_score
 from threadpoolctl import threadpool_limits
 
+from featcache.errors import HeadError
 from featcache.evaluate import score
 from featcache.heads import Head
 from featcache.records import Features, Progress, Score
@@ -44,8 +45,8 @@ def fit_head(head: Head, features: Features, plan: Plan, seed: int, progress: Pr
     """Choose a head's parameters without the scored rows, fit it, and only then score it.
 
     The choice is made on `plan.val`, or by stratified CV inside train; the final fit is on train and val together, as
-    is usual for linear probes. `progress` is called after each candidate; they run on all
-    cores. Equal seeds give equal results.
+    is usual for linear probes. `progress` is called after each candidate; they run on all cores. Equal seeds give equal
+    results. Raises `HeadError`.
     """
     # One BLAS thread for each fit, and the fits beside each other: measured up to 20 times as fast on small problems.
     with threadpool_limits(1, user_api="blas"):
@@ -62,9 +63,11 @@ def _fit_head(head: Head, features: Features, plan: Plan, seed: int, progress: P
     params = _choose(head, candidates, X, y, folds, seed, progress)
     estimator = head.make(seed).set_params(**params)
     if not head.calibrated:
-        cv = StratifiedKFold(min(MAX_FOLDS, _fewest(y)), shuffle=True, random_state=seed) if _fewest(y) > 1 else None
-        if cv is not None:
-            estimator = CalibratedClassifierCV(estimator, method="temperature", cv=cv, ensemble=False)
+        if _fewest(y) < 2:
+            raise HeadError(
+                f"{head.name} needs two pictures of each class for its probabilities: add some, or use logreg"
+            )
+        estimator = CalibratedClassifierCV(estimator, method="temperature", cv=_splitter(y, seed), ensemble=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         estimator.fit(X, y)
@@ -91,9 +94,12 @@ def _folds(
     if plan.val is not None:
         n = len(plan.train)
         return [(np.arange(n), np.arange(n, n + len(plan.val)))], f"accuracy on val (n={len(plan.val)})"
-    k = min(MAX_FOLDS, _fewest(y))
-    splitter = StratifiedKFold(k, shuffle=True, random_state=seed)
-    return list(splitter.split(y, y)), f"{k}-fold cross-validation inside train"
+    splitter = _splitter(y, seed)
+    return list(splitter.split(y, y)), f"{splitter.get_n_splits()}-fold cross-validation inside train"
+
+
+def _splitter(y: npt.NDArray[np.intp], seed: int) -> StratifiedKFold:
+    return StratifiedKFold(min(MAX_FOLDS, _fewest(y)), shuffle=True, random_state=seed)
 
 
 def _choose(

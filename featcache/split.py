@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -68,12 +68,11 @@ def plan(features: Features, seed: int, kept: Mapping[bytes, str]) -> Plan:
     unused = sorted(set(rows) - {"train", "val", scored})
     if unused:
         notices.append(f"the split {unused[0]} was not touched")
-    result = Plan(
-        rows["train"], val, rows[scored], scored, {name: len(found) for name, found in rows.items()}, made, ()
-    )
+    sizes = {name: len(found) for name, found in rows.items()}
+    result = Plan(rows["train"], val, rows[scored], scored, sizes, made)
     _check_classes(features, result)
     notices += [*_contradictions(features, labelled), *_leaks(features, result)]
-    return Plan(**{**vars(result), "notices": tuple(notices)})
+    return replace(result, notices=tuple(notices))
 
 
 def _make(features: Features, labelled: Rows, seed: int, kept: Mapping[bytes, str]) -> dict[bytes, str]:

@@ -185,6 +185,26 @@ def test_every_head_fits_predicts_and_repeats(run: Run, photos: Path, head: str)
     assert set(probabilities[0]["predictions"][0]["probabilities"]) == set(TINTS)
 
 
+def test_a_head_that_cannot_be_calibrated_says_so(run: Run, tmp_path: Path) -> None:
+    root = tmp_path / "split"
+    for split, label, count in [("train", "a", 4), ("train", "b", 1), ("val", "a", 2), ("test", "a", 2)]:
+        for number in range(count):
+            seed = 1000 * len(split) + 100 * ord(label) + number
+            write_picture(root / split / label / f"{number}.png", seed)
+    result = run("fit", root, "--head", "svm", network=True)
+    assert (result.code, result.out) == (1, "")
+    assert "two pictures of each class" in result.err
+    assert run("fit", "--head", "logreg").code == 0
+
+
+def test_svm_with_two_classes_gives_probabilities_that_agree_with_its_labels(run: Run, photos: Path) -> None:
+    shutil.rmtree(photos / "sand")
+    model = run("fit", photos, "--head", "svm", "--json", network=True).json["model"]
+    for row in run("predict", model, photos, "--json").json["predictions"]:
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+        assert abs(sum(row["probabilities"].values()) - 1) < 1e-5
+
+
 def test_poisoned_test_labels_move_no_choice(run: Run, tmp_path: Path) -> None:
     rows = []
     for at, (label, tint) in enumerate(TINTS.items()):
