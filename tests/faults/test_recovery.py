@@ -18,6 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import store_rows
 from store_rows import (
     HALF,
     SPEC,
@@ -61,7 +62,7 @@ with Cache(sys.argv[1]) as cache, FeatureWriter(cache.features(SPEC), "float32")
 @pytest.mark.parametrize("seed", range(4))
 def test_every_row_reported_committed_survives_sigkill(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(store_rows.__file__).parent)}
     command = [sys.executable, "-c", ENDLESS_WRITER, str(tmp_path / "cache")]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
