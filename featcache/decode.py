@@ -9,7 +9,7 @@ import stat
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from featcache.errors import PictureError
 from featcache.records import FileStat, Preprocess
@@ -30,6 +30,10 @@ _FILTERS = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
+
+
+_HEIC_BRANDS = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
+_AVIF_BRANDS = {b"ftypavif", b"ftypavis"}
 
 
 def file_stat(path: str) -> FileStat:
@@ -67,13 +71,18 @@ def decode(data: bytes, preprocess: Preprocess) -> Pixels:
     Raises `PictureError` with the reason in one line.
     """
     try:
+        if data[4:12] in _HEIC_BRANDS:
+            _allow_heic()
         with Image.open(io.BytesIO(data)) as image:
+            if "transparency" in image.info and "RGB;16B" in str(getattr(image, "tile", "")):
+                # Pillow keeps 8 bits of the pixels and all 16 of the transparent colour, so they cannot be compared.
+                raise PictureError("16-bit colour picture with one transparent colour: convert it to 8 bit")
             ImageOps.exif_transpose(image, in_place=True)
             return crop(to_rgb(image), preprocess)
     except PictureError:
         raise
     except UnidentifiedImageError as error:
-        raise PictureError("empty file" if not data else "not a picture that Pillow can identify") from error
+        raise PictureError(_unidentified(data)) from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"too many pixels to be a photograph: {error}") from error
     except MemoryError as error:
@@ -85,7 +94,11 @@ def decode(data: bytes, preprocess: Preprocess) -> Pixels:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return the picture as RGB: alpha over white, 16-bit grey scaled to 8 bit, ICC profiles ignored."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # 0-65535 in both
-        image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+        grey = np.asarray(image)
+        scaled = np.round(grey / 257).astype(np.uint8)
+        if "transparency" in image.info:  # one grey value of a PNG
+            scaled[grey == image.info["transparency"]] = 255
+        image = Image.fromarray(scaled)
     elif image.mode in ("I", "F"):
         raise PictureError(f"32-bit picture (mode {image.mode}) without a known brightness range: convert it to 8 bit")
     elif image.has_transparency_data:
@@ -112,6 +125,23 @@ def crop(image: Image.Image, preprocess: Preprocess) -> Pixels:
         return np.asarray(image.resize((keep, keep), resample, box=box))
     resized = image if target == image.size else image.resize(target, resample)
     return np.asarray(resized.crop((left, top, left + keep, top + keep)))
+
+
+def _allow_heic() -> None:
+    """Let Pillow read HEIC where pillow-heif is installed; asked for only when such a picture is met."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return
+    register_heif_opener()
+
+
+def _unidentified(data: bytes) -> str:
+    if data[4:12] in _HEIC_BRANDS:
+        return "HEIC picture: install pillow-heif (pip install 'featcache[heic]')"
+    if data[4:12] in _AVIF_BRANDS and not features.check("avif"):
+        return "AVIF picture, and this Pillow was built without AVIF: install a wheel of pillow>=11.3"
+    return "not a picture that Pillow can identify" if data else "empty file"
 
 
 def _regular(status: os.stat_result) -> FileStat:

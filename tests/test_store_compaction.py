@@ -24,7 +24,7 @@ from store_rows import (
     temporary_files,
 )
 
-from featcache.store import Cache, FeatureStore, features
+from featcache.store import Cache, FeatureStore, compaction
 from featcache.store.index import KeyIndex
 
 
@@ -90,7 +90,7 @@ def test_large_segments_are_left_alone(cache: Cache, monkeypatch: pytest.MonkeyP
     large = commit(store, make_rows(0, 100))
     for at in range(100, 103):
         commit(store, make_rows(at, 1))
-    monkeypatch.setattr(features, "SMALL_BYTES", 1000)
+    monkeypatch.setattr(compaction, "SMALL_BYTES", 1000)
     assert store.compact() == 3
     assert len(store.segments) == 2
     assert large.exists()
@@ -101,7 +101,7 @@ def test_merged_segments_stay_under_the_limit(cache: Cache, monkeypatch: pytest.
     store = cache.features(SPEC)
     rows = commit_each(store, 5)
     bytes_each = 4 * (4 * DIM + 32)
-    monkeypatch.setattr(features, "MERGED_BYTES", 2 * bytes_each)
+    monkeypatch.setattr(compaction, "MERGED_BYTES", 2 * bytes_each)
     assert store.compact() == 4  # two and two; the fifth has no company
     assert len(store.segments) == 3
     assert_holds(store, rows)

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import CacheError, MissingFeaturesError
 from featcache.records import FloatArray
-from featcache.store.files import exclusive, write_atomic
+from featcache.store import compaction
 from featcache.store.index import KeyIndex, stack_keys
 from featcache.store.segment import (
     KEY_BYTES,
     Header,
     Keys,
+    Segment,
     SegmentError,
     Writer,
-    build_image,
+    check_features,
+    commit,
     read_features,
     read_keys,
+    read_rows,
 )
 
 ATTEMPTS = 100
@@ -32,9 +38,8 @@ ATTEMPTS = 100
 
 COMMIT_ROWS = 8192
 COMMIT_SECONDS = 5.0
-SMALL_BYTES = 64 * 2**20
-MERGED_BYTES = 128 * 2**20
-"""Compaction merges segments under `SMALL_BYTES` up to about this size; it holds some three times that in memory."""
+
+Result = TypeVar("Result")
 
 _logger = logging.getLogger(__name__)
 
@@ -57,33 +62,52 @@ class FeatureStore:
     def __init__(self, folder: Path, bad: Path, fingerprint: str) -> None:
         self.folder = folder
         self.fingerprint = fingerprint
-        self._quarantined = 0
+        self.quarantined: list[str] = []
+        self._found = 0
         self._bad = bad
-        self._loaded: dict[str, tuple[Header, Keys]] = {}
+        self._live: dict[str, Segment] | None = None
+        self._replaced: dict[str, Header] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """List the segments again, and forget those that are gone."""
-        if not any(self._scan() for _ in range(ATTEMPTS)):
+        for _ in range(ATTEMPTS):
+            found = self._scan()
+            if found is not None:
+                break
+        else:
             raise CacheError(f"{self.folder} lists segments that cannot be opened: look for broken links in it")
-        live = sorted(self._loaded)
-        self._names = live
-        self._headers = [self._loaded[name][0] for name in live]
-        self._offsets = np.cumsum([0, *(header.n_rows for header in self._headers)])
-        if len({(header.dim, header.dtype) for header in self._headers}) > 1:
+        if self._live is not None and found.keys() == self._live.keys():
+            return
+        if len({(segment.header.dim, segment.header.dtype) for segment in found.values()}) > 1:
             raise CacheError(f"{self.folder} holds vectors of different shapes: move it away and extract again")
-        keys = [self._loaded[name][1] for name in live]
-        self._index = KeyIndex(np.concatenate(keys) if keys else np.empty((0, KEY_BYTES), np.uint8))
+        self._offsets = np.cumsum([0, *(segment.header.n_rows for segment in found.values())])
+        keys = np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *(segment.keys for segment in found.values())])
+        self._live = {  # with views on the one array of keys, so that they are in memory once
+            name: Segment(name, segment.header, keys[start : start + segment.header.n_rows])
+            for (name, segment), start in zip(found.items(), self._offsets, strict=False)
+        }
+        self._index = KeyIndex(keys)
+
+    @property
+    def live(self) -> list[Segment]:
+        """The segments in use, in order of commit."""
+        return list((self._live or {}).values())
 
     @property
     def segments(self) -> tuple[str, ...]:
         """The names of the live segments, in order of commit."""
-        return tuple(self._names)
+        return tuple(self._live or ())
 
     @property
     def dim(self) -> int | None:
         """The length of a vector, or `None` while there are none."""
-        return self._headers[0].dim if self._headers else None
+        return self.live[0].header.dim if self._live else None
+
+    @property
+    def keys(self) -> Keys:
+        """All content keys that are held (n, 32), in order of commit; one that was written twice is there twice."""
+        return self._index.keys
 
     def contains(self, keys: Sequence[bytes]) -> npt.NDArray[np.bool_]:
         """Tell for each key whether its vector is held, as of the last listing."""
@@ -94,75 +118,83 @@ class FeatureStore:
 
         Raises `MissingFeaturesError` where a key is not held, or its segment turned out to be broken.
         """
+        wanted = stack_keys(keys)
         for _ in range(ATTEMPTS):
-            try:
-                return self._read(stack_keys(keys))
-            except FileNotFoundError:  # merged away by a compaction since the last listing
-                self.refresh()
-            except _BrokenSegmentError as error:
-                self._quarantine(error.name, error)
-                self.refresh()
+            with self.mending():
+                return self._read(wanted)
         raise CacheError(f"{self.folder} changes faster than it can be read: run the same command again")
 
-    def verify(self) -> int:
-        """Read every key and vector and move broken segments to `bad`.
+    def verify(self, keys: Sequence[bytes] | None = None) -> int:
+        """Check every key and vector, or those segments that hold `keys`, and move broken segments to `bad`.
 
         Returns how many were moved since the store was opened or last verified.
         """
-        for name in self._names:
-            try:
-                header, _ = read_keys(self.folder / name, self.fingerprint)
-                read_features(self.folder / name, header)
-            except SegmentError as error:
-                self._quarantine(name, error)
-            except FileNotFoundError:
-                continue
+        segments = self.live
+        if keys is not None:
+            rows = self._index.find(stack_keys(keys))
+            held = np.unique(np.searchsorted(self._offsets, rows[rows >= 0], side="right") - 1)
+            segments = [segments[number] for number in held]
+        for broken in _in_threads(self._check, segments):
+            if broken:
+                self._quarantine(broken.name, broken)
         self.refresh()
-        found, self._quarantined = self._quarantined, 0
+        found, self._found = len(self.quarantined) - self._found, len(self.quarantined)
         return found
 
     def compact(self) -> int:
         """Merge small segments, and return how many were merged; 0 also when another process is at it."""
-        with exclusive(self.folder / ".compact.lock") as held:
-            if not held:
-                return 0
-            self._remove_replaced()
-            merged = 0
-            for _ in range(ATTEMPTS):
-                group = self._small_group()
-                if len(group) < 2:
-                    break
-                try:
-                    merged += self._merge(group)
-                except _BrokenSegmentError as error:
-                    self._quarantine(error.name, error)
-                except FileNotFoundError:  # put aside by another process meanwhile
-                    pass
-                self._remove_replaced()
-            return merged
+        return compaction.compact(self)
 
-    def _scan(self) -> bool:
-        """Load what is new in the folder; False where a segment vanished meanwhile."""
+    def keep_only(self, keys: Sequence[bytes]) -> None:
+        """Delete all rows but those of `keys`; raises `CacheError` while another process compacts this store."""
+        compaction.keep_only(self, stack_keys(keys))
+
+    def read_segment(self, segment: Segment, out: FloatArray) -> None:
+        """Read the vectors of one segment into `out` (n, d); raises inside `mending` only."""
+        with _naming(segment):
+            read_features(self.folder / segment.name, segment.header, out)
+
+    @contextlib.contextmanager
+    def mending(self) -> Iterator[None]:
+        """Catch what a reader can meet: list again after a segment vanished, and put a broken one aside."""
+        try:
+            yield
+        except FileNotFoundError:  # merged away by another process since the last listing
+            self.refresh()
+        except _BrokenSegmentError as error:
+            self._quarantine(error.name, error)
+            self.refresh()
+
+    def remove_replaced(self) -> None:
+        """Delete segments whose rows are in a newer one, oldest first, so that none comes back to life."""
+        self.refresh()
+        there = set(self._replaced)
+        for name, header in sorted(self._replaced.items()):
+            if there.isdisjoint(header.replaces):
+                with contextlib.suppress(OSError):  # readers skip it all the same, and the next time tries again
+                    (self.folder / name).unlink()
+                    there.remove(name)
+
+    def _scan(self) -> dict[str, Segment] | None:
+        """Return the live segments in the folder, by name; `None` where one vanished meanwhile."""
         names = sorted(path.name for path in self.folder.glob("seg-*.h5"))
-        for name in set(self._loaded).difference(names):
-            del self._loaded[name]
+        found: dict[str, Segment] = {}
         for name in names:
-            if name in self._loaded:
-                continue
             try:
-                header, keys = read_keys(self.folder / name, self.fingerprint)
-                if set(header.replaces).intersection(names):  # sources are skipped only for a wholly valid segment
-                    read_features(self.folder / name, header)
+                found[name] = (self._live or {}).get(name) or self._open(name, names)
             except FileNotFoundError:
-                return False
+                return None
             except SegmentError as error:
                 self._quarantine(name, error)
-            else:
-                self._loaded[name] = (header, keys)
-        for header, _ in list(self._loaded.values()):
-            for name in header.replaces:
-                self._loaded.pop(name, None)
-        return True
+        replaced = {name for segment in found.values() for name in segment.header.replaces}
+        self._replaced = {name: found.pop(name).header for name in replaced.intersection(found)}
+        return found
+
+    def _open(self, name: str, names: Sequence[str]) -> Segment:
+        header, keys = read_keys(self.folder / name, self.fingerprint)
+        if set(header.replaces).intersection(names):  # sources are skipped only for a wholly valid segment
+            check_features(self.folder / name, header)
+        return Segment(name, header, keys)
 
     def _read(self, keys: Keys) -> FloatArray:
         rows = self._index.find(keys)
@@ -171,23 +203,33 @@ class FeatureStore:
             raise MissingFeaturesError(
                 f"{missing:,} of {len(keys):,} vectors are not in {self.folder}: run `featcache extract` again"
             )
-        if not len(rows):
-            dtype = self._headers[0].dtype if self._headers else "float32"
-            return np.empty((0, self.dim or 0), dtype)
-        result = np.empty((len(rows), self._headers[0].dim), dtype=self._headers[0].dtype)
-        segment_of = np.searchsorted(self._offsets, rows, side="right") - 1
-        order = np.argsort(segment_of, kind="stable")
-        used, starts = np.unique(segment_of[order], return_index=True)
-        for segment, places in zip(used, np.split(order, starts[1:]), strict=True):
-            result[places] = self._features(segment)[rows[places] - self._offsets[segment]]
+        segments = self.live
+        dtype = segments[0].header.dtype if segments else "float32"
+        result = np.empty((len(rows), self.dim or 0), dtype)
+        order = np.argsort(rows, kind="stable")
+        rows = rows[order]
+        starts = np.searchsorted(rows, self._offsets)
+
+        def fill(number: int) -> None:
+            part, segment = slice(starts[number], starts[number + 1]), segments[number]
+            with _naming(segment):
+                path = self.folder / segment.name
+                read_rows(path, segment.header, rows[part] - self._offsets[number], result, order[part])
+
+        _in_threads(fill, np.flatnonzero(np.diff(starts)).tolist())
         return result
 
-    def _features(self, segment: int) -> FloatArray:
-        name = self._names[segment]
+    def _check(self, segment: Segment) -> _BrokenSegmentError | None:
+        path = self.folder / segment.name
         try:
-            return read_features(self.folder / name, self._headers[segment])
-        except SegmentError as error:
-            raise _BrokenSegmentError(name, str(error)) from error
+            with _naming(segment):
+                header, _ = read_keys(path, self.fingerprint)
+                check_features(path, header)
+        except _BrokenSegmentError as error:
+            return error
+        except FileNotFoundError:
+            return None
+        return None
 
     def _quarantine(self, name: str, error: SegmentError) -> None:
         kept = self._bad / f"{self.folder.name}-{name}"
@@ -198,8 +240,7 @@ class FeatureStore:
             return  # another process was faster
         except OSError as problem:
             raise CacheError(f"{error}; it could not be moved to {kept} ({problem.strerror}): move it away") from error
-        self._loaded.pop(name, None)
-        self._quarantined += 1
+        self.quarantined.append(str(error))
         _logger.warning(
             "%s; moved to %s. The next `featcache extract` computes its vectors again (fingerprint %s).",
             error,
@@ -207,34 +248,20 @@ class FeatureStore:
             self.folder.name,
         )
 
-    def _remove_replaced(self) -> None:
-        self.refresh()
-        for header in self._headers:
-            for name in header.replaces:
-                with contextlib.suppress(OSError):  # readers skip it all the same, and the next compaction tries again
-                    (self.folder / name).unlink()
 
-    def _small_group(self) -> list[int]:
-        """Return the first small segments that together make one of about `MERGED_BYTES`."""
-        group: list[int] = []
-        room = MERGED_BYTES
-        for segment, header in enumerate(self._headers):
-            size = header.n_rows * (header.dim * np.dtype(header.dtype).itemsize + KEY_BYTES)
-            if size >= SMALL_BYTES:
-                continue
-            if size > room:
-                break
-            group.append(segment)
-            room -= size
-        return group
+@contextlib.contextmanager
+def _naming(segment: Segment) -> Iterator[None]:
+    """Add the name of the segment to what says that it is broken."""
+    try:
+        yield
+    except SegmentError as error:
+        raise _BrokenSegmentError(segment.name, str(error)) from error
 
-    def _merge(self, group: Sequence[int]) -> int:
-        names = [self._names[segment] for segment in group]
-        keys = np.concatenate([self._loaded[name][1] for name in names])
-        features = np.concatenate([self._features(segment) for segment in group])
-        first = KeyIndex(keys).find(keys) == np.arange(len(keys))
-        _commit(self.folder, Writer(), self.fingerprint, keys[first], features[first], names)
-        return len(names)
+
+def _in_threads(function: Callable[[Any], Result], values: Sequence[Any]) -> list[Result]:
+    """Call the function for each value on all cores: reading and checksums run beside each other."""
+    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="featcache-read") as executor:
+        return list(executor.map(function, values))
 
 
 class FeatureWriter:
@@ -281,7 +308,7 @@ class FeatureWriter:
         start = time.perf_counter()
         features = np.concatenate(self._vectors)
         self._failed = True
-        _commit(self._store.folder, self._writer, self._store.fingerprint, stack_keys(self._keys), features)
+        commit(self._store.folder, self._writer, self._store.fingerprint, stack_keys(self._keys), features)
         self._failed = False
         self.committed += len(self._keys)
         self._keys, self._vectors = [], []
@@ -297,23 +324,3 @@ class FeatureWriter:
         """Commit what is left, on failures and Ctrl-C too, unless the failure was a commit."""
         if not (error and self._failed):
             self.flush()
-
-
-def _commit(
-    folder: Path,
-    writer: Writer,
-    fingerprint: str,
-    keys: Keys,
-    features: FloatArray,
-    replaces: Sequence[str] = (),
-) -> None:
-    created_ns = time.time_ns()
-    image = build_image(
-        keys,
-        features,
-        fingerprint=fingerprint,
-        writer=writer.identity,
-        created_ns=created_ns,
-        replaces=replaces,
-    )
-    write_atomic(folder / writer.next_name(created_ns), image)

@@ -35,6 +35,18 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
         raise CacheWriteError(_explain(path, len(data), error)) from error
 
 
+def remove(path: Path) -> int:
+    """Delete a file, and return the bytes it had, 0 where it is gone already; raises `CacheWriteError`."""
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise CacheWriteError(f"cannot delete {path}: {error.strerror}: check the folder's permissions") from error
+    return size
+
+
 def remove_abandoned(folder: Path) -> int:
     """Remove temporary files below `folder` whose writer is gone, and return how many; a live one holds a lock."""
     removed = 0

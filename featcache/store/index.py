@@ -14,8 +14,8 @@ class KeyIndex:
     """Finds content keys by their first 64 bits, then compares all 256; of a key held twice the first wins."""
 
     def __init__(self, keys: Keys) -> None:
-        self._keys = np.ascontiguousarray(keys)
-        prefixes = _prefixes(self._keys)
+        self.keys = np.ascontiguousarray(keys)
+        prefixes = _prefixes(self.keys)
         self._order = np.argsort(prefixes, kind="stable")
         self._prefixes = prefixes[self._order]
 
@@ -29,7 +29,7 @@ class KeyIndex:
             open_ = open_[places[open_] < len(self._prefixes)]
             open_ = open_[self._prefixes[places[open_]] == prefixes[open_]]
             candidates = self._order[places[open_]]
-            equal = (self._keys[candidates] == wanted[open_]).all(axis=1)
+            equal = (self.keys[candidates] == wanted[open_]).all(axis=1)
             rows[open_[equal]] = candidates[equal]
             open_ = open_[~equal]
             places[open_] += 1

@@ -1,11 +1,11 @@
-"""Rows (keys, vectors) enter and an HDF5 image leaves; a segment file enters and checked arrays leave."""
+"""Rows (keys, vectors) enter and a segment file leaves; a segment file enters and checked arrays leave."""
 
 from __future__ import annotations
 
 import os
 import secrets
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +14,17 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+from isal.isal_zlib import crc32  # zlib's crc32, seven times as fast: every read is checked
 
 from featcache.errors import CacheError, CacheVersionError
 from featcache.records import FloatArray
+from featcache.store.files import write_atomic
 
 FORMAT = "featcache-segment"
 FORMAT_VERSION = 1
 KEY_BYTES = 32
+CHUNK_BYTES = 2**20
+"""Vectors are read in pieces of this size, so that the checksum finds them in the processor's cache."""
 
 Keys = npt.NDArray[np.uint8]
 
@@ -31,7 +35,7 @@ class SegmentError(CacheError):
 
 @dataclass(frozen=True)
 class Header:
-    """The root attributes of a segment, and the names of the segments it replaces."""
+    """The root attributes of a segment, the names of the segments it replaces, and where its vectors begin."""
 
     n_rows: int
     dim: int
@@ -39,7 +43,28 @@ class Header:
     fingerprint: str
     writer: str
     created_ns: int
+    crc32_features: int
+    features_at: int
     replaces: tuple[str, ...] = ()
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of one vector."""
+        return self.dim * np.dtype(self.dtype).itemsize
+
+    @property
+    def n_bytes(self) -> int:
+        """The bytes of all vectors and keys."""
+        return self.n_rows * (self.row_bytes + KEY_BYTES)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment file as listed: its name, header and keys (n, 32)."""
+
+    name: str
+    header: Header
+    keys: Keys
 
 
 @dataclass
@@ -53,6 +78,22 @@ class Writer:
         """Return `seg-<utc_ns>-<writer>-<seq>.h5`; names sort by time of commit."""
         self.sequence += 1
         return f"seg-{created_ns:020d}-{self.identity}-{self.sequence:08d}.h5"
+
+
+def commit(
+    folder: Path, writer: Writer, fingerprint: str, keys: Keys, features: FloatArray, replaces: Sequence[str] = ()
+) -> None:
+    """Write one segment, whole or not at all; when this returns its rows survive a kill and a power loss."""
+    created_ns = time.time_ns()
+    image = build_image(
+        keys,
+        features,
+        fingerprint=fingerprint,
+        writer=writer.identity,
+        created_ns=created_ns,
+        replaces=replaces,
+    )
+    write_atomic(folder / writer.next_name(created_ns), image)
 
 
 def build_image(
@@ -89,7 +130,7 @@ def attributes_crc(attributes: Mapping[str, Any]) -> int:
     """Return the crc32 over all root attributes but itself, in every format version: name=value, sorted, one a line."""
     named = sorted((name, value) for name, value in attributes.items() if name != "crc32_attributes")
     texts = (f"{name}={value.decode() if isinstance(value, bytes) else value}" for name, value in named)
-    return zlib.crc32("\n".join(texts).encode())
+    return crc32("\n".join(texts).encode())
 
 
 def read_keys(path: Path, fingerprint: str) -> tuple[Header, Keys]:
@@ -102,12 +143,72 @@ def read_keys(path: Path, fingerprint: str) -> tuple[Header, Keys]:
         return header, _checked(file, "keys", path)
 
 
-def read_features(path: Path, header: Header) -> FloatArray:
-    """Return a segment's vectors (n, d), checked against their crc; raises as `read_keys` does."""
-    with _open(path) as file:
-        if _header(file, path, header.fingerprint) != header:
-            raise SegmentError(f"{path} is not the segment it was a moment ago")
-        return _checked(file, "features", path)
+def read_features(path: Path, header: Header, out: FloatArray | None = None) -> FloatArray:
+    """Return a segment's vectors (n, d), read into `out` where it is given; checked, and raises as `read_keys` does."""
+    result = np.empty((header.n_rows, header.dim), header.dtype) if out is None else out
+    for _ in _stream(path, header, lambda first, last: result[first:last]):
+        pass
+    return result
+
+
+def check_features(path: Path, header: Header) -> None:
+    """Read all vectors of a segment and compare their crc; raises as `read_keys` does."""
+    buffer = _buffer(header)
+    for _ in _stream(path, header, lambda first, last: buffer[: last - first]):
+        pass
+
+
+def read_rows(
+    path: Path, header: Header, rows: npt.NDArray[np.intp], result: FloatArray, places: npt.NDArray[np.intp]
+) -> None:
+    """Put the vectors `rows` (m, ascending) of a segment into `result` at `places` (m), holding little beside it.
+
+    The whole segment is read and checked; raises as `read_keys` does, and then `result` is not to be used.
+    """
+    buffer = _buffer(header)
+    follows = (np.diff(rows) == 1) & (np.diff(places) == 1)
+
+    def target(first: int, last: int) -> FloatArray:
+        low, high = np.searchsorted(rows, (first, last))
+        if high - low == last - first and follows[low : high - 1].all():
+            return result[places[low] : places[low] + high - low]
+        return buffer[: last - first]
+
+    for first, vectors in _stream(path, header, target):
+        if vectors.base is buffer:
+            low, high = np.searchsorted(rows, (first, first + len(vectors)))
+            result[places[low:high]] = vectors[rows[low:high] - first]
+
+
+def _buffer(header: Header) -> FloatArray:
+    return np.empty((max(1, CHUNK_BYTES // header.row_bytes), header.dim), header.dtype)
+
+
+def _stream(path: Path, header: Header, target: Callable[[int, int], FloatArray]) -> Iterator[tuple[int, FloatArray]]:
+    """Read the vectors `first` to `last`, piece by piece, into the arrays that `target` gives; then check the crc.
+
+    Past HDF5, whose lock lets one thread read at a time: a contiguous data set is its bytes at an offset.
+    """
+    checksum, step = 0, max(1, CHUNK_BYTES // header.row_bytes)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(header.features_at)
+            for first in range(0, header.n_rows, step):
+                vectors = target(first, min(first + step, header.n_rows))
+                rest = vectors.reshape(-1).view(np.uint8).data
+                while rest:
+                    got = file.readinto(rest)
+                    if not got:
+                        raise SegmentError(f"{path} is cut short")
+                    rest = rest[got:]
+                checksum = crc32(vectors.reshape(-1).view(np.uint8).data, checksum)
+                yield first, vectors
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CacheError(f"cannot read {path}: {error.strerror}") from error
+    if checksum != header.crc32_features:
+        raise SegmentError(f"{path}: the checksum of 'features' does not match its bytes")
 
 
 @contextmanager
@@ -134,6 +235,7 @@ def _header(file: h5py.File, path: Path, fingerprint: str) -> Header:
             f"{path} has segment format {attributes['format_version']}, this featcache reads {FORMAT_VERSION}: "
             "use the featcache that wrote it, or another --cache"
         )
+    features, keys = file["features"], file["keys"]
     replaces = (name.decode() for name in _checked(file, "replaces", path)) if "crc32_replaces" in attributes else ()
     header = Header(
         n_rows=int(attributes["n_rows"]),
@@ -142,11 +244,12 @@ def _header(file: h5py.File, path: Path, fingerprint: str) -> Header:
         fingerprint=attributes["fingerprint"].decode(),
         writer=attributes["writer"].decode(),
         created_ns=int(attributes["created_ns"]),
+        crc32_features=int(attributes["crc32_features"]),
+        features_at=features.id.get_offset(),
         replaces=tuple(replaces),
     )
     if header.fingerprint != fingerprint:
         raise SegmentError(f"{path} holds features of another fingerprint ({header.fingerprint[:16]})")
-    features, keys = file["features"], file["keys"]
     if (
         features.shape != (header.n_rows, header.dim)
         or features.dtype != np.dtype(header.dtype)
@@ -165,4 +268,4 @@ def _checked(file: h5py.File, name: str, path: Path) -> npt.NDArray[Any]:
 
 
 def _crc32(array: npt.NDArray[Any]) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+    return crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)

@@ -1,0 +1,91 @@
+"""A store of many small segments, or of rows nobody wants, enters; the same rows in fewer bytes leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import CacheError
+from featcache.store.files import exclusive, remove
+from featcache.store.index import KeyIndex
+from featcache.store.segment import Keys, Segment, Writer, commit
+
+if TYPE_CHECKING:
+    from featcache.store.features import FeatureStore
+
+SMALL_BYTES = 64 * 2**20
+MERGED_BYTES = 128 * 2**20
+"""Compaction merges segments under `SMALL_BYTES` up to about this size; it holds some three times that in memory."""
+
+_LOCK = ".compact.lock"
+
+
+def compact(store: FeatureStore) -> int:
+    """Merge small segments, and return how many were merged; 0 also when another process is at it."""
+    with exclusive(store.folder / _LOCK) as held:
+        if not held:
+            return 0
+        merged = 0
+        store.remove_replaced()
+        for _ in store.live:  # a bound: another process may commit faster than this one merges
+            group = mergeable(store.live)
+            if len(group) < 2:
+                break
+            with store.mending():
+                _rewrite(store, group, [np.ones(len(segment.keys), bool) for segment in group])
+                merged += len(group)
+            store.remove_replaced()
+        return merged
+
+
+def mergeable(segments: Sequence[Segment]) -> list[Segment]:
+    """Return the first small segments that together make one of about `MERGED_BYTES`."""
+    group: list[Segment] = []
+    room = MERGED_BYTES
+    for segment in segments:
+        size = segment.header.n_bytes
+        if size >= SMALL_BYTES:
+            continue
+        if size > room:
+            break
+        group.append(segment)
+        room -= size
+    return group
+
+
+def keep_only(store: FeatureStore, wanted: Keys) -> None:
+    """Delete the rows of all keys but `wanted` (m, 32); cut short at any moment, every wanted row stays.
+
+    Raises `CacheError` where another process is compacting this store.
+    """
+    index = KeyIndex(wanted)
+    with exclusive(store.folder / _LOCK) as held:
+        if not held:
+            raise CacheError(f"another process is compacting {store.folder}: wait until it is done, then try again")
+        store.remove_replaced()
+        for segment in store.live:
+            kept = index.find(segment.keys) >= 0
+            with store.mending():
+                if kept.any() and not kept.all():
+                    _rewrite(store, [segment], [kept])
+                elif not kept.any():
+                    remove(store.folder / segment.name)
+        store.remove_replaced()
+
+
+def _rewrite(store: FeatureStore, group: Sequence[Segment], kept: Sequence[npt.NDArray[np.bool_]]) -> None:
+    """Commit one segment with the kept rows of a group, which it replaces; of a key held twice the first stays."""
+    keys = np.concatenate([segment.keys for segment in group])
+    features = np.empty((len(keys), group[0].header.dim), group[0].header.dtype)
+    at = 0
+    for segment in group:
+        store.read_segment(segment, features[at : at + len(segment.keys)])
+        at += len(segment.keys)
+    rows = np.flatnonzero(np.concatenate(kept))
+    rows = rows[KeyIndex(keys[rows]).find(keys[rows]) == np.arange(len(rows))]
+    if len(rows) < len(keys):
+        keys, features = keys[rows], features[rows]
+    commit(store.folder, Writer(), store.fingerprint, keys, features, [segment.name for segment in group])
