@@ -37,6 +37,10 @@ class CacheError(FeatcacheError, RuntimeError):
     """A cache that cannot be opened or read as it is."""
 
 
+class CatalogError(CacheError):
+    """A catalog that is damaged; it can be rebuilt from the runs, the vectors and the pictures."""
+
+
 class CacheVersionError(CacheError):
     """A cache in a format this version does not read."""
 

@@ -21,6 +21,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch-home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("FEATCACHE_CACHE", raising=False)
+    monkeypatch.delenv("FEATCACHE_CATALOG", raising=False)
 
 
 @pytest.fixture(scope="module")

@@ -179,9 +179,9 @@ def test_put_writes_a_file_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 def test_a_newer_catalog_is_refused(tmp_path: Path) -> None:
     Cache(tmp_path / "cache").__exit__(None, None, None)
     connection = sqlite3.connect(tmp_path / "cache" / "catalog.sqlite")
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 3")
     connection.close()
-    with pytest.raises(CacheVersionError, match=r"catalog version 2, this featcache reads 1: .*--cache"):
+    with pytest.raises(CacheVersionError, match=r"catalog version 3, this featcache reads 2: .*--cache"):
         Cache(tmp_path / "cache")
 
 
@@ -191,7 +191,7 @@ def test_a_damaged_catalog_is_a_clear_error(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "cache" / "catalog.sqlite"
     path.write_bytes(path.read_bytes()[:keep] + b"garbage " * 2000)
     with (
-        pytest.raises(CacheError, match=r"catalog\.sqlite is damaged .*: move it away and .*featcache extract"),
+        pytest.raises(CacheError, match=r"catalog\.sqlite is damaged .*: run `featcache cache verify --repair`"),
         Cache(tmp_path / "cache") as cache,
     ):
         cache.catalog.known_files(["a"])

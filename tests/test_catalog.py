@@ -112,35 +112,22 @@ def test_a_dataset_that_fails_half_way_leaves_the_old_one(catalog: Catalog, tmp_
     again.close()
 
 
-def test_a_split_is_kept_for_its_dataset_and_seed(catalog: Catalog) -> None:
-    catalog.keep_split("root", 1, {KEY: "train", OTHER_KEY: "test"})
-    catalog.keep_split("root", 2, {KEY: "test"})
-    assert catalog.kept_split("root", 1) == {KEY: "train", OTHER_KEY: "test"}
-    assert catalog.kept_split("root", 2) == {KEY: "test"}
-    assert catalog.kept_split("root", 3) == {}
-    assert catalog.kept_split("elsewhere", 1) == {}
+def test_datasets_are_listed_and_forgotten(catalog: Catalog) -> None:
+    for root in ("first", ODD_PATHS[3], "last"):
+        catalog.save_dataset(root, [Row(Item("a"), KEY, None)])
+    catalog.remember_files([("a", STAT, KEY)])
+    assert catalog.roots() == ["first", ODD_PATHS[3], "last"]
+    catalog.forget(ODD_PATHS[3])
+    catalog.forget("unknown")
+    assert catalog.roots() == ["first", "last"]
+    assert catalog.dataset(ODD_PATHS[3]) == []
+    assert catalog.dataset("last") == [Row(Item("a"), KEY, None)]
+    assert catalog.known_files(["a"]) == {"a": (STAT, KEY)}
 
 
-def test_the_last_run_of_a_command_is_returned_finished_or_not(catalog: Catalog) -> None:
-    assert catalog.last_run("extract") is None
-    first = catalog.start_run("extract", ODD_PATHS[3], "f" * 64)
-    catalog.finish_run(first, {"found": 3, "name": ODD_PATHS[2]})
-    run = catalog.last_run("extract")
-    assert run is not None
-    assert (run.id, run.command, run.root, run.fingerprint) == (first, "extract", ODD_PATHS[3], "f" * 64)
-    assert run.summary == {"found": 3, "name": ODD_PATHS[2]}
-    second = catalog.start_run("extract", "root", "e" * 64)
-    catalog.start_run("fit", "root", "e" * 64)
-    run = catalog.last_run("extract")
-    assert run is not None
-    assert (run.id, run.summary) == (second, None)
-
-
-def test_a_model_made_here_is_known_by_its_digest(catalog: Catalog) -> None:
-    run = catalog.start_run("fit", "root", "f" * 64)
-    catalog.add_model("a" * 64, ODD_PATHS[3], run)
-    assert catalog.made_model("a" * 64)
-    assert not catalog.made_model("b" * 64)
+def test_asking_for_an_unknown_dataset_does_not_make_it(catalog: Catalog) -> None:
+    assert catalog.dataset("unknown") == []
+    assert catalog.roots() == []
 
 
 def test_a_folder_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
@@ -153,7 +140,9 @@ def test_a_full_catalog_is_a_clear_error_and_changes_nothing(catalog: Catalog, t
     connection = catalog._connection
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(CacheWriteError, match="free space"):
+    with pytest.raises(
+        CacheWriteError, match=r"no room for .*catalog\.sqlite: [\d,]+ bytes are needed, [\d,]+ are free"
+    ):
         catalog.remember_files((f"{number}.png", STAT, KEY) for number in range(2000))
     assert catalog.known_files(["a", "0.png"]) == {"a": (STAT, KEY)}
 

@@ -158,7 +158,7 @@ def test_the_split_that_was_made_is_kept_when_pictures_are_added(run: Run, photo
         from featcache.store import Cache
 
         with Cache(Path("cache")) as cache:
-            kept = cache.catalog.kept_split(str(photos), 0)
+            kept = cache.splits.kept(str(photos), 0)
             return {key.hex(): name for key, name in kept.items()}
 
     first = run("fit", photos, "--json", network=True).json

@@ -42,10 +42,10 @@ def extract_into(
     for notice in dataset.notices:
         _logger.warning("%s", notice)
     fingerprint = backbone.spec.fingerprint
-    run = cache.catalog.start_run("extract", dataset.root, fingerprint)
+    run = cache.runs.start("extract", dataset.root, fingerprint)
     work = compute(cache, dataset.items, backbone, options, progress)
     failures = work.failures
-    listing = str(cache.put(f"runs/{run:06d}-unreadable.csv", _failures_csv(failures))) if failures else None
+    listing = str(cache.put(f"runs/{run.id:06d}-unreadable.csv", _failures_csv(failures))) if failures else None
     if len(failures) == len(dataset.items):
         raise DatasetError(
             f"no readable picture in {dataset.root}: {failures[0].reason} ({failures[0].path}); "
@@ -71,7 +71,7 @@ def extract_into(
         failures=failures,
         notices=dataset.notices,
     )
-    cache.catalog.finish_run(run, asdict(replace(summary, failures=())))
+    cache.runs.finish(run, asdict(replace(summary, failures=())))
     return summary
 
 

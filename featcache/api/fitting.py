@@ -15,7 +15,7 @@ from featcache.heads import get
 from featcache.load import load
 from featcache.records import FeatureSpec, FitSummary, Progress
 from featcache.split import Plan, plan
-from featcache.store import Cache, Row
+from featcache.store import EXTRACTIONS, Cache, Row
 
 if TYPE_CHECKING:
     from featcache.experiments import Fitted
@@ -41,24 +41,29 @@ def fit(
             "backbone, weights, device and batch size say how to extract, but no dataset is named: "
             "add it (`featcache fit FOLDER ...`), or leave them out"
         )
-    with open_cache(options) as cache:
+    with open_cache(options, create=False) as cache:
         root, fingerprint, extracted = _last_extraction(cache)
         spec = cache.spec(fingerprint)
         rows = cache.catalog.dataset(root)
+        if not rows:
+            raise DatasetError(
+                f"the pictures of {root} are not in the catalog {cache.catalog_path}: run `featcache extract {root}`, "
+                "which computes only what the cache lacks, or `featcache cache verify --repair`"
+            )
         features = load(rows, cache.features(spec))
-        split = plan(features, seed, cache.catalog.kept_split(root, seed))
-        cache.catalog.keep_split(root, seed, split.made)
-        run = cache.catalog.start_run("fit", root, fingerprint)
+        split = plan(features, seed, cache.splits.kept(root, seed))
+        cache.splits.keep(root, seed, split.made)
+        run = cache.runs.start("fit", root, fingerprint)
 
         from featcache.experiments import fit_head
 
         fitted = fit_head(chosen, features, split, seed, progress)
-        name = f"models/{run:06d}-{head}.joblib"
+        name = f"models/{run.id:06d}-{head}.joblib"
         notices = (*_left_out(rows), *split.notices, *fitted.notices)
         summary = _summary(head, root, spec, extracted["weights"], split, fitted, seed, cache.folder / name, notices)
         model = Model(fitted.estimator, fitted.classes, spec, extracted["weights_file"], asdict(summary))
-        save_model(cache, name, model, run)
-        cache.catalog.finish_run(run, asdict(summary))
+        digest = save_model(cache, name, model)
+        cache.runs.finish(run, asdict(summary), digest)
         return summary
 
 
@@ -102,7 +107,7 @@ def _summary(
 
 def _last_extraction(cache: Cache) -> tuple[str, str, Mapping[str, Any]]:
     """Return root, fingerprint and summary of the last extraction; raises `DatasetError` where it is not complete."""
-    run = cache.catalog.last_run("extract")
+    run = cache.runs.last(*EXTRACTIONS)
     if run is None:
         raise DatasetError(f"nothing has been extracted into {cache.folder}: run `featcache extract FOLDER` first")
     if run.summary is None:

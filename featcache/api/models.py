@@ -36,8 +36,8 @@ class Model:
     versions: dict[str, str] = field(default_factory=_versions)
 
 
-def save_model(cache: Cache, name: str, model: Model, run: int) -> Path:
-    """Write the model into the cache as a joblib file, note its digest as one of ours, and return its path."""
+def save_model(cache: Cache, name: str, model: Model) -> str:
+    """Write the model into the cache as a joblib file, and return the sha256 (hex) by which it is known as ours."""
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -52,9 +52,8 @@ def save_model(cache: Cache, name: str, model: Model, run: int) -> Path:
     }
     out = io.BytesIO()
     joblib.dump(content, out)
-    path = cache.put(name, out.getvalue())
-    cache.catalog.add_model(hashlib.sha256(out.getvalue()).hexdigest(), str(path), run)
-    return path
+    cache.put(name, out.getvalue())
+    return hashlib.sha256(out.getvalue()).hexdigest()
 
 
 def load_model(cache: Cache, path: Path, trust: bool) -> Model:
@@ -63,7 +62,7 @@ def load_model(cache: Cache, path: Path, trust: bool) -> Model:
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"cannot read the model {path}: {error.strerror}") from error
-    if not trust and not cache.catalog.made_model(hashlib.sha256(data).hexdigest()):
+    if not trust and not cache.runs.made_model(hashlib.sha256(data).hexdigest()):
         raise ModelError(
             f"{path} was not made by the cache {cache.folder}, and opening a model file can run any code: "
             "add --trust if you trust where it comes from"

@@ -10,6 +10,7 @@ from featcache.backbones import AUTO
 from featcache.store import Cache
 
 CACHE_VARIABLE = "FEATCACHE_CACHE"
+CATALOG_VARIABLE = "FEATCACHE_CATALOG"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Options:
     rehash: bool = False
 
 
-def open_cache(options: Options) -> Cache:
-    """Open the cache that the options name; raises `CacheError`."""
-    return Cache(options.cache or Path(os.environ.get(CACHE_VARIABLE) or "cache"))
+def open_cache(options: Options, *, create: bool = True) -> Cache:
+    """Open the cache that the options name, its catalog where `FEATCACHE_CATALOG` says; raises `CacheError`."""
+    catalog = os.environ.get(CATALOG_VARIABLE)
+    folder = options.cache or Path(os.environ.get(CACHE_VARIABLE) or "cache")
+    return Cache(folder, Path(catalog) if catalog else None, create=create)

@@ -20,7 +20,8 @@ from featcache.decode import Pixels, decode, file_stat, read
 from featcache.embed import open_engine
 from featcache.errors import PictureError
 from featcache.records import Failure, FileStat, Item, Progress, Seconds
-from featcache.store import COMPACT_AT, Cache, FeatureStore, FeatureWriter, Row
+from featcache.store import Cache, FeatureStore, FeatureWriter, Row
+from featcache.store.features import COMPACT_AT
 
 if TYPE_CHECKING:
     from featcache.embed.torch_engine import TorchEngine
@@ -52,8 +53,7 @@ def compute(
     """Bring the vectors of `items` into the cache, computing only those it lacks."""
     start = time.perf_counter()
     store = cache.features(backbone.spec)
-    store.verify()
-    account = _Account({} if options.rehash else _held(cache, store, items))
+    account = _Account(_held(cache, store, items, options.rehash))
     pending = account.pending(items)
     reader = _Reader(store, backbone)
     embedder = _Embedder(backbone, options)
@@ -75,7 +75,7 @@ def compute(
         if progress and last:
             progress("extract", len(pending), len(pending))
     store.refresh()
-    if len(store.segments) >= COMPACT_AT:
+    if len(store.segments) >= COMPACT_AT:  # left by many short runs
         store.compact()
     rows = tuple(account.row(item) for item in items)
     took = (reader.read_seconds, reader.decode_seconds, embedder.seconds, writer.seconds, time.perf_counter() - start)
@@ -228,9 +228,9 @@ class _Embedder:
         return self._engine
 
 
-def _held(cache: Cache, store: FeatureStore, items: Sequence[Item]) -> dict[str, bytes]:
+def _held(cache: Cache, store: FeatureStore, items: Sequence[Item], rehash: bool) -> dict[str, bytes]:
     """Return the content keys of the files that are as they were when last read, and whose vectors are held."""
-    known = cache.catalog.known_files(item.path for item in items)
+    known = {} if rehash else cache.catalog.known_files(item.path for item in items)
     keys = {}
     for path, (stat, key) in known.items():
         try:
@@ -238,6 +238,8 @@ def _held(cache: Cache, store: FeatureStore, items: Sequence[Item]) -> dict[str,
                 keys[path] = key
         except PictureError:
             continue  # reading it will say what is wrong
+    # What is broken is put aside, and then no longer held. A picture whose path is new may be anywhere in it.
+    store.verify(list(keys.values()) if len(keys) == len({item.path for item in items}) else None)
     held = store.contains(list(keys.values()))
     return {path: key for (path, key), is_held in zip(keys.items(), held, strict=True) if is_held}
 

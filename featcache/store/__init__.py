@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -10,33 +13,39 @@ from typing import Any
 
 from featcache.errors import CacheError, CacheVersionError, CacheWriteError
 from featcache.records import FeatureSpec
-from featcache.store.catalog import Catalog, Row, Run
+from featcache.store.catalog import Catalog, Row
 from featcache.store.features import FeatureStore, FeatureWriter
-from featcache.store.files import remove_abandoned, write_atomic
+from featcache.store.files import exclusive, remove_abandoned, shared, write_atomic
+from featcache.store.runs import EXTRACTIONS, Run, Runs
+from featcache.store.segment import declared_fingerprint
+from featcache.store.splits import Splits
 
-__all__ = ["Cache", "Catalog", "FeatureStore", "FeatureWriter", "Row", "Run"]
+__all__ = ["EXTRACTIONS", "Cache", "Catalog", "FeatureStore", "FeatureWriter", "Row", "Run", "Runs", "Splits"]
 
 FORMAT_VERSION = 1
-COMPACT_AT = 32
-"""An extraction that leaves at least this many segments merges the small ones."""
-
+_logger = logging.getLogger(__name__)
 
 _MARKS = {
     ".gitignore": b"*\n!.gitignore\n",
     "CACHEDIR.TAG": b"Signature: 8a477f597d28d172789f06886806bc55\n# A featcache cache.\n",
 }
-_OWN = {"segments", "bad", "models", "runs", "demo", "catalog.sqlite", *_MARKS}
+_OWN = {"segments", "bad", "models", "runs", "splits", "demo", "catalog.sqlite", *_MARKS}
 
 
 class Cache:
-    """A cache folder, made on first use; opening it removes temporary files that nobody holds.
+    """A cache folder, made on first use unless `create` is false; opening it removes temporary files that nobody holds.
 
-    Raises `CacheError` where the folder is something else, of another version, or cannot be used.
+    The catalog lies in the folder, or is the file `catalog`, so that computers that share a folder can each have their
+    own. Raises `CacheError` where the folder is something else, of another version, or cannot be used.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, catalog: Path | None = None, *, create: bool = True) -> None:
         self.folder = Path(folder).absolute()
         marker = self.folder / "format.json"
+        if not create and not self.folder.exists():
+            raise CacheError(
+                f"there is no cache at {self.folder}: run `featcache extract FOLDER` first, or name another --cache"
+            )
         try:
             if marker.exists():
                 _check_version(marker)
@@ -51,7 +60,17 @@ class Cache:
             if isinstance(error, CacheWriteError):
                 raise
             raise CacheError(f"cannot use the cache folder {self.folder}: {error.strerror}") from error
-        self.catalog = Catalog(self.folder / "catalog.sqlite")
+        self.runs = Runs(self.folder / "runs")
+        self.splits = Splits(self.folder / "splits")
+        self.catalog_path = self.folder / "catalog.sqlite" if catalog is None else Path(catalog).absolute()
+        is_new = not self.catalog_path.exists()
+        self.catalog = Catalog(self.catalog_path)
+        if is_new and self.runs.last(*EXTRACTIONS):
+            _logger.warning(
+                "the catalog %s is new: datasets extracted before are not in it until they are extracted again, or "
+                "`featcache cache verify --repair` has brought them back; no vector is lost",
+                self.catalog_path,
+            )
 
     def __enter__(self) -> Cache:
         """Return the cache itself."""
@@ -65,12 +84,19 @@ class Cache:
 
     def features(self, spec: FeatureSpec) -> FeatureStore:
         """Open the vectors of `spec`, made on first use, with the whole spec beside them in `spec.json`."""
-        folder = self._segments(spec.fingerprint)
-        note = folder / "spec.json"
-        if not note.exists():
-            content = {"fingerprint": spec.fingerprint, "spec": asdict(spec)}
-            write_atomic(note, json.dumps(content, indent=2).encode())
-        return FeatureStore(folder, self.folder / "bad", spec.fingerprint)
+        note = self._segments(spec.fingerprint) / "spec.json"
+        content = json.dumps({"fingerprint": spec.fingerprint, "spec": asdict(spec)}, indent=2).encode()
+        if not note.exists() or note.read_bytes() != content:
+            write_atomic(note, content)
+        return self.store(spec.fingerprint)
+
+    def store(self, fingerprint: str) -> FeatureStore:
+        """Open the vectors that are there of a fingerprint, its spec known or not."""
+        return FeatureStore(self._segments(fingerprint), self.folder / "bad", fingerprint)
+
+    def fingerprints(self) -> list[str]:
+        """Return the fingerprints that have a folder of segments, as their specs or segments say."""
+        return sorted(filter(None, map(_fingerprint_of, (self.folder / "segments").glob("*/"))))
 
     def spec(self, fingerprint: str) -> FeatureSpec:
         """Return the spec that was kept beside the vectors of a fingerprint; raises `CacheError`."""
@@ -83,6 +109,23 @@ class Cache:
             raise CacheError(f"{note} is not the spec of {fingerprint}: run `featcache extract` again")
         return spec
 
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep others from deleting vectors meanwhile; waits for a deletion that is under way."""
+        with shared(self.folder / ".lock"):
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the cache while vectors are deleted; raises `CacheError` where another command is using it."""
+        with exclusive(self.folder / ".lock") as held:
+            if not held:
+                raise CacheError(
+                    f"{self.folder} is in use by another featcache command (or its file system has no locks): "
+                    "wait until it is done, then try again"
+                )
+            yield
+
     def put(self, name: str, data: bytes) -> Path:
         """Write one file of the cache, whole or not at all, and return its path."""
         path = self.folder / name
@@ -91,6 +134,17 @@ class Cache:
 
     def _segments(self, fingerprint: str) -> Path:
         return self.folder / "segments" / fingerprint[:16]
+
+
+def _fingerprint_of(folder: Path) -> str | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        fingerprint = json.loads((folder / "spec.json").read_bytes())["fingerprint"]
+        if str(fingerprint)[:16] == folder.name:
+            return str(fingerprint)
+    for path in sorted(folder.glob("seg-*.h5")):
+        with contextlib.suppress(CacheError, OSError):
+            return declared_fingerprint(path)
+    return None
 
 
 def _check_version(marker: Path) -> None:

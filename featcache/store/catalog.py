@@ -1,21 +1,19 @@
-"""Paths, stats, labels, splits, runs and models enter in bulk; what is known of them leaves."""
+"""Paths with stats, content keys, labels and splits enter in bulk; what is known of them leaves."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from featcache.errors import CacheError, CacheVersionError, CacheWriteError
+from featcache.errors import CacheVersionError, CacheWriteError, CatalogError
 from featcache.records import FileStat, Item
+from featcache.store.files import no_room
 
-SCHEMA = 1
+SCHEMA = 2
 
 _TABLES = """
 CREATE TABLE files (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, key BLOB) WITHOUT ROWID;
@@ -24,14 +22,6 @@ CREATE TABLE items (
     dataset INTEGER REFERENCES datasets(id), position INTEGER, path TEXT, label TEXT, split TEXT, key BLOB, reason TEXT,
     PRIMARY KEY (dataset, position)
 ) WITHOUT ROWID;
-CREATE TABLE splits (
-    dataset INTEGER REFERENCES datasets(id), seed INTEGER, key BLOB, split TEXT, PRIMARY KEY (dataset, seed, key)
-) WITHOUT ROWID;
-CREATE TABLE runs (
-    id INTEGER PRIMARY KEY, command TEXT, dataset INTEGER REFERENCES datasets(id), fingerprint TEXT,
-    started REAL, finished REAL, summary TEXT
-);
-CREATE TABLE models (sha256 TEXT PRIMARY KEY, path TEXT, run INTEGER REFERENCES runs(id));
 """
 
 
@@ -42,17 +32,6 @@ class Row:
     item: Item
     key: bytes | None
     reason: str | None
-
-
-@dataclass(frozen=True)
-class Run:
-    """One kept run; `summary` is what the command printed, or `None` while it has not finished."""
-
-    id: int
-    command: str
-    root: str
-    fingerprint: str
-    summary: Mapping[str, Any] | None
 
 
 class Catalog:
@@ -90,7 +69,8 @@ class Catalog:
     def save_dataset(self, root: str, rows: Iterable[Row]) -> None:
         """Replace what is kept of the dataset at `root`."""
         with self._transaction() as db:
-            dataset = self._dataset(db, root)
+            db.execute("INSERT OR IGNORE INTO datasets (root) VALUES (CAST(? AS TEXT))", (_text(root),))
+            (dataset,) = db.execute("SELECT id FROM datasets WHERE root = CAST(? AS TEXT)", (_text(root),)).fetchone()
             db.execute("DELETE FROM items WHERE dataset = ?", (dataset,))
             db.executemany(
                 "INSERT INTO items VALUES"
@@ -111,69 +91,32 @@ class Catalog:
         """Return the pictures of the dataset at `root` as last extracted, in order; empty where there is none."""
         with self._transaction() as db:
             rows = db.execute(
-                "SELECT path, label, split, key, reason FROM items WHERE dataset = ? ORDER BY position",
-                (self._dataset(db, root),),
+                "SELECT path, label, split, key, reason FROM items JOIN datasets ON dataset = id"
+                " WHERE root = CAST(? AS TEXT) ORDER BY position",
+                (_text(root),),
             )
             return [Row(Item(path, label, split), key, reason) for path, label, split, key, reason in rows]
 
-    def kept_split(self, root: str, seed: int) -> dict[bytes, str]:
-        """Return the split made for a dataset with this seed: content key -> split name."""
+    def roots(self) -> list[str]:
+        """Return the roots of all datasets, in the order in which they were first extracted."""
         with self._transaction() as db:
-            rows = db.execute(
-                "SELECT key, split FROM splits WHERE dataset = ? AND seed = ?",
-                (self._dataset(db, root), seed),
-            )
-            return dict(rows.fetchall())
+            return [root for (root,) in db.execute("SELECT root FROM datasets ORDER BY id")]
 
-    def keep_split(self, root: str, seed: int, splits: Mapping[bytes, str]) -> None:
-        """Keep the split made for a dataset, so that every later experiment uses the same."""
-        with self._transaction() as db:
-            dataset = self._dataset(db, root)
-            db.executemany(
-                "INSERT OR REPLACE INTO splits VALUES (?, ?, ?, ?)",
-                ((dataset, seed, key, split) for key, split in splits.items()),
-            )
-
-    def start_run(self, command: str, root: str, fingerprint: str) -> int:
-        """Note that a run began, and return its number."""
-        with self._transaction() as db:
-            cursor = db.execute(
-                "INSERT INTO runs (command, dataset, fingerprint, started) VALUES (?, ?, ?, ?)",
-                (command, self._dataset(db, root), fingerprint, time.time()),
-            )
-            assert cursor.lastrowid is not None
-            return cursor.lastrowid
-
-    def finish_run(self, run: int, summary: Mapping[str, Any]) -> None:
-        """Note that a run is complete, with what it printed."""
+    def forget(self, root: str) -> None:
+        """Drop a dataset; the stats of its files stay."""
         with self._transaction() as db:
             db.execute(
-                "UPDATE runs SET finished = ?, summary = ? WHERE id = ?",
-                (time.time(), json.dumps(summary), run),
+                "DELETE FROM items WHERE dataset IN (SELECT id FROM datasets WHERE root = CAST(? AS TEXT))",
+                (_text(root),),
             )
+            db.execute("DELETE FROM datasets WHERE root = CAST(? AS TEXT)", (_text(root),))
 
-    def last_run(self, command: str) -> Run | None:
-        """Return the newest run of a command, finished or not."""
+    def check(self) -> None:
+        """Read the whole catalog; raises `CatalogError` where it is damaged."""
         with self._transaction() as db:
-            row = db.execute(
-                "SELECT runs.id, command, root, fingerprint, summary FROM runs"
-                " JOIN datasets ON datasets.id = runs.dataset WHERE command = ? ORDER BY runs.id DESC LIMIT 1",
-                (command,),
-            ).fetchone()
-        if row is None:
-            return None
-        number, name, root, fingerprint, summary = row
-        return Run(number, name, root, fingerprint, json.loads(summary) if summary else None)
-
-    def add_model(self, sha256: str, path: str, run: int) -> None:
-        """Note that this cache made the model file with this digest."""
-        with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO models VALUES (?, CAST(? AS TEXT), ?)", (sha256, _text(path), run))
-
-    def made_model(self, sha256: str) -> bool:
-        """Tell whether this cache made the model file with this digest."""
-        with self._transaction() as db:
-            return db.execute("SELECT 1 FROM models WHERE sha256 = ?", (sha256,)).fetchone() is not None
+            said = [line for (line,) in db.execute("PRAGMA integrity_check(3)")]
+        if said != ["ok"]:
+            raise CatalogError(self._damaged("; ".join(said)))
 
     def _create(self) -> None:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
@@ -189,11 +132,6 @@ class Catalog:
                 "use the featcache that wrote it, or another --cache"
             )
 
-    def _dataset(self, db: sqlite3.Connection, root: str) -> int:
-        db.execute("INSERT OR IGNORE INTO datasets (root) VALUES (CAST(? AS TEXT))", (_text(root),))
-        found: int = db.execute("SELECT id FROM datasets WHERE root = CAST(? AS TEXT)", (_text(root),)).fetchone()[0]
-        return found
-
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._errors(), self._connection:
@@ -204,15 +142,22 @@ class Catalog:
         try:
             yield
         except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+                raise CacheWriteError(no_room(self._path, self._needed(), str(error))) from error
             raise CacheWriteError(
                 f"cannot use the catalog {self._path} ({error}): "
                 "check permissions and free space, then run the same command again"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise CacheError(
-                f"the catalog {self._path} is damaged ({error}): "
-                "move it away and run `featcache extract` again; no vector is lost"
-            ) from error
+            raise CatalogError(self._damaged(str(error))) from error
+
+    def _needed(self) -> int:
+        """Return the bytes that a change takes at most: the catalog once more, as its journal, and as much again."""
+        size = self._path.stat().st_size if self._path.exists() else 0
+        return 2 * max(size, 2**17)
+
+    def _damaged(self, said: str) -> str:
+        return f"the catalog {self._path} is damaged ({said}): run `featcache cache verify --repair`; no vector is lost"
 
 
 def _text(value: str | None) -> bytes | None:

@@ -56,18 +56,18 @@ def mergeable(segments: Sequence[Segment]) -> list[Segment]:
     return group
 
 
-def keep_only(store: FeatureStore, wanted: Keys) -> None:
-    """Delete the rows of all keys but `wanted` (m, 32); cut short at any moment, every wanted row stays.
+def discard(store: FeatureStore, unwanted: Keys) -> None:
+    """Delete the rows of the keys `unwanted` (m, 32); cut short at any moment, every other row stays.
 
     Raises `CacheError` where another process is compacting this store.
     """
-    index = KeyIndex(wanted)
+    index = KeyIndex(unwanted)
     with exclusive(store.folder / _LOCK) as held:
         if not held:
             raise CacheError(f"another process is compacting {store.folder}: wait until it is done, then try again")
         store.remove_replaced()
         for segment in store.live:
-            kept = index.find(segment.keys) >= 0
+            kept = index.find(segment.keys) < 0
             with store.mending():
                 if kept.any() and not kept.all():
                     _rewrite(store, [segment], [kept])

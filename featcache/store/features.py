@@ -38,6 +38,8 @@ ATTEMPTS = 100
 
 COMMIT_ROWS = 8192
 COMMIT_SECONDS = 5.0
+COMPACT_AT = 32
+"""A writer merges the small segments whenever it has committed this many."""
 
 Result = TypeVar("Result")
 
@@ -145,9 +147,9 @@ class FeatureStore:
         """Merge small segments, and return how many were merged; 0 also when another process is at it."""
         return compaction.compact(self)
 
-    def keep_only(self, keys: Sequence[bytes]) -> None:
-        """Delete all rows but those of `keys`; raises `CacheError` while another process compacts this store."""
-        compaction.keep_only(self, stack_keys(keys))
+    def discard(self, keys: Sequence[bytes]) -> None:
+        """Delete the rows of `keys`; raises `CacheError` while another process compacts this store."""
+        compaction.discard(self, stack_keys(keys))
 
     def read_segment(self, segment: Segment, out: FloatArray) -> None:
         """Read the vectors of one segment into `out` (n, d); raises inside `mending` only."""
@@ -267,8 +269,8 @@ def _in_threads(function: Callable[[Any], Result], values: Sequence[Any]) -> lis
 class FeatureWriter:
     """Buffers vectors and commits them as segments; leaving the `with` block commits what is left.
 
-    At most `COMMIT_ROWS` rows or `COMMIT_SECONDS` seconds of work are lost to a kill. When a commit fails the
-    buffer is kept, so that `flush` can be tried again.
+    At most `COMMIT_ROWS` rows or `COMMIT_SECONDS` seconds of work are lost to a kill. When a commit fails the buffer is
+    kept, so that `flush` can be tried again. Small segments are merged on the way.
     """
 
     def __init__(self, store: FeatureStore, dtype: str) -> None:
@@ -312,6 +314,8 @@ class FeatureWriter:
         self._failed = False
         self.committed += len(self._keys)
         self._keys, self._vectors = [], []
+        if self._writer.sequence % COMPACT_AT == 0:
+            self._store.compact()
         self.seconds += time.perf_counter() - start
 
     def __enter__(self) -> FeatureWriter:

@@ -59,9 +59,27 @@ def remove_abandoned(folder: Path) -> int:
     return removed
 
 
+def claim_number(folder: Path, suffix: str) -> int:
+    """Make an empty file with the next free number as its name, and return the number.
+
+    No two processes get the same one. Raises `CacheWriteError`.
+    """
+    try:
+        _make_folder(folder)
+        number = max((int(path.stem) for path in folder.glob(f"[0-9]*{suffix}") if path.stem.isdigit()), default=0) + 1
+        while True:
+            try:
+                os.close(os.open(folder / f"{number:06d}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+                return number
+            except FileExistsError:
+                number += 1
+    except OSError as error:
+        raise CacheWriteError(_explain(folder / f"*{suffix}", 0, error)) from error
+
+
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path` if nobody else does; yields whether it is held."""
+    """Hold the lock file `path` if nobody else does, alone or shared; yields whether it is held."""
     with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,6 +87,15 @@ def exclusive(path: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+@contextlib.contextmanager
+def shared(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` together with others, after waiting for whoever holds it alone."""
+    with path.open("ab") as file:
+        with contextlib.suppress(OSError):  # where locks are not supported nobody can hold it alone either
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
 
 
 @contextlib.contextmanager
@@ -105,14 +132,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def no_room(path: Path, size: int, reason: str) -> str:
+    """Return what to say where a disk, a quota or a limit on file sizes has no room for `size` bytes."""
+    try:
+        free = f", {shutil.disk_usage(path.parent).free:,} are free"
+    except OSError:
+        free = ""
+    return f"no room for {path}: {size:,} bytes are needed{free} ({reason}): make room and run the same command again"
+
+
 def _explain(path: Path, size: int, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        try:
-            free = f", {shutil.disk_usage(path.parent).free:,} are free"
-        except OSError:
-            free = ""
-        return (
-            f"no room for {path}: {size:,} bytes are needed{free} ({error.strerror}): "
-            "make room and run the same command again"
-        )
+        return no_room(path, size, error.strerror or "no space left")
     return f"cannot write {path}: {error.strerror or error}: check the folder and run the same command again"

@@ -143,6 +143,12 @@ def read_keys(path: Path, fingerprint: str) -> tuple[Header, Keys]:
         return header, _checked(file, "keys", path)
 
 
+def declared_fingerprint(path: Path) -> str:
+    """Return the fingerprint that a segment says it holds; raises as `read_keys` does."""
+    with _open(path) as file:
+        return _header(file, path, None).fingerprint
+
+
 def read_features(path: Path, header: Header, out: FloatArray | None = None) -> FloatArray:
     """Return a segment's vectors (n, d), read into `out` where it is given; checked, and raises as `read_keys` does."""
     result = np.empty((header.n_rows, header.dim), header.dtype) if out is None else out
@@ -224,7 +230,7 @@ def _open(path: Path) -> Iterator[h5py.File]:
         raise SegmentError(f"{path} cannot be read as a segment: {error}") from error
 
 
-def _header(file: h5py.File, path: Path, fingerprint: str) -> Header:
+def _header(file: h5py.File, path: Path, fingerprint: str | None) -> Header:
     attributes = dict(file.attrs)
     if attributes.get("format") != FORMAT.encode():
         raise SegmentError(f"{path} is not a featcache segment")
@@ -248,7 +254,7 @@ def _header(file: h5py.File, path: Path, fingerprint: str) -> Header:
         features_at=features.id.get_offset(),
         replaces=tuple(replaces),
     )
-    if header.fingerprint != fingerprint:
+    if fingerprint not in (None, header.fingerprint):
         raise SegmentError(f"{path} holds features of another fingerprint ({header.fingerprint[:16]})")
     if (
         features.shape != (header.n_rows, header.dim)

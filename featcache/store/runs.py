@@ -1,0 +1,76 @@
+"""What a command begins and finishes enters, a file a run; the runs kept in the cache leave, oldest first."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from featcache.store.files import claim_number, write_atomic
+
+EXTRACTIONS = ("extract", "import")
+"""The commands that bring a dataset into the cache."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a command; `summary` is what it printed, or `None` while it has not finished; times are epoch seconds.
+
+    `model_sha256` is the digest of the model file that the run made.
+    """
+
+    id: int
+    command: str
+    root: str
+    fingerprint: str
+    started: float
+    finished: float | None = None
+    summary: Mapping[str, Any] | None = None
+    model_sha256: str | None = None
+
+
+class Runs:
+    """The runs of a cache, `runs/<number>.json`: they outlive the catalog, and several computers may add to them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def start(self, command: str, root: str, fingerprint: str = "") -> Run:
+        """Note that a run began, under a number that nobody else has."""
+        run = Run(claim_number(self._folder, ".json"), command, root, fingerprint, time.time())
+        self._write(run)
+        return run
+
+    def finish(self, run: Run, summary: Mapping[str, Any], model_sha256: str | None = None) -> None:
+        """Note that a run is complete, with what it printed."""
+        self._write(replace(run, finished=time.time(), summary=summary, model_sha256=model_sha256))
+
+    def all(self) -> list[Run]:
+        """Return all runs, oldest first."""
+        return list(self._newest_first())[::-1]
+
+    def last(self, *commands: str) -> Run | None:
+        """Return the newest run of these commands, finished or not."""
+        return next((run for run in self._newest_first() if run.command in commands), None)
+
+    def made_model(self, sha256: str) -> bool:
+        """Tell whether a run of this cache made the model file with this digest."""
+        return any(run.model_sha256 == sha256 for run in self._newest_first())
+
+    def _newest_first(self) -> Iterator[Run]:
+        for path in sorted(self._folder.glob("[0-9]*.json"), reverse=True):
+            try:
+                text = path.read_bytes()
+                if text:  # empty: a run that was stopped before it began
+                    yield Run(**json.loads(text))
+            except (OSError, ValueError, TypeError) as error:
+                _logger.warning("%s is left out, it cannot be read as a run: %s", path, error)
+
+    def _write(self, run: Run) -> None:
+        write_atomic(self._folder / f"{run.id:06d}.json", json.dumps(asdict(run), indent=1).encode())
