@@ -7,9 +7,34 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featcache.api import Options, demo, extract, fit, predict
+    from featcache.api import (
+        Options,
+        cache_compact,
+        cache_export,
+        cache_gc,
+        cache_import,
+        cache_info,
+        cache_verify,
+        demo,
+        extract,
+        fit,
+        predict,
+    )
 
-__all__ = ["Options", "__version__", "demo", "extract", "fit", "predict"]
+__all__ = [
+    "Options",
+    "__version__",
+    "cache_compact",
+    "cache_export",
+    "cache_gc",
+    "cache_import",
+    "cache_info",
+    "cache_verify",
+    "demo",
+    "extract",
+    "fit",
+    "predict",
+]
 
 __version__ = version("featcache")
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import featcache
-from featcache.errors import FeatcacheError, one_line
+from featcache.errors import CacheError, FeatcacheError, one_line
 
 if TYPE_CHECKING:
     from featcache.api import Options
+    from featcache.records import GcSummary
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -142,6 +143,104 @@ def demo(source: Path | None, as_json: bool, **options: Any) -> None:
     _print(as_json, summary, report.demo_text)
 
 
+@cli.group()
+def cache() -> None:
+    """See, check, clean up, and carry elsewhere, what is in the cache."""
+
+
+_dry_run = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+
+
+@cache.command()
+@_cache
+@_json
+def info(as_json: bool, **options: Any) -> None:
+    """List datasets and backbones with their rows, bytes and last use."""
+    from featcache import api, report
+
+    _print(as_json, api.cache_info(_options(options)), report.info_text)
+
+
+@cache.command()
+@click.option("--repair", is_flag=True, help="Rebuild the catalog and extract again what is stale or missing.")
+@_running
+@_cache
+@_json
+def verify(repair: bool, as_json: bool, **options: Any) -> None:
+    """Check all checksums, and why each picture is valid, stale, missing or orphaned.
+
+    Exits with 1 where something is wrong and not repaired.
+    """
+    from featcache import api, report
+
+    with _Bar() as bar:
+        summary = api.cache_verify(repair, _options(options), bar)
+    _print(as_json, summary, report.verify_text)
+    if summary.problems:
+        more = f" (and {len(summary.problems) - 1:,} more)" if len(summary.problems) > 1 else ""
+        raise CacheError(f"{summary.problems[0]}{more}")
+
+
+@cache.command()
+@click.option("--forget", type=_FILE, multiple=True, help="Give up this dataset first; may be given again.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_dry_run
+@_cache
+@_json
+def gc(forget: tuple[Path, ...], yes: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Delete vectors that no dataset uses any more, and those of old fingerprints, after asking."""
+    from featcache import api, report
+
+    def agree(summary: GcSummary) -> bool:
+        click.echo(report.gc_text(summary), err=True)
+        try:
+            return click.confirm("Delete them?", err=True)
+        except click.Abort as abort:
+            if sys.stdin.isatty():
+                raise
+            raise click.UsageError("nobody answered: --yes deletes without asking, --dry-run only says what") from abort
+
+    with _Bar() as bar:
+        summary = api.cache_gc(forget, dry_run, None if yes else agree, _options(options), bar)
+    _print(as_json, summary, report.gc_text)
+
+
+@cache.command()
+@_dry_run
+@_cache
+@_json
+def compact(dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Merge small segments into larger ones."""
+    from featcache import api, report
+
+    with _Bar() as bar:
+        summary = api.cache_compact(dry_run, _options(options), bar)
+    _print(as_json, summary, report.compact_text)
+
+
+@cache.command()
+@click.argument("file", type=_FILE)
+@click.option("--dataset", type=_FILE, help="The dataset to export  [default: the one last extracted].")
+@_cache
+@_json
+def export(file: Path, dataset: Path | None, as_json: bool, **options: Any) -> None:
+    """Write the vectors of a dataset, with paths, labels and splits, to FILE (.npz, .parquet or .h5)."""
+    from featcache import api, report
+
+    _print(as_json, api.cache_export(file, dataset, _options(options)), report.exchange_text)
+
+
+@cache.command(name="import")
+@click.argument("file", type=_FILE)
+@_cache
+@_json
+def import_(file: Path, as_json: bool, **options: Any) -> None:
+    """Bring the vectors of an exported FILE into the cache; `fit` then works on it without the pictures."""
+    from featcache import api, report
+
+    _print(as_json, api.cache_import(file, _options(options)), report.exchange_text)
+
+
 def main() -> NoReturn:
     """Run the command line and exit; every failure a user can meet is one line on stderr."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -193,7 +292,10 @@ class _Bar:
         if stage != self._stage:
             self._close()
             self._stage = stage
-            unit, interval = ("img" if stage == "extract" else "step"), (0.1 if sys.stderr.isatty() else 10.0)
+            unit, interval = (
+                ("img" if stage in ("extract", "verify") else "step"),
+                (0.1 if sys.stderr.isatty() else 10.0),
+            )
             self._bar = tqdm(total=total, desc=stage, unit=unit, mininterval=interval, file=sys.stderr)
         self._bar.update(done - self._bar.n)
         if done == total:

@@ -61,6 +61,10 @@ class OutputError(FeatcacheError, OSError):
     """A file the user named for results that cannot be written."""
 
 
+class ExchangeError(FeatcacheError, ValueError):
+    """A file of exported vectors that cannot be written as asked, or is not what it says."""
+
+
 class ModelError(FeatcacheError, ValueError):
     """A model file that is missing, not trusted, broken or made for other features."""
 

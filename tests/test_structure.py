@@ -91,9 +91,20 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     assert not {"torch", "torchvision", "timm", "sklearn", "h5py", "numpy", "PIL"} & set(loaded)
 
 
-@pytest.mark.parametrize("name", sorted(cli.commands))
+def _commands(group: click.Group, prefix: str = "") -> dict[str, click.Command]:
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        whole = f"{prefix}{name}"
+        found |= _commands(command, f"{whole} ") if isinstance(command, click.Group) else {whole: command}
+    return found
+
+
+COMMANDS = _commands(cli)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_each_command_has_help_and_json_and_stands_in_the_readme(name: str) -> None:
-    command = cli.commands[name]
+    command = COMMANDS[name]
     text = command.get_help(click.Context(command, info_name=name))
     assert (command.help or "").strip()
     assert "--json" in text

@@ -16,7 +16,7 @@ from featcache.discover import discover
 from featcache.embed import check_device
 from featcache.errors import DatasetError
 from featcache.records import Dataset, ExtractSummary, Failure, Progress
-from featcache.store import Cache
+from featcache.store import Cache, Run
 
 _logger = logging.getLogger(__name__)
 
@@ -31,18 +31,23 @@ def extract(source: str | Path, options: Options | None = None, progress: Progre
     dataset = discover(source)
     check_device(options.device)
     backbone = resolve(options.backbone, options.weights)
-    with open_cache(options) as cache:
+    with open_cache(options) as cache, cache.in_use():
         return extract_into(cache, dataset, backbone, options, progress)
 
 
 def extract_into(
-    cache: Cache, dataset: Dataset, backbone: Backbone, options: Options, progress: Progress | None
+    cache: Cache,
+    dataset: Dataset,
+    backbone: Backbone,
+    options: Options,
+    progress: Progress | None,
+    run: Run | None = None,
 ) -> ExtractSummary:
-    """Extract a dataset, and keep it in the catalog as the one last extracted."""
+    """Extract a dataset, and keep it in the catalog as the one last extracted, or as the one of an earlier `run`."""
     for notice in dataset.notices:
         _logger.warning("%s", notice)
     fingerprint = backbone.spec.fingerprint
-    run = cache.runs.start("extract", dataset.root, fingerprint)
+    run = run or cache.runs.start("extract", dataset.root, fingerprint)
     work = compute(cache, dataset.items, backbone, options, progress)
     failures = work.failures
     listing = str(cache.put(f"runs/{run.id:06d}-unreadable.csv", _failures_csv(failures))) if failures else None

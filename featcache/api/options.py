@@ -31,6 +31,10 @@ class Options:
 
 def open_cache(options: Options, *, create: bool = True) -> Cache:
     """Open the cache that the options name, its catalog where `FEATCACHE_CATALOG` says; raises `CacheError`."""
+    return Cache(*places(options), create=create)
+
+
+def places(options: Options) -> tuple[Path, Path | None]:
+    """Return the folder of the cache, and the catalog's file where it lies elsewhere."""
     catalog = os.environ.get(CATALOG_VARIABLE)
-    folder = options.cache or Path(os.environ.get(CACHE_VARIABLE) or "cache")
-    return Cache(folder, Path(catalog) if catalog else None, create=create)
+    return options.cache or Path(os.environ.get(CACHE_VARIABLE) or "cache"), Path(catalog) if catalog else None

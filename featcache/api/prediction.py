@@ -8,7 +8,7 @@ from pathlib import Path
 from featcache.api.models import Model, load_model
 from featcache.api.options import Options, open_cache
 from featcache.api.pipeline import compute
-from featcache.backbones import Backbone, resolve
+from featcache.backbones import Backbone, reproduce
 from featcache.discover import discover
 from featcache.embed import check_device
 from featcache.errors import DatasetError, ModelError, OutputError, WeightsError
@@ -37,11 +37,12 @@ def predict(
     with open_cache(options) as cache:
         fitted = load_model(cache, Path(model), trust)
         backbone = _same_backbone(fitted, Path(model), options.weights)
-        work = compute(cache, dataset.items, backbone, replace(options, backbone=backbone.name), progress)
-        if len(work.failures) == len(dataset.items):
-            first = work.failures[0]
-            raise DatasetError(f"no picture in {dataset.root} can be read ({first.path}: {first.reason})")
-        features = load(work.rows, cache.features(backbone.spec))
+        with cache.in_use():
+            work = compute(cache, dataset.items, backbone, replace(options, backbone=backbone.name), progress)
+            if len(work.failures) == len(dataset.items):
+                first = work.failures[0]
+                raise DatasetError(f"no picture in {dataset.root} can be read ({first.path}: {first.reason})")
+            features = load(work.rows, cache.features(backbone.spec))
     probabilities = fitted.estimator.predict_proba(features.X)
     labels = fitted.estimator.predict(features.X)
     summary = PredictSummary(
@@ -63,19 +64,10 @@ def predict(
 
 
 def _same_backbone(model: Model, path: Path, weights: Path | None) -> Backbone:
-    spec = model.spec
-    wanted = f"{path} needs {spec.backbone} with weights of sha256 {spec.weights_sha256[:16]}"
     file = weights or (Path(model.weights_file) if model.weights_file else None)
     try:
-        backbone = resolve(spec.backbone, file)
+        return reproduce(model.spec, file)
     except WeightsError as error:
-        raise ModelError(f"{wanted}: {error}") from error
-    if backbone.spec.fingerprint != spec.fingerprint:
-        found = backbone.spec.weights_sha256[:16]
-        why = (
-            f"here they have {found}"
-            if backbone.spec.weights_sha256 != spec.weights_sha256
-            else "made differently here"
-        )
-        raise ModelError(f"{wanted} (fingerprint {spec.fingerprint[:16]}), {why}: give the right --weights FILE")
-    return backbone
+        spec = model.spec
+        needs = f"{path} needs {spec.backbone} with weights of sha256 {spec.weights_sha256[:16]}"
+        raise ModelError(f"{needs}: {error}") from error

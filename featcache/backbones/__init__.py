@@ -7,9 +7,10 @@ from pathlib import Path
 
 from featcache.backbones import efficientnet_lite0, timm_models, torchvision_models
 from featcache.backbones.base import Backbone
-from featcache.errors import BackboneError, WeightsUnavailableError
+from featcache.errors import BackboneError, WeightsError, WeightsUnavailableError
+from featcache.records import FeatureSpec
 
-__all__ = ["AUTO", "Backbone", "resolve"]
+__all__ = ["AUTO", "Backbone", "reproduce", "resolve"]
 
 AUTO = "auto"
 _logger = logging.getLogger(__name__)
@@ -38,3 +39,16 @@ def resolve(name: str = AUTO, weights: Path | None = None) -> Backbone:
     if name.startswith(timm_models.PREFIX):
         return timm_models.resolve(name, weights)
     return torchvision_models.resolve(name, weights)
+
+
+def reproduce(spec: FeatureSpec, weights: Path | None = None) -> Backbone:
+    """Find the backbone that makes exactly these features; raises `WeightsError` where it comes out different here."""
+    found = resolve(spec.backbone, weights)
+    if found.spec.fingerprint != spec.fingerprint:
+        here = found.spec.weights_sha256[:16]
+        why = f"here they have {here}" if here != spec.weights_sha256[:16] else "made differently here"
+        raise WeightsError(
+            f"{spec.backbone} with weights of sha256 {spec.weights_sha256[:16]} (fingerprint {spec.fingerprint[:16]}), "
+            f"{why}: give the right --weights FILE"
+        )
+    return found

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from featcache.errors import CacheError, CacheVersionError, CacheWriteError
-from featcache.records import FeatureSpec
+from featcache.errors import CacheError, CacheVersionError, CacheWriteError, CatalogError
+from featcache.records import FeatureSpec, Progress
 from featcache.store.catalog import Catalog, Row
 from featcache.store.features import FeatureStore, FeatureWriter
-from featcache.store.files import exclusive, remove_abandoned, shared, write_atomic
+from featcache.store.files import exclusive, move, remove, remove_abandoned, shared, write_atomic
 from featcache.store.runs import EXTRACTIONS, Run, Runs
 from featcache.store.segment import declared_fingerprint
 from featcache.store.splits import Splits
@@ -72,6 +73,22 @@ class Cache:
                 self.catalog_path,
             )
 
+    @classmethod
+    def mend(cls, folder: Path, catalog: Path | None = None) -> Cache:
+        """Open a cache, and begin a new catalog where the old one is damaged; that one is put aside."""
+        where = Path(folder).absolute() / "catalog.sqlite" if catalog is None else Path(catalog).absolute()
+        try:
+            cache = cls(folder, catalog, create=False)
+            cache.catalog.check()
+        except CatalogError as error:
+            kept = Path(folder).absolute() / "bad" / f"catalog-{time.time_ns()}.sqlite"
+            _logger.warning("%s; it is moved to %s, and a new one begins", error, kept)
+            move(where, kept)
+            for suffix in ("-journal", "-wal", "-shm"):
+                remove(where.with_name(where.name + suffix))
+            return cls(folder, catalog, create=False)
+        return cache
+
     def __enter__(self) -> Cache:
         """Return the cache itself."""
         return self
@@ -108,6 +125,29 @@ class Cache:
         if spec.fingerprint != fingerprint:
             raise CacheError(f"{note} is not the spec of {fingerprint}: run `featcache extract` again")
         return spec
+
+    def discard(self, fingerprint: str, keys: Sequence[bytes], progress: Progress | None = None) -> None:
+        """Delete the vectors of `keys`, and the folder of the fingerprint where none is left."""
+        store = self.store(fingerprint)
+        store.discard(keys, progress)
+        if not store.segments:
+            for path in (*store.folder.glob("spec.json"), *store.folder.glob(".compact.lock")):
+                remove(path)
+            with contextlib.suppress(OSError):  # something else lies in it
+                store.folder.rmdir()
+
+    def quarantined(self) -> list[Path]:
+        """Return the broken files that were put aside."""
+        return sorted(path for path in (self.folder / "bad").glob("*") if path.is_file())
+
+    def remove_quarantined(self) -> None:
+        """Delete the broken files that were put aside."""
+        for path in self.quarantined():
+            remove(path)
+
+    def size(self, folder: Path | None = None) -> int:
+        """Return the bytes of all files in the cache, or in one folder of it."""
+        return sum(path.stat().st_size for path in (folder or self.folder).rglob("*") if path.is_file())
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:

@@ -97,6 +97,14 @@ class Catalog:
             )
             return [Row(Item(path, label, split), key, reason) for path, label, split, key, reason in rows]
 
+    def paths_of(self, keys: Iterable[bytes]) -> dict[bytes, str]:
+        """Return a path where each of these content keys was last seen, for those that were."""
+        with self._transaction() as db:
+            db.execute("CREATE TEMP TABLE IF NOT EXISTS wanted (key BLOB PRIMARY KEY) WITHOUT ROWID")
+            db.execute("DELETE FROM wanted")
+            db.executemany("INSERT OR IGNORE INTO wanted VALUES (?)", ((key,) for key in keys))
+            return dict(db.execute("SELECT key, path FROM files NATURAL JOIN wanted"))
+
     def roots(self) -> list[str]:
         """Return the roots of all datasets, in the order in which they were first extracted."""
         with self._transaction() as db:

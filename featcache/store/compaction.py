@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import CacheError
+from featcache.records import Progress
 from featcache.store.files import exclusive, remove
 from featcache.store.index import KeyIndex
 from featcache.store.segment import Keys, Segment, Writer, commit
@@ -23,7 +25,7 @@ MERGED_BYTES = 128 * 2**20
 _LOCK = ".compact.lock"
 
 
-def compact(store: FeatureStore) -> int:
+def compact(store: FeatureStore, progress: Progress | None = None) -> int:
     """Merge small segments, and return how many were merged; 0 also when another process is at it."""
     with exclusive(store.folder / _LOCK) as held:
         if not held:
@@ -38,6 +40,8 @@ def compact(store: FeatureStore) -> int:
                 _rewrite(store, group, [np.ones(len(segment.keys), bool) for segment in group])
                 merged += len(group)
             store.remove_replaced()
+            if progress:
+                progress("compact", merged, merged + sum(s.header.n_bytes < SMALL_BYTES for s in store.live) - 1)
         return merged
 
 
@@ -56,7 +60,21 @@ def mergeable(segments: Sequence[Segment]) -> list[Segment]:
     return group
 
 
-def discard(store: FeatureStore, unwanted: Keys) -> None:
+def forecast(store: FeatureStore) -> tuple[int, int]:
+    """Return how many segments `compact` would leave, and about how many bytes it would free."""
+    segments, freed = store.live, 0
+    while len(group := mergeable(segments)) > 1:
+        keys = np.unique(np.concatenate([segment.keys for segment in group]), axis=0)
+        header = replace(group[0].header, n_rows=len(keys))
+        freed += sum(segment.header.n_bytes for segment in group) - header.n_bytes
+        names = {segment.name for segment in group}
+        segments = [segment for segment in segments if segment.name not in names]
+        segments.append(Segment(f"{group[-1].name}+", header, keys))
+    overhead = sum((store.folder / segment.name).stat().st_size - segment.header.n_bytes for segment in store.live)
+    return len(segments), freed + overhead * (len(store.live) - len(segments)) // max(1, len(store.live))
+
+
+def discard(store: FeatureStore, unwanted: Keys, progress: Progress | None = None) -> None:
     """Delete the rows of the keys `unwanted` (m, 32); cut short at any moment, every other row stays.
 
     Raises `CacheError` where another process is compacting this store.
@@ -66,13 +84,16 @@ def discard(store: FeatureStore, unwanted: Keys) -> None:
         if not held:
             raise CacheError(f"another process is compacting {store.folder}: wait until it is done, then try again")
         store.remove_replaced()
-        for segment in store.live:
+        segments = store.live
+        for done, segment in enumerate(segments, 1):
             kept = index.find(segment.keys) < 0
             with store.mending():
                 if kept.any() and not kept.all():
                     _rewrite(store, [segment], [kept])
                 elif not kept.any():
                     remove(store.folder / segment.name)
+            if progress:
+                progress("delete", done, len(segments))
         store.remove_replaced()
 
 

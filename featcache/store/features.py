@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import CacheError, MissingFeaturesError
-from featcache.records import FloatArray
+from featcache.records import FloatArray, Progress
 from featcache.store import compaction
 from featcache.store.index import KeyIndex, stack_keys
 from featcache.store.segment import (
@@ -126,7 +126,7 @@ class FeatureStore:
                 return self._read(wanted)
         raise CacheError(f"{self.folder} changes faster than it can be read: run the same command again")
 
-    def verify(self, keys: Sequence[bytes] | None = None) -> int:
+    def verify(self, keys: Sequence[bytes] | None = None, progress: Progress | None = None) -> int:
         """Check every key and vector, or those segments that hold `keys`, and move broken segments to `bad`.
 
         Returns how many were moved since the store was opened or last verified.
@@ -136,20 +136,26 @@ class FeatureStore:
             rows = self._index.find(stack_keys(keys))
             held = np.unique(np.searchsorted(self._offsets, rows[rows >= 0], side="right") - 1)
             segments = [segments[number] for number in held]
-        for broken in _in_threads(self._check, segments):
+        for done, broken in enumerate(_in_threads(self._check, segments), 1):
             if broken:
                 self._quarantine(broken.name, broken)
+            if progress:
+                progress("check segments", done, len(segments))
         self.refresh()
         found, self._found = len(self.quarantined) - self._found, len(self.quarantined)
         return found
 
-    def compact(self) -> int:
+    def compact(self, progress: Progress | None = None) -> int:
         """Merge small segments, and return how many were merged; 0 also when another process is at it."""
-        return compaction.compact(self)
+        return compaction.compact(self, progress)
 
-    def discard(self, keys: Sequence[bytes]) -> None:
+    def after_compaction(self) -> tuple[int, int]:
+        """Return how many segments a compaction would leave, and about how many bytes it would free."""
+        return compaction.forecast(self)
+
+    def discard(self, keys: Sequence[bytes], progress: Progress | None = None) -> None:
         """Delete the rows of `keys`; raises `CacheError` while another process compacts this store."""
-        compaction.discard(self, stack_keys(keys))
+        compaction.discard(self, stack_keys(keys), progress)
 
     def read_segment(self, segment: Segment, out: FloatArray) -> None:
         """Read the vectors of one segment into `out` (n, d); raises inside `mending` only."""
@@ -218,7 +224,8 @@ class FeatureStore:
                 path = self.folder / segment.name
                 read_rows(path, segment.header, rows[part] - self._offsets[number], result, order[part])
 
-        _in_threads(fill, np.flatnonzero(np.diff(starts)).tolist())
+        for _ in _in_threads(fill, np.flatnonzero(np.diff(starts)).tolist()):
+            pass
         return result
 
     def _check(self, segment: Segment) -> _BrokenSegmentError | None:
@@ -260,10 +267,10 @@ def _naming(segment: Segment) -> Iterator[None]:
         raise _BrokenSegmentError(segment.name, str(error)) from error
 
 
-def _in_threads(function: Callable[[Any], Result], values: Sequence[Any]) -> list[Result]:
+def _in_threads(function: Callable[[Any], Result], values: Sequence[Any]) -> Iterator[Result]:
     """Call the function for each value on all cores: reading and checksums run beside each other."""
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="featcache-read") as executor:
-        return list(executor.map(function, values))
+        yield from executor.map(function, values)
 
 
 class FeatureWriter:

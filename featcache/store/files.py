@@ -47,6 +47,15 @@ def remove(path: Path) -> int:
     return size
 
 
+def move(source: Path, target: Path) -> None:
+    """Move a file to a folder on any file system, made where it is missing; raises `CacheWriteError`."""
+    try:
+        _make_folder(target.parent)
+        shutil.move(source, target)
+    except OSError as error:
+        raise CacheWriteError(f"cannot move {source} to {target}: {error.strerror}") from error
+
+
 def remove_abandoned(folder: Path) -> int:
     """Remove temporary files below `folder` whose writer is gone, and return how many; a live one holds a lock."""
     removed = 0

@@ -1,0 +1,250 @@
+"""A cache enters; what it holds, what is wrong with it, and after a repair what was mended, leaves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from featcache.api.exchange import import_into
+from featcache.api.extraction import extract_into
+from featcache.api.options import Options, open_cache, places
+from featcache.api.usage import newest_uses, unused, uses
+from featcache.backbones import Backbone, reproduce
+from featcache.decode import file_stat, read
+from featcache.discover import discover
+from featcache.errors import CacheError, FeatcacheError, PictureError
+from featcache.records import (
+    BackboneInfo,
+    CacheInfo,
+    DatasetCheck,
+    DatasetInfo,
+    FeatureSpec,
+    Progress,
+    RowCheck,
+    VerifySummary,
+)
+from featcache.store import Cache, Row, Run
+from featcache.store.exchange import read as read_exchange
+
+
+def cache_info(options: Options | None = None) -> CacheInfo:
+    """Return what the cache holds: datasets, backbones, rows, bytes and last use; raises `FeatcacheError`."""
+    with open_cache(options or Options(), create=False) as cache:
+        runs = cache.runs.all()
+        return CacheInfo(
+            cache=str(cache.folder),
+            catalog=str(cache.catalog_path),
+            datasets=tuple(_dataset_info(cache, root, runs) for root in _roots(cache)),
+            backbones=tuple(_backbone_info(cache, fingerprint, runs) for fingerprint in cache.fingerprints()),
+            models=sum(run.model_sha256 is not None for run in runs),
+            quarantined=len(cache.quarantined()),
+            bytes=cache.size(),
+        )
+
+
+def cache_verify(
+    repair: bool = False, options: Options | None = None, progress: Progress | None = None
+) -> VerifySummary:
+    """Check every checksum, and why each picture of each dataset is valid, stale, missing or orphaned.
+
+    Broken segments are put aside. With `repair` a damaged or lost catalog is rebuilt from the runs, the vectors and the
+    pictures, and datasets with stale or missing pictures are extracted again. Raises `FeatcacheError`.
+    """
+    options = options or Options()
+    with _opened(options, repair) as cache, cache.in_use():
+        check = _Check(cache, progress)
+        check.all()
+        if not repair:
+            return check.summary()
+        repaired, failed = _repair(cache, check, options, progress)
+        again = _Check(cache, progress, broken=check.broken)
+        again.all()
+        return replace(again.summary(), repaired=tuple(repaired), problems=(*again.problems, *failed))
+
+
+def _opened(options: Options, repair: bool) -> Cache:
+    if repair:
+        return Cache.mend(*places(options))
+    cache = open_cache(options, create=False)
+    cache.catalog.check()
+    return cache
+
+
+@dataclass
+class _Check:
+    """One pass over the whole cache, and what it found."""
+
+    cache: Cache
+    progress: Progress | None
+    broken: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    to_repair: set[str] = field(default_factory=set)
+    _segments: int = 0
+    _rows: int = 0
+    _datasets: list[DatasetCheck] = field(default_factory=list)
+    _found: list[RowCheck] = field(default_factory=list)
+    _orphaned: int = 0
+
+    def all(self) -> None:
+        for fingerprint in self.cache.fingerprints():
+            self._checksums(fingerprint)
+        newest = newest_uses(self.cache)
+        for root in newest:
+            self._dataset(root, newest[root])
+        if all(self.cache.catalog.dataset(root) for root in newest):  # else nobody knows what is used
+            self._orphans()
+
+    def summary(self) -> VerifySummary:
+        return VerifySummary(
+            cache=str(self.cache.folder),
+            segments=self._segments,
+            rows_checked=self._rows,
+            datasets=tuple(self._datasets),
+            orphaned=self._orphaned,
+            broken=tuple(self.broken),
+            repaired=(),
+            problems=tuple(self.problems),
+            rows=tuple(self._found),
+        )
+
+    def _checksums(self, fingerprint: str) -> None:
+        store = self.cache.store(fingerprint)
+        store.verify(progress=self.progress)
+        self.broken += store.quarantined
+        self._segments += len(store.segments)
+        self._rows += len(store.keys)
+
+    def _dataset(self, root: str, newest: Run) -> None:
+        rows = self.cache.catalog.dataset(root)
+        if not rows:
+            self._problem(root, f"the pictures of {root} are not in the catalog")
+            return
+        stale = {} if newest.command == "import" else dict(self._stale(rows))
+        for run in uses(self.cache):
+            if run.root == root and run.summary:
+                self._features(rows, stale, run, is_newest=run.id == newest.id)
+
+    def _features(self, rows: Sequence[Row], stale: dict[str, str], run: Run, *, is_newest: bool) -> None:
+        """Sort the pictures of a dataset by what their vectors of one fingerprint are worth."""
+        keys = [(row.item.path, row.key) for row in rows if row.key is not None]
+        held = self.cache.store(run.fingerprint).contains([key for _, key in keys])
+        counts = {"valid": 0, "stale": 0, "missing": 0}
+        for (path, key), is_held in zip(keys, held, strict=True):
+            reason = stale.get(path) if is_held else "its vector is not in the cache"
+            state = "valid" if reason is None else "stale" if is_held else "missing"
+            counts[state] += 1
+            if reason is not None:
+                self._found.append(RowCheck(state, path, key.hex(), run.fingerprint, reason))
+        backbone = str((run.summary or {}).get("backbone"))
+        unreadable = len(rows) - len(keys)
+        self._datasets.append(DatasetCheck(run.root, backbone, run.fingerprint, **counts, unreadable=unreadable))
+        if counts["missing"] and is_newest:
+            self._problem(run.root, f"{counts['missing']:,} vectors of {run.root} are missing ({backbone})")
+        if counts["stale"] and is_newest:
+            self.to_repair.add(run.root)
+
+    def _stale(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+        """Yield path and reason of the pictures that are not what was extracted; only changed stats are read."""
+        known = self.cache.catalog.known_files(row.item.path for row in rows)
+        for done, row in enumerate(rows, 1):
+            if row.key is not None:
+                path, key = row.item.path, row.key
+                try:
+                    if known.get(path) != (file_stat(path), key) and read(path)[1] != key:
+                        yield path, "the picture has changed since it was extracted"
+                except PictureError as error:
+                    yield path, f"the picture cannot be read any more: {error}"
+            if self.progress:
+                self.progress("verify", done, len(rows))
+
+    def _orphans(self) -> None:
+        for item in unused(self.cache):
+            self._orphaned += len(item.keys)
+            paths = self.cache.catalog.paths_of(item.keys)
+            for key in item.keys:
+                self._found.append(
+                    RowCheck("orphaned", paths.get(key), key.hex(), item.account.fingerprint, item.account.reason)
+                )
+
+    def _problem(self, root: str, text: str) -> None:
+        self.problems.append(text)
+        self.to_repair.add(root)
+
+
+def _repair(cache: Cache, check: _Check, options: Options, progress: Progress | None) -> tuple[list[str], list[str]]:
+    """Extract again, under their old runs, the datasets that need it; return what was mended and what could not be."""
+    repaired, failed = [], []
+    for run in uses(cache):
+        if run.root not in check.to_repair or not run.summary:
+            continue
+        try:
+            repaired.append(_bring_back(cache, run, options, progress))
+        except FeatcacheError as error:
+            failed.append(f"{run.root} cannot be repaired: {error}")
+    return repaired, failed
+
+
+def _bring_back(cache: Cache, run: Run, options: Options, progress: Progress | None) -> str:
+    if run.command == "import":
+        import_into(cache, Path(run.root), read_exchange(Path(run.root)), run)
+        return f"{run.root} imported again"
+    summary = extract_into(cache, discover(run.root), _remembered(cache, run), options, progress, run)
+    return f"{run.root} extracted again: {summary.reused:,} reused, {summary.computed:,} computed ({summary.backbone})"
+
+
+def _remembered(cache: Cache, run: Run) -> Backbone:
+    """Return the backbone of a run; its network and weights are looked for only if something has to be computed."""
+    known = run.summary or {}
+    file = Path(known["weights_file"]) if known.get("weights_file") else None
+    spec = cache.spec(run.fingerprint)
+    return Backbone(spec, str(known.get("weights")), lambda: reproduce(spec, file).build())
+
+
+def _roots(cache: Cache) -> list[str]:
+    return list(dict.fromkeys([*cache.catalog.roots(), *newest_uses(cache)]))
+
+
+def _dataset_info(cache: Cache, root: str, runs: Sequence[Run]) -> DatasetInfo:
+    rows = cache.catalog.dataset(root)
+    splits = [row.item.split for row in rows if row.item.split]
+    own = [run for run in runs if run.root == root]
+    return DatasetInfo(
+        dataset=root,
+        present=os.path.exists(root),
+        pictures=len(rows),
+        unreadable=sum(row.key is None for row in rows),
+        classes=len({row.item.label for row in rows if row.item.label}),
+        splits={name: splits.count(name) for name in sorted(set(splits))},
+        fingerprints=tuple(dict.fromkeys(run.fingerprint for run in uses(cache) if run.root == root)),
+        last_use=_last_use(own) or "",
+    )
+
+
+def _backbone_info(cache: Cache, fingerprint: str, runs: Sequence[Run]) -> BackboneInfo:
+    store = cache.store(fingerprint)
+    spec: FeatureSpec | None
+    try:
+        spec = cache.spec(fingerprint)
+    except CacheError:
+        spec = None
+    return BackboneInfo(
+        backbone=spec.backbone if spec else None,
+        weights_sha256=spec.weights_sha256 if spec else None,
+        precision=spec.precision if spec else None,
+        view=spec.view if spec else None,
+        fingerprint=fingerprint,
+        dim=store.dim,
+        dtype=store.live[0].header.dtype if store.live else None,
+        rows=len(store.keys),
+        segments=len(store.segments),
+        bytes=cache.size(store.folder),
+        last_use=_last_use([run for run in runs if run.fingerprint == fingerprint]),
+    )
+
+
+def _last_use(runs: Sequence[Run]) -> str | None:
+    times = [run.finished or run.started for run in runs]
+    return datetime.fromtimestamp(max(times), UTC).isoformat(timespec="seconds") if times else None

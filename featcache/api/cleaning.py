@@ -1,0 +1,88 @@
+"""A cache enters; vectors nobody uses, or segments too small, are cleaned up, and an account of it leaves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from featcache.api.options import Options, open_cache
+from featcache.api.usage import FORGET, Unused, backbone_of, unused, uses
+from featcache.errors import DatasetError
+from featcache.records import Compacted, CompactSummary, GcSummary, Progress
+from featcache.store import Cache
+
+
+def cache_gc(
+    forget: Sequence[str | Path] = (),
+    dry_run: bool = False,
+    agree: Callable[[GcSummary], bool] | None = None,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> GcSummary:
+    """Delete the vectors that no dataset uses any more, those of old fingerprints, and broken files put aside.
+
+    A dataset uses the pictures it had when it was last extracted, in the newest features of each kind it was extracted
+    with; the datasets in `forget` are given up first. Nothing is deleted where `agree` returns false on what would be.
+    Raises `FeatcacheError`, also while another command uses the cache.
+    """
+    options = options or Options()
+    with open_cache(options, create=False) as cache:
+        roots = [_known_root(cache, name) for name in forget]
+        found = unused(cache, roots)
+        summary = _gc_summary(cache, found, roots)
+        anything = found or roots or summary.quarantined
+        if dry_run or not anything or (agree is not None and not agree(summary)):
+            return summary
+        with cache.alone():
+            for root in roots:
+                cache.catalog.forget(root)
+                cache.runs.finish(cache.runs.start(FORGET, root), {})
+            before = cache.size()
+            still = {again.account.fingerprint: set(again.keys) for again in unused(cache)}
+            for item in found:  # what was agreed on, and is still unused
+                keys = still.get(item.account.fingerprint)
+                if keys is not None:
+                    cache.discard(item.account.fingerprint, [key for key in item.keys if key in keys], progress)
+            cache.remove_quarantined()
+            return replace(summary, done=True, bytes=before - cache.size())
+
+
+def cache_compact(
+    dry_run: bool = False, options: Options | None = None, progress: Progress | None = None
+) -> CompactSummary:
+    """Merge small segments into larger ones, with `dry_run` only say which; raises `FeatcacheError`."""
+    options = options or Options()
+    with open_cache(options, create=False) as cache:
+        rows = []
+        for fingerprint in cache.fingerprints():
+            store = cache.store(fingerprint)
+            segments, size = len(store.segments), cache.size(store.folder)
+            if dry_run:
+                after, freed = store.after_compaction()
+            else:
+                store.compact(progress)
+                after, freed = len(store.segments), size - cache.size(store.folder)
+            rows.append(Compacted(fingerprint, backbone_of(cache, fingerprint), segments, after, freed))
+        return CompactSummary(str(cache.folder), not dry_run, tuple(rows), sum(row.bytes_freed for row in rows))
+
+
+def _gc_summary(cache: Cache, found: Sequence[Unused], forgotten: Sequence[str]) -> GcSummary:
+    put_aside = cache.quarantined()
+    return GcSummary(
+        cache=str(cache.folder),
+        done=False,
+        unused=tuple(item.account for item in found),
+        forgotten=tuple(forgotten),
+        quarantined=len(put_aside),
+        bytes=sum(item.account.bytes for item in found) + sum(path.stat().st_size for path in put_aside),
+    )
+
+
+def _known_root(cache: Cache, name: str | Path) -> str:
+    root = os.path.abspath(name)  # noqa: PTH100 - as `discover` names it
+    known = sorted({run.root for run in uses(cache)} | set(cache.catalog.roots()))
+    if root not in known:
+        raise DatasetError(f"the cache knows no dataset {root}: it knows {', '.join(known) or 'none'}")
+    return root

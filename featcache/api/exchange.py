@@ -1,0 +1,102 @@
+"""A dataset in the cache enters and a file for other programs leaves; such a file enters, and a dataset is there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from featcache.api.options import Options, open_cache
+from featcache.api.usage import newest_uses
+from featcache.errors import DatasetError, ExchangeError
+from featcache.load import load
+from featcache.records import ExchangeSummary, Item
+from featcache.store import Cache, FeatureWriter, Row, Run
+from featcache.store.exchange import Exchange, read, write
+
+
+def cache_export(
+    file: str | Path, dataset: str | Path | None = None, options: Options | None = None
+) -> ExchangeSummary:
+    """Write the vectors, keys, paths, labels and splits of a dataset to an `.npz`, `.parquet` or `.h5` file.
+
+    Without `dataset` it is the one last extracted. Raises `FeatcacheError`.
+    """
+    with open_cache(options or Options(), create=False) as cache:
+        run = _extraction(cache, dataset)
+        spec = cache.spec(run.fingerprint)
+        features = load(cache.catalog.dataset(run.root), cache.store(run.fingerprint))
+        if not len(features.X):
+            raise DatasetError(f"{run.root} has no vectors in the catalog: run `featcache extract {run.root}` first")
+        weights = str((run.summary or {}).get("weights"))
+        size = write(Path(file), Exchange(features, spec, weights))
+        return ExchangeSummary(
+            file=str(file),
+            format=Path(file).suffix.lower().lstrip("."),
+            dataset=run.root,
+            backbone=spec.backbone,
+            fingerprint=spec.fingerprint,
+            rows=len(features.X),
+            dim=features.X.shape[1],
+            bytes=size,
+        )
+
+
+def cache_import(file: str | Path, options: Options | None = None) -> ExchangeSummary:
+    """Bring the vectors of an exported file into the cache, with its paths, labels and splits as a dataset.
+
+    The file's path is the dataset's name, and it is then the one last extracted, so that `fit` works on it without the
+    pictures; where the pictures are, `extract` finds their vectors. Raises `FeatcacheError`.
+    """
+    path = Path(os.path.abspath(file))  # noqa: PTH100 - as datasets are named
+    content = read(path)
+    with open_cache(options or Options()) as cache, cache.in_use():
+        run = cache.runs.start("import", str(path), content.spec.fingerprint)
+        return import_into(cache, path, content, run)
+
+
+def import_into(cache: Cache, path: Path, content: Exchange, run: Run) -> ExchangeSummary:
+    """Bring what was read from `path` into the cache as the dataset of `run`."""
+    features, spec = content.features, content.spec
+    store = cache.features(spec)
+    store.verify()
+    if store.dim not in (None, features.X.shape[1]):
+        raise ExchangeError(f"{path} has vectors of length {features.X.shape[1]}, the cache of length {store.dim}")
+    held = store.contains(features.keys)
+    new = list({key: at for at, key in enumerate(features.keys) if not held[at]}.values())
+    with FeatureWriter(store, spec.dtype) as writer:
+        for start in range(0, len(new), 8192):
+            part = new[start : start + 8192]
+            writer.append([features.keys[at] for at in part], features.X[part])
+    rows = [
+        Row(Item(name, label or None, split or None), key, None)
+        for name, label, split, key in zip(
+            features.paths, features.y.tolist(), features.splits.tolist(), features.keys, strict=True
+        )
+    ]
+    cache.catalog.save_dataset(run.root, rows)
+    summary = ExchangeSummary(
+        file=str(path),
+        format=path.suffix.lower().lstrip("."),
+        dataset=run.root,
+        backbone=spec.backbone,
+        fingerprint=spec.fingerprint,
+        rows=len(rows),
+        dim=features.X.shape[1],
+        bytes=path.stat().st_size,
+        added=len(new),
+    )
+    cache.runs.finish(run, {**asdict(summary), "weights": content.weights, "weights_file": None})
+    return summary
+
+
+def _extraction(cache: Cache, dataset: str | Path | None) -> Run:
+    known = newest_uses(cache)
+    if not known:
+        raise DatasetError(f"nothing has been extracted into {cache.folder}: run `featcache extract FOLDER` first")
+    if dataset is None:
+        return max(known.values(), key=lambda run: run.id)
+    root = os.path.abspath(dataset)  # noqa: PTH100
+    if root not in known:
+        raise DatasetError(f"the cache holds no extraction of {root}: it knows {', '.join(sorted(known))}")
+    return known[root]

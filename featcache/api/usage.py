@@ -1,0 +1,119 @@
+"""A cache enters; which dataset uses which features, and which vectors nobody uses, leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass
+
+from featcache.errors import CacheError
+from featcache.records import UnusedRows
+from featcache.store import EXTRACTIONS, Cache, FeatureStore, Run
+from featcache.store.index import KeyIndex, stack_keys
+
+FORGET = "forget"
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Keys of one fingerprint that no dataset uses, and the account of them."""
+
+    keys: list[bytes]
+    account: UnusedRows
+
+
+def uses(cache: Cache) -> list[Run]:
+    """Return the newest extraction of each dataset for each kind of features, oldest first.
+
+    Two fingerprints are of one kind when they differ only in weights, preprocessing or schema: the newer one takes the
+    place of the older. An extraction that was not finished stands beside the one before it.
+    """
+    kinds: dict[str, Hashable] = {}
+    found: dict[str, dict[Hashable, list[Run]]] = {}
+    for run in cache.runs.all():
+        if run.command == FORGET:
+            found.pop(run.root, None)
+        elif run.command in EXTRACTIONS:
+            if run.fingerprint not in kinds:
+                kinds[run.fingerprint] = _kind(cache, run.fingerprint)
+            before = found.setdefault(run.root, {}).setdefault(kinds[run.fingerprint], [])
+            before[:] = [run] if run.summary else [*(old for old in before if old.summary), run]
+    return sorted((run for of_root in found.values() for runs in of_root.values() for run in runs), key=lambda r: r.id)
+
+
+def newest_uses(cache: Cache) -> dict[str, Run]:
+    """Return for each dataset its newest finished extraction: the one whose pictures the catalog holds."""
+    return {run.root: run for run in uses(cache) if run.summary}
+
+
+def unused(cache: Cache, forgotten: Collection[str] = ()) -> list[Unused]:
+    """Return the vectors that no dataset but the `forgotten` ones uses, a fingerprint each.
+
+    Nothing is unused among the features of an extraction that was not finished. Raises `CacheError` where a dataset is
+    not in the catalog, because then nobody knows what it uses.
+    """
+    used: dict[str, list[bytes] | None] = {}
+    for run in uses(cache):
+        if run.root in forgotten:
+            continue
+        if not run.summary:
+            used[run.fingerprint] = None
+            continue
+        keys = _keys(cache, run.root)
+        known = used.setdefault(run.fingerprint, [])
+        if known is not None:
+            known += keys
+    return [found for name in cache.fingerprints() if (found := _unused(cache, name, used.get(name, []))) is not None]
+
+
+def _unused(cache: Cache, fingerprint: str, used: list[bytes] | None) -> Unused | None:
+    store = cache.store(fingerprint)
+    if used is None:
+        return None
+    keys = store.keys
+    free = KeyIndex(stack_keys(used)).find(keys) < 0
+    if len(keys) and not free.any():
+        return None
+    gone = [key.tobytes() for key in keys[free]]
+    kept = len(keys) - len(gone)
+    row_bytes = sum(segment.header.n_bytes for segment in store.live) // max(1, len(keys))
+    size = len(gone) * row_bytes if kept else cache.size(store.folder)
+    account = UnusedRows(
+        fingerprint, backbone_of(cache, fingerprint), len(gone), kept, size, _reason(cache, store, kept)
+    )
+    return Unused(gone, account)
+
+
+def backbone_of(cache: Cache, fingerprint: str) -> str | None:
+    """Return the name of the backbone of a fingerprint, or `None` where its spec is lost."""
+    try:
+        return cache.spec(fingerprint).backbone
+    except CacheError:
+        return None
+
+
+def _reason(cache: Cache, store: FeatureStore, kept: int) -> str:
+    if kept:
+        return "their pictures are in no dataset any more"
+    kind = _kind(cache, store.fingerprint)
+    newer = [run.fingerprint[:16] for run in uses(cache) if _kind(cache, run.fingerprint) == kind]
+    if newer and any(run.fingerprint == store.fingerprint for run in cache.runs.all() if run.command in EXTRACTIONS):
+        return f"an old fingerprint: extracted anew as {newer[-1]}"
+    return "no dataset has these features"
+
+
+def _keys(cache: Cache, root: str) -> list[bytes]:
+    rows = cache.catalog.dataset(root)
+    if not rows:
+        raise CacheError(
+            f"the pictures of {root} are not in the catalog {cache.catalog_path}, so that nobody knows which vectors "
+            "they use: run `featcache cache verify --repair`, extract them again, or give up on them with --forget"
+        )
+    return [row.key for row in rows if row.key is not None]
+
+
+def _kind(cache: Cache, fingerprint: str) -> Hashable:
+    try:
+        spec = cache.spec(fingerprint)
+    except CacheError:
+        return fingerprint
+    return spec.backbone, spec.layer, spec.pooling, spec.view, spec.precision, spec.dtype

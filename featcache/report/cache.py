@@ -1,0 +1,150 @@
+"""What a cache holds, and what was done to it, enters; plain text tables leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from featcache.errors import one_line
+from featcache.records import CacheInfo, CompactSummary, ExchangeSummary, GcSummary, VerifySummary
+
+SHOWN_ROWS = 10
+
+
+def info_text(info: CacheInfo) -> str:
+    """Return a table of datasets, a table of backbones, and the totals."""
+    datasets = [
+        (
+            one_line(row.dataset) + ("" if row.present else " (gone)"),
+            f"{row.pictures:,}",
+            f"{row.unreadable:,}",
+            row.classes,
+            ", ".join(f"{name} {size:,}" for name, size in row.splits.items()) or "-",
+            ", ".join(fingerprint[:16] for fingerprint in row.fingerprints),
+            row.last_use,
+        )
+        for row in info.datasets
+    ]
+    backbones = [
+        (
+            row.backbone or "unknown",
+            row.fingerprint[:16],
+            f"{row.dim}-d {row.dtype}" if row.dim else "-",
+            f"{row.rows:,}",
+            f"{row.segments:,}",
+            size_text(row.bytes),
+            row.last_use or "-",
+        )
+        for row in info.backbones
+    ]
+    return "\n".join(
+        [
+            _table(
+                datasets, ["dataset", "pictures", "unreadable", "classes", "splits", "features", "last use"], "lrrr"
+            ),
+            "",
+            _table(backbones, ["backbone", "fingerprint", "vectors", "rows", "segments", "size", "last use"], "lllrrr"),
+            "",
+            f"models       {info.models:,}",
+            f"put aside    {info.quarantined:,} broken files",
+            f"cache        {info.cache}: {size_text(info.bytes)}",
+        ]
+    )
+
+
+def verify_text(summary: VerifySummary) -> str:
+    """Return the counts of a check a dataset, the first rows that are not valid, and what is wrong."""
+    counts = [
+        (
+            one_line(row.dataset),
+            row.backbone,
+            row.fingerprint[:16],
+            f"{row.valid:,}",
+            f"{row.stale:,}",
+            f"{row.missing:,}",
+            f"{row.unreadable:,}",
+        )
+        for row in summary.datasets
+    ]
+    lines = [
+        _table(counts, ["dataset", "backbone", "fingerprint", "valid", "stale", "missing", "unreadable"], "lllrrrr")
+    ]
+    lines += ["", f"checked      {summary.rows_checked:,} vectors in {summary.segments:,} segments"]
+    lines += [
+        f"orphaned     {summary.orphaned:,}" + (" (`featcache cache gc` deletes them)" if summary.orphaned else "")
+    ]
+    lines += [f"broken       {one_line(text)}" for text in summary.broken]
+    for row in summary.rows[:SHOWN_ROWS]:
+        what = one_line(row.path) if row.path else f"content {row.key[:16]}"
+        lines.append(f"{row.state:<12} {what}: {one_line(row.reason)}")
+    if len(summary.rows) > SHOWN_ROWS:
+        lines.append(f"             and {len(summary.rows) - SHOWN_ROWS:,} more: --json lists all of them")
+    lines += [f"repaired     {one_line(text)}" for text in summary.repaired]
+    lines += [f"problem      {one_line(text)}" for text in summary.problems]
+    if not summary.problems:
+        lines.append("sound        nothing is damaged or missing")
+    elif not summary.repaired:
+        lines.append("next         `featcache cache verify --repair`, or `featcache extract` on the dataset")
+    return "\n".join(lines)
+
+
+def gc_text(summary: GcSummary) -> str:
+    """Return what is, or would be, deleted, a line a fingerprint, and the bytes freed."""
+    lines = [
+        f"{row.rows:,} vectors of {row.backbone or 'an unknown backbone'} ({row.fingerprint[:16]}), "
+        f"{size_text(row.bytes)}: {one_line(row.reason)}; {row.kept:,} are kept"
+        for row in summary.unused
+    ]
+    lines += [f"dataset given up: {one_line(root)}" for root in summary.forgotten]
+    if summary.quarantined:
+        lines.append(f"broken files put aside earlier: {summary.quarantined:,}")
+    if not lines:
+        return "nothing to delete: every vector is used by a dataset"
+    freed = "freed" if summary.done else "would be freed (nothing has been deleted)"
+    return "\n".join([*lines, f"{size_text(summary.bytes)} {freed}"])
+
+
+def compact_text(summary: CompactSummary) -> str:
+    """Return the segments before and after, a line a fingerprint, and the bytes freed."""
+    rows = [
+        (
+            row.backbone or "unknown",
+            row.fingerprint[:16],
+            f"{row.segments_before:,}",
+            f"{row.segments_after:,}",
+            size_text(row.bytes_freed),
+        )
+        for row in summary.rows
+    ]
+    freed = "freed" if summary.done else "would be freed (nothing has been merged)"
+    headers = ["backbone", "fingerprint", "segments before", "after", "freed"]
+    return "\n".join([_table(rows, headers, "llrrr"), "", f"{size_text(summary.bytes_freed)} {freed}"])
+
+
+def exchange_text(summary: ExchangeSummary) -> str:
+    """Return what went into, or came out of, a file."""
+    lines = [
+        f"file         {one_line(summary.file)} ({size_text(summary.bytes)})",
+        f"dataset      {one_line(summary.dataset)}",
+        f"vectors      {summary.rows:,} of {summary.backbone}, {summary.dim}-d, fingerprint {summary.fingerprint[:16]}",
+    ]
+    if summary.added is not None:
+        lines.append(f"added        {summary.added:,}; the others were in the cache already")
+    return "\n".join(lines)
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes in the largest unit of 1,024 that it fills."""
+    value, units = float(size), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while abs(value) >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:,.0f} bytes" if units[0] == "bytes" else f"{value:,.1f} {units[0]}"
+
+
+def _table(rows: Sequence[Sequence[object]], headers: Sequence[str], align: str) -> str:
+    if not rows:
+        return f"no {headers[0]}s"
+    sides = {"l": "left", "r": "right"}
+    columns = [sides[side] for side in align.ljust(len(headers), "l")]
+    return tabulate(rows, headers=headers, disable_numparse=True, colalign=columns)

@@ -1,0 +1,180 @@
+"""Vectors with paths, labels and keys enter and a file for other programs leaves; such a file enters and they leave."""
+
+from __future__ import annotations
+
+import io
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from isal.isal_zlib import crc32
+
+from featcache.errors import ExchangeError
+from featcache.records import Features, FeatureSpec
+from featcache.store.files import write_atomic
+from featcache.store.index import stack_keys
+from featcache.store.segment import KEY_BYTES
+
+FORMAT = "featcache-export"
+FORMAT_VERSION = 1
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The vectors of one dataset with all that is needed to use them elsewhere; `weights` are said in words."""
+
+    features: Features
+    spec: FeatureSpec
+    weights: str
+
+
+def write(path: Path, content: Exchange) -> int:
+    """Write an `.npz`, `.parquet` or `.h5` file, whole or not at all, and return its bytes.
+
+    All three hold `features` (n, d), `keys` (n, 32), `paths`, `labels` and `splits`, unknown ones empty, and a note
+    with the spec in JSON. The file is made in memory first. Raises `ExchangeError` and `CacheWriteError`.
+    """
+    features = content.features
+    arrays = {"features": features.X, "keys": stack_keys(features.keys), "paths": np.array(features.paths, np.str_)}
+    arrays |= {"labels": features.y, "splits": features.splits}
+    note = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "fingerprint": features.fingerprint,
+        "weights": content.weights,
+    }
+    data = _format(path)[0](arrays, json.dumps(note | {"spec": content.spec.to_json()}))
+    write_atomic(path, data)
+    return len(data)
+
+
+def read(path: Path) -> Exchange:
+    """Read what `write` wrote, checked; raises `ExchangeError` for anything else."""
+    try:
+        arrays, text = _format(path)[1](path)
+        note = json.loads(text)
+        if note["format"] != FORMAT or note["version"] != FORMAT_VERSION:
+            raise ExchangeError(f"{path} has an export format that this featcache does not read: {note['version']}")
+        spec = FeatureSpec.from_json(note["spec"])
+        keys, X = arrays["keys"], arrays["features"]
+        if spec.fingerprint != note["fingerprint"]:
+            raise ExchangeError(f"{path} holds features of another fingerprint than its spec has")
+        if keys.shape != (len(X), KEY_BYTES) or X.ndim != 2 or X.dtype != np.dtype(spec.dtype):
+            raise ExchangeError(f"{path} has vectors and keys that do not belong together")
+        if any(len(arrays[name]) != len(X) for name in ("paths", "labels", "splits")):
+            raise ExchangeError(f"{path} has not one path, label and split a vector")
+        features = Features(
+            X=X,
+            y=arrays["labels"],
+            paths=tuple(arrays["paths"].tolist()),
+            splits=arrays["splits"],
+            keys=tuple(key.tobytes() for key in keys),
+            fingerprint=spec.fingerprint,
+        )
+        return Exchange(features, spec, note["weights"])
+    except (ExchangeError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise ExchangeError(f"no such file: {path}") from error
+    except Exception as error:  # three libraries raise almost anything on broken bytes
+        raise ExchangeError(f"{path} is no file that `featcache cache export` wrote: {error}") from error
+
+
+def _format(path: Path) -> tuple[Callable[[Arrays, str], bytes], Callable[[Path], tuple[Arrays, str]]]:
+    try:
+        return _FORMATS[path.suffix.lower()]
+    except KeyError:
+        raise ExchangeError(f"{path} has none of the suffixes {', '.join(_FORMATS)}: they say the format") from None
+
+
+def _npz(arrays: Arrays, note: str) -> bytes:
+    out = io.BytesIO()
+    np.savez(out, allow_pickle=False, note=np.array(note), **arrays)
+    return out.getvalue()
+
+
+def _from_npz(path: Path) -> tuple[Arrays, str]:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    return arrays, str(arrays.pop("note"))
+
+
+def _h5(arrays: Arrays, note: str) -> bytes:
+    options = {"driver": "core", "backing_store": False, "libver": ("earliest", "v110")}
+    with h5py.File(f"featcache-{secrets.token_hex(8)}", "w", **options) as file:
+        for name, array in arrays.items():
+            data: npt.NDArray[Any] = array
+            if array.dtype.kind == "U":
+                data = np.char.encode(array, "utf-8", "surrogateescape")
+            file.create_dataset(name, data=data)
+            file.attrs[f"crc32_{name}"] = np.uint32(crc32(np.ascontiguousarray(data).tobytes()))
+        file.attrs["note"] = np.bytes_(note.encode())
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+def _from_h5(path: Path) -> tuple[Arrays, str]:
+    with h5py.File(path, "r", locking=False) as file:
+        arrays = {name: file[name][()] for name in file}
+        for name, array in arrays.items():
+            if crc32(array.tobytes()) != int(file.attrs[f"crc32_{name}"]):
+                raise ExchangeError(f"{path}: the checksum of {name!r} does not match its bytes")
+        note = file.attrs["note"].decode()
+    texts = [name for name, array in arrays.items() if array.dtype.kind == "S"]
+    return arrays | {name: np.char.decode(arrays[name], "utf-8", "surrogateescape") for name in texts}, note
+
+
+def _parquet(arrays: Arrays, note: str) -> bytes:
+    pyarrow, parquet = _arrow()
+    dim = arrays["features"].shape[1]
+    columns = {
+        name: pyarrow.array(_utf8(arrays[f"{name}s"].tolist()), pyarrow.string()) for name in ("path", "label", "split")
+    }
+    columns["key"] = pyarrow.array([key.tobytes() for key in arrays["keys"]], pyarrow.binary(KEY_BYTES))
+    columns["features"] = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(arrays["features"].reshape(-1)), dim)
+    out = pyarrow.BufferOutputStream()
+    table = pyarrow.table(columns).replace_schema_metadata({"featcache": note})
+    parquet.write_table(table, out, write_page_checksum=True)
+    return bytes(out.getvalue())
+
+
+def _from_parquet(path: Path) -> tuple[Arrays, str]:
+    _, parquet = _arrow()
+    table = parquet.read_table(path, page_checksum_verification=True, memory_map=False).combine_chunks()
+    note = table.schema.metadata[b"featcache"].decode()
+    vectors = table["features"].combine_chunks()
+    arrays: dict[str, npt.NDArray[Any]] = {
+        f"{name}s": np.array(table[name].to_pylist(), np.str_) for name in ("path", "label", "split")
+    }
+    arrays["keys"] = stack_keys(table["key"].to_pylist())
+    arrays["features"] = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(table), vectors.type.list_size)
+    return arrays, note
+
+
+def _utf8(texts: list[str]) -> list[str]:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ExchangeError(f"Parquet holds no text that is not UTF-8: {text!r}; export to .h5 or .npz") from None
+    return texts
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ExchangeError("Parquet needs pyarrow: pip install 'featcache[parquet]', or use .h5 or .npz") from error
+    return pyarrow, pyarrow.parquet
+
+
+_FORMATS = {".npz": (_npz, _from_npz), ".parquet": (_parquet, _from_parquet), ".h5": (_h5, _from_h5)}
