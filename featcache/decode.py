@@ -6,6 +6,8 @@ import hashlib
 import io
 import os
 import stat
+import threading
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,9 @@ from featcache.records import FileStat, Preprocess
 
 MAX_BYTES = 512 * 2**20
 """A picture file larger than this is refused, so that one stray archive cannot fill the memory."""
+
+LARGE_PIXELS = 2**25
+"""Pictures with more pixels are decoded one at a time, so that a few huge ones do not fill the memory together."""
 
 MAX_ASPECT = 256
 """Beyond this ratio of its edges only the part of a picture that the crop keeps is resized."""
@@ -32,6 +37,8 @@ _FILTERS = {
 }
 
 
+_one_large = threading.Lock()
+_EPS = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 _HEIC_BRANDS = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
 _AVIF_BRANDS = {b"ftypavif", b"ftypavis"}
 
@@ -73,7 +80,9 @@ def decode(data: bytes, preprocess: Preprocess) -> Pixels:
     try:
         if data[4:12] in _HEIC_BRANDS:
             _allow_heic()
-        with Image.open(io.BytesIO(data)) as image:
+        elif data.startswith(_EPS):  # Pillow would start Ghostscript on it
+            raise PictureError("EPS is a program, not a photograph: convert it")
+        with Image.open(io.BytesIO(data)) as image, _room_for(image):
             if "transparency" in image.info and "RGB;16B" in str(getattr(image, "tile", "")):
                 # Pillow keeps 8 bits of the pixels and all 16 of the transparent colour, so they cannot be compared.
                 raise PictureError("16-bit colour picture with one transparent colour: convert it to 8 bit")
@@ -125,6 +134,10 @@ def crop(image: Image.Image, preprocess: Preprocess) -> Pixels:
         return np.asarray(image.resize((keep, keep), resample, box=box))
     resized = image if target == image.size else image.resize(target, resample)
     return np.asarray(resized.crop((left, top, left + keep, top + keep)))
+
+
+def _room_for(image: Image.Image) -> AbstractContextManager[object]:
+    return _one_large if image.width * image.height > LARGE_PIXELS else nullcontext()
 
 
 def _allow_heic() -> None:

@@ -123,7 +123,8 @@ def _listing(folder: str) -> tuple[list[tuple[str, str]], list[str]]:
         for entry in sorted(entries, key=lambda e: e.name):
             if entry.name.startswith(".") or entry.name.lower() in _LITTER:
                 continue
-            if not entry.is_dir():
+            # entry.is_dir() raises for a link that points at itself.
+            if not (Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()):
                 files.append(entry.path)
             elif not os.path.exists(os.path.join(entry.path, _CACHE_TAG)):
                 folders.append((entry.name, entry.path))

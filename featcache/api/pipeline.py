@@ -99,6 +99,7 @@ class _Picture:
     pixels: Pixels | None = None
     reason: str | None = None
     seconds: tuple[float, float] = (0.0, 0.0)
+    read_ns: int = 0
 
 
 class _Account:
@@ -163,7 +164,7 @@ class _Reader:
         return picture
 
     def _load(self, path: str) -> _Picture:
-        start = time.perf_counter()
+        start, read_ns = time.perf_counter(), time.time_ns()
         try:
             data, key, stat = read(path)
         except PictureError as error:
@@ -175,7 +176,7 @@ class _Reader:
                 pixels = decode(data, self._preprocess)
             except PictureError as error:
                 reason = str(error)
-        return _Picture(path, key, stat, pixels, reason, (middle - start, time.perf_counter() - middle))
+        return _Picture(path, key, stat, pixels, reason, (middle - start, time.perf_counter() - middle), read_ns)
 
     def _claim(self, key: bytes) -> bool:
         with self._lock:
@@ -252,7 +253,7 @@ def _remembering(cache: Cache, writer: FeatureWriter) -> Iterator[Callable[[_Pic
 
     def remember(picture: _Picture) -> None:
         nonlocal seen
-        if picture.stat and picture.key and time.time_ns() - picture.stat.mtime_ns > TRUSTED_AGE_NS:
+        if picture.stat and picture.key and picture.read_ns - picture.stat.mtime_ns > TRUSTED_AGE_NS:
             noted.append((picture.path, picture.stat, picture.key))
         if writer.committed > seen or len(noted) >= 8192:
             seen = writer.committed

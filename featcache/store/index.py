@@ -11,16 +11,27 @@ from featcache.store.segment import KEY_BYTES, Keys
 
 
 class KeyIndex:
-    """Finds content keys by their first 64 bits, then compares all 256; of a key held twice the first wins."""
+    """Finds content keys by their first 64 bits, then compares all 256; of a key held twice the first wins.
+
+    Keys asked for in the order in which they are held, as a dataset's usually are, are only compared.
+    """
 
     def __init__(self, keys: Keys) -> None:
         self.keys = np.ascontiguousarray(keys)
         prefixes = _prefixes(self.keys)
         self._order = np.argsort(prefixes, kind="stable")
         self._prefixes = prefixes[self._order]
+        self._distinct = not (self._prefixes[1:] == self._prefixes[:-1]).any()
 
     def find(self, wanted: Keys) -> npt.NDArray[np.intp]:
         """Return the row of each wanted key (m, 32), or -1 where it is not held."""
+        if self._distinct and len(wanted) > 1:
+            first = int(self._search(wanted[:1])[0])
+            if first >= 0 and np.array_equal(self.keys[first : first + len(wanted)], wanted):
+                return np.arange(first, first + len(wanted))
+        return self._search(wanted)
+
+    def _search(self, wanted: Keys) -> npt.NDArray[np.intp]:
         rows = np.full(len(wanted), -1, dtype=np.intp)
         prefixes = _prefixes(wanted)
         places = np.searchsorted(self._prefixes, prefixes, side="left")
