@@ -140,17 +140,20 @@ def _room_for(image: Image.Image) -> AbstractContextManager[object]:
     return _one_large if image.width * image.height > LARGE_PIXELS else nullcontext()
 
 
-def _allow_heic() -> None:
-    """Let Pillow read HEIC where pillow-heif is installed; asked for only when such a picture is met."""
+def _allow_heic() -> bool:
+    """Let Pillow read HEIC if pillow-heif is installed, and tell whether it is; called only for such a picture."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
-        return
+        return False
     register_heif_opener()
+    return True
 
 
 def _unidentified(data: bytes) -> str:
     if data[4:12] in _HEIC_BRANDS:
+        if _allow_heic():
+            return "broken picture: HEIC that pillow-heif cannot identify"
         return "HEIC picture: install pillow-heif (pip install 'featcache[heic]')"
     if data[4:12] in _AVIF_BRANDS and not features.check("avif"):
         return "AVIF picture, and this Pillow was built without AVIF: install a wheel of pillow>=11.3"

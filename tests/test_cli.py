@@ -82,6 +82,15 @@ def test_one_changed_byte_costs_one_forward_pass_and_a_rename_none(run: Run, pho
     assert again["found"] == again["reused"] + again["computed"] + again["duplicates"] + again["unreadable"]
 
 
+def test_a_changed_stat_is_read_again(run: Run, photos: Path) -> None:
+    changed = photos / "leaf" / "3.png"
+    for path in photos.rglob("*.png"):
+        os.utime(path, (1, 1))
+    assert run("extract", photos, "--json", network=True).json["computed"] == 30
+    write_picture(changed, 999)
+    assert run("extract", photos, "--json", network=True).json["computed"] == 1
+
+
 def test_rehash_finds_a_change_that_the_stat_hides(run: Run, photos: Path) -> None:
     path = photos / "leaf" / "0.png"
     content = (photos / "leaf" / "1.png").read_bytes()

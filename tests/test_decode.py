@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -608,3 +610,61 @@ class TestExtremeShapes:
         monkeypatch.setattr(featcache.decode, "MAX_ASPECT", 10_000)
         late = decode(data, steps(resize=32, crop=28))
         assert np.abs(early.astype(int) - late.astype(int)).max() <= 3
+
+
+HEIC = """
+import io, sys
+from PIL import Image
+if sys.argv[1] == "without":
+    sys.modules["pillow_heif"] = None
+    content = b"\\0\\0\\0\\x18ftypheic\\0\\0\\0\\0mif1heic" + bytes(99)
+else:
+    import pillow_heif
+    stream = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 30))).save(stream)
+    content = stream.getvalue()
+from featcache.decode import decode
+from featcache.errors import PictureError
+from featcache.records import Preprocess
+try:
+    print(*decode(content, Preprocess(16, 16, "bilinear", (0, 0, 0), (1, 1, 1)))[8, 8])
+except PictureError as error:
+    print(error)
+"""
+
+
+def heic(how: str) -> str:
+    """What decoding a HEIC picture gives in a process of its own: Pillow's plug-ins are for all of a process."""
+    return subprocess.run([sys.executable, "-c", HEIC, how], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_heic_picture_is_decoded_where_pillow_heif_is_installed() -> None:
+    pytest.importorskip("pillow_heif")
+    assert np.abs(np.array(heic("with").split(), int) - [200, 30, 30]).max() <= 3
+
+
+def test_a_heic_picture_names_what_to_install() -> None:
+    assert heic("without") == "HEIC picture: install pillow-heif (pip install 'featcache[heic]')"
+
+
+def test_large_pictures_are_decoded_one_at_a_time_and_small_ones_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(featcache.decode, "LARGE_PIXELS", 50 * 50)
+    at_once: list[int] = []
+    running: list[int] = []
+    convert = featcache.decode.to_rgb
+
+    def slow(image: Image.Image) -> Image.Image:
+        running.append(image.width)
+        time.sleep(0.02)
+        at_once.append(sum(width > 50 for width in running))
+        running.remove(image.width)
+        return convert(image)
+
+    monkeypatch.setattr(featcache.decode, "to_rgb", slow)
+    large, small = encoded(Image.fromarray(noise(60, 60))), encoded(Image.fromarray(noise(40, 40)))
+    with ThreadPoolExecutor(8) as executor:
+        assert (
+            len({pixels.tobytes() for pixels in executor.map(lambda data: decode(data, USUAL), [large, small] * 8)})
+            == 2
+        )
+    assert max(at_once) == 1

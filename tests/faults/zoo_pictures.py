@@ -323,6 +323,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "cut 3.png": (lambda: part(plain(82)[0], 0.5), CUT_OFF),
     "cut 4.png": (lambda: part(plain(82)[0], 0.98), CUT_OFF),
     "flipped bit.png": (flipped_bit_png, r"^broken picture: "),
+    "program.eps": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", r"^EPS is a program"),
     "empty.jpg": (lambda: b"", r"^empty file$"),
     "text.jpg": (lambda: b"this is not a picture\n" * 9, NOT_A_PICTURE),
     "html.png": (lambda: b"<!DOCTYPE html><html><body>404</body></html>", NOT_A_PICTURE),
