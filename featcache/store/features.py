@@ -18,6 +18,7 @@ import numpy.typing as npt
 from featcache.errors import CacheError, MissingFeaturesError
 from featcache.records import FloatArray, Progress
 from featcache.store import compaction
+from featcache.store.files import sync_folder
 from featcache.store.index import KeyIndex, stack_keys
 from featcache.store.segment import (
     KEY_BYTES,
@@ -177,6 +178,8 @@ class FeatureStore:
         """Delete segments whose rows are in a newer one, oldest first, so that none comes back to life."""
         self.refresh()
         there = set(self._replaced)
+        if there:  # the writer of the newer one may have been killed before it made its name durable
+            sync_folder(self.folder)
         for name, header in sorted(self._replaced.items()):
             if there.isdisjoint(header.replaces):
                 with contextlib.suppress(OSError):  # readers skip it all the same, and the next time tries again

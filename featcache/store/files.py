@@ -30,7 +30,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
                 rest = rest[os.write(descriptor, rest) :]
             os.fsync(descriptor)
             temporary.rename(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise CacheWriteError(_explain(path, len(data), error)) from error
 
@@ -130,10 +130,21 @@ def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_above(folder: Path) -> None:
+    """Make the folder's own name durable, all the way up: a killed process may have made it and not synced it.
+
+    Folders above that belong to others and cannot be opened or synced are left to them.
+    """
+    for above in folder.parents:
+        with contextlib.suppress(OSError):
+            sync_folder(above)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
