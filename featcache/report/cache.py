@@ -22,7 +22,7 @@ def info_text(info: CacheInfo) -> str:
             row.classes,
             ", ".join(f"{name} {size:,}" for name, size in row.splits.items()) or "-",
             ", ".join(fingerprint[:16] for fingerprint in row.fingerprints),
-            row.last_use,
+            _minute(row.last_use),
         )
         for row in info.datasets
     ]
@@ -34,17 +34,17 @@ def info_text(info: CacheInfo) -> str:
             f"{row.rows:,}",
             f"{row.segments:,}",
             size_text(row.bytes),
-            row.last_use or "-",
+            _minute(row.last_use),
         )
         for row in info.backbones
     ]
+    of_dataset = ["dataset", "pictures", "unreadable", "classes", "splits", "features", "last use (UTC)"]
+    of_backbone = ["backbone", "fingerprint", "vectors", "rows", "segments", "size", "last use (UTC)"]
     return "\n".join(
         [
-            _table(
-                datasets, ["dataset", "pictures", "unreadable", "classes", "splits", "features", "last use"], "lrrr"
-            ),
+            _table(datasets, of_dataset, "lrrr"),
             "",
-            _table(backbones, ["backbone", "fingerprint", "vectors", "rows", "segments", "size", "last use"], "lllrrr"),
+            _table(backbones, of_backbone, "lllrrr"),
             "",
             f"models       {info.models:,}",
             f"put aside    {info.quarantined:,} broken files",
@@ -148,3 +148,7 @@ def _table(rows: Sequence[Sequence[object]], headers: Sequence[str], align: str)
     sides = {"l": "left", "r": "right"}
     columns = [sides[side] for side in align.ljust(len(headers), "l")]
     return tabulate(rows, headers=headers, disable_numparse=True, colalign=columns)
+
+
+def _minute(time: str | None) -> str:
+    return time[:16].replace("T", " ") if time else "-"

@@ -16,7 +16,7 @@ from featcache.errors import CacheError, CacheVersionError, CacheWriteError, Cat
 from featcache.records import FeatureSpec, Progress
 from featcache.store.catalog import Catalog, Row
 from featcache.store.features import FeatureStore, FeatureWriter
-from featcache.store.files import exclusive, move, remove, remove_abandoned, shared, sync_above, write_atomic
+from featcache.store.files import exclusive, move, remove, remove_abandoned, shared, sync_names, write_atomic
 from featcache.store.runs import EXTRACTIONS, Run, Runs
 from featcache.store.segment import declared_fingerprint
 from featcache.store.splits import Splits
@@ -106,7 +106,7 @@ class Cache:
         content = json.dumps({"fingerprint": spec.fingerprint, "spec": asdict(spec)}, indent=2).encode()
         if not note.exists() or note.read_bytes() != content:
             write_atomic(note, content)
-        sync_above(folder)
+        sync_names(folder.parent, self.folder)
         return self.store(spec.fingerprint)
 
     def store(self, fingerprint: str) -> FeatureStore:

@@ -14,6 +14,8 @@ from pathlib import Path
 from featcache.errors import CacheWriteError
 
 TEMPORARY_PREFIX = ".tmp-"
+BLOCK = 4096
+"""What a file without content is said to need: it has a name, and a disk counts in blocks."""
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -30,7 +32,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
                 rest = rest[os.write(descriptor, rest) :]
             os.fsync(descriptor)
             temporary.rename(path)
-        sync_folder(path.parent)
+        _sync_folder(path.parent)
     except OSError as error:
         raise CacheWriteError(_explain(path, len(data), error)) from error
 
@@ -83,28 +85,46 @@ def claim_number(folder: Path, suffix: str) -> int:
             except FileExistsError:
                 number += 1
     except OSError as error:
-        raise CacheWriteError(_explain(folder / f"*{suffix}", 0, error)) from error
+        raise CacheWriteError(_explain(folder / f"NUMBER{suffix}", BLOCK, error)) from error
 
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path` if nobody else does, alone or shared; yields whether it is held."""
-    with path.open("ab") as file:
+    """Hold the lock file `path` if nobody else does, alone or shared; yields whether it is held.
+
+    Raises `CacheWriteError` where there is no such file and none can be made.
+    """
+    with _lock_file(path) as descriptor:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
         except OSError:
-            yield False
-        else:
-            yield True
+            held = False
+        yield held
 
 
 @contextlib.contextmanager
 def shared(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` together with others, after waiting for whoever holds it alone."""
-    with path.open("ab") as file:
+    """Hold the lock file `path` together with others, after waiting for whoever holds it alone.
+
+    Raises `CacheWriteError` where there is no such file and none can be made.
+    """
+    with _lock_file(path) as descriptor:
         with contextlib.suppress(OSError):  # where locks are not supported nobody can hold it alone either
-            fcntl.flock(file, fcntl.LOCK_SH)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield
+
+
+@contextlib.contextmanager
+def _lock_file(path: Path) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise CacheWriteError(_explain(path, BLOCK, error)) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -130,21 +150,29 @@ def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
+        _sync_folder(folder.parent)
 
 
-def sync_above(folder: Path) -> None:
-    """Make the folder's own name durable, all the way up: a killed process may have made it and not synced it.
+def sync_names(folder: Path, up_to: Path) -> None:
+    """Make the names in `folder` durable, and in all folders above it: a killed process may have made one of them.
 
-    Folders above that belong to others and cannot be opened or synced are left to them.
+    Raises `CacheWriteError` for `folder` and those up to `up_to`; folders above belong to others, and those that cannot
+    be opened or synced are left to them.
     """
-    for above in folder.parents:
-        with contextlib.suppress(OSError):
+    for above in (folder, *folder.parents):
+        with contextlib.nullcontext() if above.is_relative_to(up_to) else contextlib.suppress(OSError):
             sync_folder(above)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable; raises `CacheWriteError`."""
+    try:
+        _sync_folder(folder)
+    except OSError as error:
+        raise CacheWriteError(_explain(folder, BLOCK, error)) from error
+
+
+def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -155,10 +183,11 @@ def sync_folder(folder: Path) -> None:
 def no_room(path: Path, size: int, reason: str) -> str:
     """Return what to say where a disk, a quota or a limit on file sizes has no room for `size` bytes."""
     try:
-        free = f", {shutil.disk_usage(path.parent).free:,} are free"
+        free = shutil.disk_usage(path.parent).free
+        said = f", {free:,} are free" + (", so it is a quota, or the disk has no more inodes" if free > size else "")
     except OSError:
-        free = ""
-    return f"no room for {path}: {size:,} bytes are needed{free} ({reason}): make room and run the same command again"
+        said = ""
+    return f"no room for {path}: {size:,} bytes are needed{said} ({reason}): make room and run the same command again"
 
 
 def _explain(path: Path, size: int, error: OSError) -> str:
