@@ -300,6 +300,7 @@ class VerifySummary:
     broken: tuple[str, ...]
     repaired: tuple[str, ...]
     problems: tuple[str, ...]
+    notices: tuple[str, ...]
     rows: tuple[RowCheck, ...] = field(repr=False)
 
 

@@ -12,7 +12,7 @@ from featcache.api.exchange import import_into
 from featcache.api.extraction import extract_into
 from featcache.api.options import Options, open_cache, places
 from featcache.api.usage import newest_uses, unused, uses
-from featcache.backbones import Backbone, reproduce
+from featcache.backbones import Backbone, reproduce, resolve
 from featcache.decode import file_stat, read
 from featcache.discover import discover
 from featcache.errors import CacheError, FeatcacheError, PictureError
@@ -81,6 +81,7 @@ class _Check:
     progress: Progress | None
     broken: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
     to_repair: set[str] = field(default_factory=set)
     _segments: int = 0
     _rows: int = 0
@@ -94,8 +95,7 @@ class _Check:
         newest = newest_uses(self.cache)
         for root in newest:
             self._dataset(root, newest[root])
-        if all(self.cache.catalog.dataset(root) for root in newest):  # else nobody knows what is used
-            self._orphans()
+        self._orphans()
 
     def summary(self) -> VerifySummary:
         return VerifySummary(
@@ -107,6 +107,7 @@ class _Check:
             broken=tuple(self.broken),
             repaired=(),
             problems=tuple(self.problems),
+            notices=tuple(self.notices),
             rows=tuple(self._found),
         )
 
@@ -120,8 +121,14 @@ class _Check:
     def _dataset(self, root: str, newest: Run) -> None:
         rows = self.cache.catalog.dataset(root)
         if not rows:
-            self._problem(root, f"the pictures of {root} are not in the catalog")
+            self._problem(root, f"the pictures of {root} are not in the catalog {self.cache.catalog_path}")
             return
+        try:
+            self.cache.spec(newest.fingerprint)
+        except CacheError as error:
+            self._problem(root, str(error))
+        if not os.path.exists(root):
+            self.notices.append(f"{root} is gone; its vectors are kept until `featcache cache gc --forget` gives it up")
         stale = {} if newest.command == "import" else dict(self._stale(rows))
         for run in uses(self.cache):
             if run.root == root and run.summary:
@@ -142,8 +149,8 @@ class _Check:
         unreadable = len(rows) - len(keys)
         self._datasets.append(DatasetCheck(run.root, backbone, run.fingerprint, **counts, unreadable=unreadable))
         if counts["missing"] and is_newest:
-            self._problem(run.root, f"{counts['missing']:,} vectors of {run.root} are missing ({backbone})")
-        if counts["stale"] and is_newest:
+            self._problem(run.root, f"{run.root} lacks {counts['missing']:,} of {len(keys):,} vectors ({backbone})")
+        if counts["stale"] and is_newest and os.path.exists(run.root):
             self.to_repair.add(run.root)
 
     def _stale(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
@@ -161,7 +168,12 @@ class _Check:
                 self.progress("verify", done, len(rows))
 
     def _orphans(self) -> None:
-        for item in unused(self.cache):
+        try:
+            found = unused(self.cache)
+        except CacheError as error:
+            self.notices.append(f"orphaned vectors are not looked for: {error}")
+            return
+        for item in found:
             self._orphaned += len(item.keys)
             paths = self.cache.catalog.paths_of(item.keys)
             for key in item.keys:
@@ -199,7 +211,13 @@ def _remembered(cache: Cache, run: Run) -> Backbone:
     """Return the backbone of a run; its network and weights are looked for only if something has to be computed."""
     known = run.summary or {}
     file = Path(known["weights_file"]) if known.get("weights_file") else None
-    spec = cache.spec(run.fingerprint)
+    try:
+        spec = cache.spec(run.fingerprint)
+    except CacheError:
+        found = resolve(str(known.get("backbone")), file)
+        if found.spec.fingerprint != run.fingerprint:
+            raise
+        return found
     return Backbone(spec, str(known.get("weights")), lambda: reproduce(spec, file).build())
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from featcache.api.options import Options, open_cache
-from featcache.api.usage import FORGET, Unused, backbone_of, unused, uses
+from featcache.api.usage import FORGET, Unused, backbone_of, elsewhere, unused, uses
 from featcache.errors import DatasetError
 from featcache.records import Compacted, CompactSummary, GcSummary, Progress
 from featcache.store import Cache
@@ -82,7 +82,7 @@ def _gc_summary(cache: Cache, found: Sequence[Unused], forgotten: Sequence[str])
 
 def _known_root(cache: Cache, name: str | Path) -> str:
     root = os.path.abspath(name)  # noqa: PTH100 - as `discover` names it
-    known = sorted({run.root for run in uses(cache)} | set(cache.catalog.roots()))
+    known = sorted({run.root for run in uses(cache)} | set(cache.catalog.roots()) | set(elsewhere(cache)))
     if root not in known:
         raise DatasetError(f"the cache knows no dataset {root}: it knows {', '.join(known) or 'none'}")
     return root

@@ -51,17 +51,17 @@ def cache_import(file: str | Path, options: Options | None = None) -> ExchangeSu
     path = Path(os.path.abspath(file))  # noqa: PTH100 - as datasets are named
     content = read(path)
     with open_cache(options or Options()) as cache, cache.in_use():
-        run = cache.runs.start("import", str(path), content.spec.fingerprint)
-        return import_into(cache, path, content, run)
+        return import_into(cache, path, content)
 
 
-def import_into(cache: Cache, path: Path, content: Exchange, run: Run) -> ExchangeSummary:
-    """Bring what was read from `path` into the cache as the dataset of `run`."""
+def import_into(cache: Cache, path: Path, content: Exchange, run: Run | None = None) -> ExchangeSummary:
+    """Bring what was read from `path` into the cache, as a dataset of its own or as that of an earlier `run`."""
     features, spec = content.features, content.spec
     store = cache.features(spec)
     store.verify()
     if store.dim not in (None, features.X.shape[1]):
         raise ExchangeError(f"{path} has vectors of length {features.X.shape[1]}, the cache of length {store.dim}")
+    run = run or cache.runs.start("import", str(path), spec.fingerprint)
     held = store.contains(features.keys)
     new = list({key: at for at, key in enumerate(features.keys) if not held[at]}.values())
     with FeatureWriter(store, spec.dtype) as writer:

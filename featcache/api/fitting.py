@@ -111,7 +111,8 @@ def _last_extraction(cache: Cache) -> tuple[str, str, Mapping[str, Any]]:
     if run is None:
         raise DatasetError(f"nothing has been extracted into {cache.folder}: run `featcache extract FOLDER` first")
     if run.summary is None:
-        raise DatasetError(f"the extraction of {run.root} was not finished: run `featcache extract` on it again")
+        again = "featcache extract" if run.command == "extract" else "featcache cache import"
+        raise DatasetError(f"the {run.command} of {run.root} was not finished: run `{again} {run.root}` again")
     return run.root, run.fingerprint, run.summary
 
 

@@ -9,6 +9,7 @@ from featcache.errors import CacheError
 from featcache.records import UnusedRows
 from featcache.store import EXTRACTIONS, Cache, FeatureStore, Run
 from featcache.store.index import KeyIndex, stack_keys
+from featcache.store.segment import KEY_BYTES, Keys
 
 FORGET = "forget"
 
@@ -22,7 +23,7 @@ class Unused:
 
 
 def uses(cache: Cache) -> list[Run]:
-    """Return the newest extraction of each dataset for each kind of features, oldest first.
+    """Return the newest extraction of each dataset of our catalog for each kind of features, oldest first.
 
     Two fingerprints are of one kind when they differ only in weights, preprocessing or schema: the newer one takes the
     place of the older. An extraction that was not finished stands beside the one before it.
@@ -32,12 +33,23 @@ def uses(cache: Cache) -> list[Run]:
     for run in cache.runs.all():
         if run.command == FORGET:
             found.pop(run.root, None)
-        elif run.command in EXTRACTIONS:
+        elif run.command in EXTRACTIONS and run.catalog == cache.runs.catalog:
             if run.fingerprint not in kinds:
                 kinds[run.fingerprint] = _kind(cache, run.fingerprint)
             before = found.setdefault(run.root, {}).setdefault(kinds[run.fingerprint], [])
             before[:] = [run] if run.summary else [*(old for old in before if old.summary), run]
     return sorted((run for of_root in found.values() for runs in of_root.values() for run in runs), key=lambda r: r.id)
+
+
+def elsewhere(cache: Cache) -> list[str]:
+    """Return the datasets that are in other catalogs of this cache: nobody knows here which vectors they use."""
+    found: dict[str, None] = {}
+    for run in cache.runs.all():
+        if run.command == FORGET:
+            found.pop(run.root, None)
+        elif run.command in EXTRACTIONS and run.catalog != cache.runs.catalog:
+            found[run.root] = None
+    return list(found)
 
 
 def newest_uses(cache: Cache) -> dict[str, Run]:
@@ -49,8 +61,14 @@ def unused(cache: Cache, forgotten: Collection[str] = ()) -> list[Unused]:
     """Return the vectors that no dataset but the `forgotten` ones uses, a fingerprint each.
 
     Nothing is unused among the features of an extraction that was not finished. Raises `CacheError` where a dataset is
-    not in the catalog, because then nobody knows what it uses.
+    in another catalog, or in none, because then nobody knows what it uses.
     """
+    others = [root for root in elsewhere(cache) if root not in forgotten]
+    if others:
+        raise CacheError(
+            f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''} extracted with another catalog than "
+            f"{cache.catalog_path}, so that nobody knows here which vectors are unused: give up on it with --forget"
+        )
     used: dict[str, list[bytes] | None] = {}
     for run in uses(cache):
         if run.root in forgotten:
@@ -75,12 +93,21 @@ def _unused(cache: Cache, fingerprint: str, used: list[bytes] | None) -> Unused 
         return None
     gone = [key.tobytes() for key in keys[free]]
     kept = len(keys) - len(gone)
-    row_bytes = sum(segment.header.n_bytes for segment in store.live) // max(1, len(keys))
-    size = len(gone) * row_bytes if kept else cache.size(store.folder)
+    size = _freed(store, stack_keys(gone)) if kept else cache.size(store.folder)
     account = UnusedRows(
         fingerprint, backbone_of(cache, fingerprint), len(gone), kept, size, _reason(cache, store, kept)
     )
     return Unused(gone, account)
+
+
+def _freed(store: FeatureStore, gone: Keys) -> int:
+    """Return the bytes that deleting these rows frees: whole files where nothing else is in them."""
+    index, freed = KeyIndex(gone), 0
+    for segment in store.live:
+        rows = int((index.find(segment.keys) >= 0).sum())
+        whole = (store.folder / segment.name).stat().st_size
+        freed += whole if rows == len(segment.keys) else rows * (segment.header.row_bytes + KEY_BYTES)
+    return freed
 
 
 def backbone_of(cache: Cache, fingerprint: str) -> str | None:

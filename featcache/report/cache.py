@@ -80,6 +80,7 @@ def verify_text(summary: VerifySummary) -> str:
         lines.append(f"{row.state:<12} {what}: {one_line(row.reason)}")
     if len(summary.rows) > SHOWN_ROWS:
         lines.append(f"             and {len(summary.rows) - SHOWN_ROWS:,} more: --json lists all of them")
+    lines += [f"note         {one_line(text)}" for text in summary.notices]
     lines += [f"repaired     {one_line(text)}" for text in summary.repaired]
     lines += [f"problem      {one_line(text)}" for text in summary.problems]
     if not summary.problems:

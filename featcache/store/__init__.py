@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -61,7 +62,8 @@ class Cache:
             if isinstance(error, CacheWriteError):
                 raise
             raise CacheError(f"cannot use the cache folder {self.folder}: {error.strerror}") from error
-        self.runs = Runs(self.folder / "runs")
+        name = "" if catalog is None else f"{platform.node()}:{Path(catalog).absolute()}"
+        self.runs = Runs(self.folder / "runs", name)
         self.splits = Splits(self.folder / "splits")
         self.catalog_path = self.folder / "catalog.sqlite" if catalog is None else Path(catalog).absolute()
         is_new = not self.catalog_path.exists()

@@ -245,6 +245,8 @@ class FeatureStore:
 
     def _quarantine(self, name: str, error: SegmentError) -> None:
         kept = self._bad / f"{self.folder.name}-{name}"
+        if kept.exists():  # a segment that was restored, and broke again
+            kept = kept.with_suffix(f".{time.time_ns()}.h5")
         try:
             self._bad.mkdir(exist_ok=True)
             (self.folder / name).rename(kept)

@@ -22,7 +22,8 @@ _logger = logging.getLogger(__name__)
 class Run:
     """One run of a command; `summary` is what it printed, or `None` while it has not finished; times are epoch seconds.
 
-    `model_sha256` is the digest of the model file that the run made.
+    `catalog` names the catalog that holds its dataset, empty for the one in the cache folder; `model_sha256` is the
+    digest of the model file that the run made.
     """
 
     id: int
@@ -33,17 +34,23 @@ class Run:
     finished: float | None = None
     summary: Mapping[str, Any] | None = None
     model_sha256: str | None = None
+    catalog: str = ""
 
 
 class Runs:
-    """The runs of a cache, `runs/<number>.json`: they outlive the catalog, and several computers may add to them."""
+    """The runs of a cache, `runs/<number>.json`: they outlive the catalog, and several computers may add to them.
 
-    def __init__(self, folder: Path) -> None:
+    Those that are started here belong to the datasets of `catalog`.
+    """
+
+    def __init__(self, folder: Path, catalog: str = "") -> None:
+        self.catalog = catalog
         self._folder = folder
 
     def start(self, command: str, root: str, fingerprint: str = "") -> Run:
         """Note that a run began, under a number that nobody else has."""
-        run = Run(claim_number(self._folder, ".json"), command, root, fingerprint, time.time())
+        number = claim_number(self._folder, ".json")
+        run = Run(number, command, root, fingerprint, time.time(), catalog=self.catalog)
         self._write(run)
         return run
 
@@ -56,8 +63,9 @@ class Runs:
         return list(self._newest_first())[::-1]
 
     def last(self, *commands: str) -> Run | None:
-        """Return the newest run of these commands, finished or not."""
-        return next((run for run in self._newest_first() if run.command in commands), None)
+        """Return the newest run of these commands on the datasets of our catalog, finished or not."""
+        ours = (run for run in self._newest_first() if run.catalog == self.catalog)
+        return next((run for run in ours if run.command in commands), None)
 
     def made_model(self, sha256: str) -> bool:
         """Tell whether a run of this cache made the model file with this digest."""
