@@ -31,7 +31,7 @@ _MARKS = {
     ".gitignore": b"*\n!.gitignore\n",
     "CACHEDIR.TAG": b"Signature: 8a477f597d28d172789f06886806bc55\n# A featcache cache.\n",
 }
-_OWN = {"segments", "bad", "models", "runs", "splits", "demo", "catalog.sqlite", *_MARKS}
+_OWN = {"format.json", "segments", "bad", "models", "runs", "splits", "demo", "catalog.sqlite", *_MARKS}
 
 
 class Cache:

@@ -187,23 +187,38 @@ class FeatureStore:
                     there.remove(name)
 
     def _scan(self) -> dict[str, Segment] | None:
-        """Return the live segments in the folder, by name; `None` where one vanished meanwhile."""
-        names = sorted(path.name for path in self.folder.glob("seg-*.h5"))
+        """Return the live segments in the folder, by name; `None` where one vanished meanwhile.
+
+        A listing of many files is no snapshot, so it is taken again until it shows nothing new: a compaction meanwhile
+        could hide both a segment and the one that replaces it.
+        """
         found: dict[str, Segment] = {}
-        for name in names:
-            try:
-                found[name] = (self._live or {}).get(name) or self._open(name, names)
-            except FileNotFoundError:
-                return None
-            except SegmentError as error:
-                self._quarantine(name, error)
+        broken: set[str] = set()
+        listing = self._listing()
+        for _ in range(ATTEMPTS):
+            new = sorted(listing.difference(found, broken))
+            for name in new:
+                try:
+                    found[name] = (self._live or {}).get(name) or self._open(name, listing)
+                except FileNotFoundError:
+                    return None
+                except SegmentError as error:
+                    self._quarantine(name, error)
+                    broken.add(name)
+            if not new:
+                break
+            listing = self._listing()
+        found = {name: found[name] for name in sorted(listing.intersection(found))}
         replaced = {name for segment in found.values() for name in segment.header.replaces}
         self._replaced = {name: found.pop(name).header for name in replaced.intersection(found)}
         return found
 
-    def _open(self, name: str, names: Sequence[str]) -> Segment:
+    def _listing(self) -> set[str]:
+        return {path.name for path in self.folder.glob("seg-*.h5")}
+
+    def _open(self, name: str, names: set[str]) -> Segment:
         header, keys = read_keys(self.folder / name, self.fingerprint)
-        if set(header.replaces).intersection(names):  # sources are skipped only for a wholly valid segment
+        if names.intersection(header.replaces):  # sources are skipped only for a wholly valid segment
             check_features(self.folder / name, header)
         return Segment(name, header, keys)
 
@@ -247,6 +262,8 @@ class FeatureStore:
         kept = self._bad / f"{self.folder.name}-{name}"
         if kept.exists():  # a segment that was restored, and broke again
             kept = kept.with_suffix(f".{time.time_ns()}.h5")
+        if not (self.folder / name).exists():
+            return  # another process was faster
         try:
             self._bad.mkdir(exist_ok=True)
             (self.folder / name).rename(kept)

@@ -227,6 +227,8 @@ def _open(path: Path) -> Iterator[h5py.File]:
     except Exception as error:  # h5py raises many types on broken bytes
         if isinstance(error, OSError) and error.errno is not None:  # the system's refusal says nothing of the bytes
             raise CacheError(f"cannot read {path}: {os.strerror(error.errno)}") from error
+        if not path.exists():  # HDF5 says it without an errno where it vanishes between open and stat
+            raise FileNotFoundError(path) from error
         raise SegmentError(f"{path} cannot be read as a segment: {error}") from error
 
 
