@@ -106,7 +106,8 @@ def test_opening_the_cache_in_the_middle_of_a_commit_does_not_disturb_it(
 
     def open_meanwhile(descriptor: int) -> None:
         with Cache(cache.folder) as other:
-            assert other.store(SPEC.fingerprint).segments in ((), tuple(path.name for path in segment_files(store.folder)))
+            published = tuple(path.name for path in segment_files(store.folder))
+            assert other.store(SPEC.fingerprint).segments in ((), published)
         seen.append(temporary_files(cache.folder))
         fsync(descriptor)
 
