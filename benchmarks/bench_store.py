@@ -56,9 +56,8 @@ def write_store(folder: Path, rows: int) -> None:
         for done, (keys, vectors) in enumerate(batches(rows), 1):
             writer.append(keys, vectors)
             if done % quarter == 0 or done * BATCH >= rows:
-                print(
-                    f"  written {min(done * BATCH, rows):>10,} rows: peak memory {peak_mib() - base:,.0f} MiB above start"
-                )
+                grown = peak_mib() - base
+                print(f"  {min(done * BATCH, rows):>10,} rows written: peak memory {grown:,.0f} MiB above start")
         seconds = time.perf_counter() - start
     print(f"  in {seconds:.1f} s, of which {writer.seconds:.1f} s in commits and merges (fsync included)")
 
@@ -167,7 +166,7 @@ def bench_lookup(store: FeatureStore, folder: Path, rows: int) -> tuple[float, f
 
 
 def bench_rescan(folder: Path, files: int) -> None:
-    """Scan a folder again whose pictures are all in the cache; their vectors are noise, only the time means something."""
+    """Scan a folder again whose pictures are all in the cache; the vectors are noise, only the time means something."""
     photos = folder / "photos"
     spec = resolve("efficientnet_lite0").spec
     with Cache(folder / "rescanned") as cache, FeatureWriter(cache.features(spec), spec.dtype) as writer:
@@ -200,13 +199,11 @@ def on_paper(opened: float, looked_up: float, rows: int) -> None:
     grown = 10 * math.log(n) / math.log(rows)
     data, keys = n * DIM * 2, n * 32
     print(f"\n{n:,} rows on paper")
-    print(
-        f"  on disk: {n:,} x ({DIM} x 2 + 32) bytes = {(data + keys) / 1e9:.2f} GB, about {(data + keys) / 2**27:,.0f} segments of 128 MiB"
-    )
-    print(f"  index in memory: {n:,} x (32 + 8 + 8) bytes = {n * 48 / 1e6:,.0f} MB")
-    print(
-        f"  open: {opened:.2f} s x {grown:.1f} = {opened * grown:.1f} s; look-up of all: {looked_up:.2f} s x {grown:.1f} = {looked_up * grown:.1f} s"
-    )
+    print(f"  on disk: {n:,} x ({DIM} x 2 + 32) bytes = {(data + keys) / 1e9:.2f} GB")
+    print(f"  in about {(data + keys) / 2**27:,.0f} segments of 128 MiB")
+    print(f"  index in memory: {n:,} x (32 + 8 + 8) bytes = {n * 48 / 1e6:,.0f} MB, about twice that while it is built")
+    print(f"  open: {opened:.2f} s x {grown:.1f} = {opened * grown:.1f} s")
+    print(f"  look up all of them: {looked_up:.2f} s x {grown:.1f} = {looked_up * grown:.1f} s")
 
 
 def main() -> None:

@@ -69,6 +69,7 @@ class FeatureStore:
         self._found = 0
         self._bad = bad
         self._live: dict[str, Segment] | None = None
+        self._built: KeyIndex | None = None
         self._replaced: dict[str, Header] = {}
         self.refresh()
 
@@ -85,12 +86,7 @@ class FeatureStore:
         if len({(segment.header.dim, segment.header.dtype) for segment in found.values()}) > 1:
             raise CacheError(f"{self.folder} holds vectors of different shapes: move it away and extract again")
         self._offsets = np.cumsum([0, *(segment.header.n_rows for segment in found.values())])
-        keys = np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *(segment.keys for segment in found.values())])
-        self._live = {  # with views on the one array of keys, so that they are in memory once
-            name: Segment(name, segment.header, keys[start : start + segment.header.n_rows])
-            for (name, segment), start in zip(found.items(), self._offsets, strict=False)
-        }
-        self._index = KeyIndex(keys)
+        self._live, self._built = found, None
 
     @property
     def live(self) -> list[Segment]:
@@ -111,6 +107,16 @@ class FeatureStore:
     def keys(self) -> Keys:
         """All content keys that are held (n, 32), in order of commit; one that was written twice is there twice."""
         return self._index.keys
+
+    @property
+    def _index(self) -> KeyIndex:
+        """The index of all keys, built when it is first asked for."""
+        if self._built is None:
+            keys = np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *(segment.keys for segment in self.live)])
+            for segment, start in zip(self.live, self._offsets, strict=False):
+                segment.keys = keys[start : start + len(segment.keys)]  # a view, so that keys are in memory once
+            self._built = KeyIndex(keys)
+        return self._built
 
     def contains(self, keys: Sequence[bytes]) -> npt.NDArray[np.bool_]:
         """Tell for each key whether its vector is held, as of the last listing."""
@@ -149,6 +155,10 @@ class FeatureStore:
     def compact(self, progress: Progress | None = None) -> int:
         """Merge small segments, and return how many were merged; 0 also when another process is at it."""
         return compaction.compact(self, progress)
+
+    def reopened(self) -> FeatureStore:
+        """Open the same store once more, with a listing of its own."""
+        return FeatureStore(self.folder, self._bad, self.fingerprint)
 
     def after_compaction(self) -> tuple[int, int]:
         """Return how many segments a compaction would leave, and about how many bytes it would free."""
@@ -344,7 +354,7 @@ class FeatureWriter:
         self.committed += len(self._keys)
         self._keys, self._vectors = [], []
         if self._writer.sequence % COMPACT_AT == 0:
-            self._store.compact()
+            self._store.reopened().compact()  # of its own listing, which is gone afterwards
         self.seconds += time.perf_counter() - start
 
     def __enter__(self) -> FeatureWriter:

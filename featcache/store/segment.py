@@ -58,7 +58,7 @@ class Header:
         return self.n_rows * (self.row_bytes + KEY_BYTES)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Segment:
     """A segment file as listed: its name, header and keys (n, 32)."""
 
