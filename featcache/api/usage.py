@@ -120,7 +120,7 @@ def backbone_of(cache: Cache, fingerprint: str) -> str | None:
 
 def _reason(cache: Cache, store: FeatureStore, kept: int) -> str:
     if kept:
-        return "their pictures are in no dataset any more"
+        return "in no dataset any more"
     kind = _kind(cache, store.fingerprint)
     newer = [run.fingerprint[:16] for run in uses(cache) if _kind(cache, run.fingerprint) == kind]
     if newer and any(run.fingerprint == store.fingerprint for run in cache.runs.all() if run.command in EXTRACTIONS):

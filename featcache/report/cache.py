@@ -93,7 +93,7 @@ def verify_text(summary: VerifySummary) -> str:
 def gc_text(summary: GcSummary) -> str:
     """Return what is, or would be, deleted, a line a fingerprint, and the bytes freed."""
     lines = [
-        f"{row.rows:,} vectors of {row.backbone or 'an unknown backbone'} ({row.fingerprint[:16]}), "
+        f"{row.rows:,} vector{'' if row.rows == 1 else 's'} of {row.backbone or 'an unknown backbone'} ({row.fingerprint[:16]}), "
         f"{size_text(row.bytes)}: {one_line(row.reason)}; {row.kept:,} are kept"
         for row in summary.unused
     ]
