@@ -93,8 +93,8 @@ def verify_text(summary: VerifySummary) -> str:
 def gc_text(summary: GcSummary) -> str:
     """Return what is, or would be, deleted, a line a fingerprint, and the bytes freed."""
     lines = [
-        f"{row.rows:,} vector{'' if row.rows == 1 else 's'} of {row.backbone or 'an unknown backbone'} ({row.fingerprint[:16]}), "
-        f"{size_text(row.bytes)}: {one_line(row.reason)}; {row.kept:,} are kept"
+        f"{row.rows:,} vector{'' if row.rows == 1 else 's'} of {row.backbone or 'an unknown backbone'} "
+        f"({row.fingerprint[:16]}), {size_text(row.bytes)}: {one_line(row.reason)}; {row.kept:,} are kept"
         for row in summary.unused
     ]
     lines += [f"dataset given up: {one_line(root)}" for root in summary.forgotten]
