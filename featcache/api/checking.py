@@ -33,11 +33,12 @@ from featcache.store.exchange import read as read_exchange
 def cache_info(options: Options | None = None) -> CacheInfo:
     """Return what the cache holds: datasets, backbones, rows, bytes and last use; raises `FeatcacheError`."""
     with open_cache(options or Options(), create=False) as cache:
-        runs = cache.runs.all()
+        runs, used = cache.runs.all(), uses(cache)
+        roots = dict.fromkeys([*cache.catalog.roots(), *(run.root for run in used)])
         return CacheInfo(
             cache=str(cache.folder),
             catalog=str(cache.catalog_path),
-            datasets=tuple(_dataset_info(cache, root, runs) for root in _roots(cache)),
+            datasets=tuple(_dataset_info(cache, root, runs, used) for root in roots),
             backbones=tuple(_backbone_info(cache, fingerprint, runs) for fingerprint in cache.fingerprints()),
             models=sum(run.model_sha256 is not None for run in runs),
             quarantined=len(cache.quarantined()),
@@ -51,7 +52,8 @@ def cache_verify(
     """Check every checksum, and why each picture of each dataset is valid, stale, missing or orphaned.
 
     Broken segments are put aside. With `repair` a damaged or lost catalog is rebuilt from the runs, the vectors and the
-    pictures, and datasets with stale or missing pictures are extracted again. Raises `FeatcacheError`.
+    pictures; datasets with stale or missing pictures are extracted again, with the backbone of their last extraction.
+    Raises `FeatcacheError`.
     """
     options = options or Options()
     with _opened(options, repair) as cache, cache.in_use():
@@ -92,9 +94,9 @@ class _Check:
     def all(self) -> None:
         for fingerprint in self.cache.fingerprints():
             self._checksums(fingerprint)
-        newest = newest_uses(self.cache)
-        for root in newest:
-            self._dataset(root, newest[root])
+        used = uses(self.cache)
+        for root in dict.fromkeys(run.root for run in used if run.summary):
+            self._dataset(root, [run for run in used if run.root == root and run.summary])
         self._orphans()
 
     def summary(self) -> VerifySummary:
@@ -118,7 +120,8 @@ class _Check:
         self._segments += len(store.segments)
         self._rows += len(store.keys)
 
-    def _dataset(self, root: str, newest: Run) -> None:
+    def _dataset(self, root: str, runs: Sequence[Run]) -> None:
+        newest = runs[-1]
         rows = self.cache.catalog.dataset(root)
         if not rows:
             self._problem(root, f"the pictures of {root} are not in the catalog {self.cache.catalog_path}")
@@ -130,9 +133,8 @@ class _Check:
         if not os.path.exists(root):
             self.notices.append(f"{root} is gone; its vectors are kept until `featcache cache gc --forget` gives it up")
         stale = {} if newest.command == "import" else dict(self._stale(rows))
-        for run in uses(self.cache):
-            if run.root == root and run.summary:
-                self._features(rows, stale, run, is_newest=run.id == newest.id)
+        for run in runs:
+            self._features(rows, stale, run, is_newest=run is newest)
 
     def _features(self, rows: Sequence[Row], stale: dict[str, str], run: Run, *, is_newest: bool) -> None:
         """Sort the pictures of a dataset by what their vectors of one fingerprint are worth."""
@@ -189,13 +191,13 @@ class _Check:
 def _repair(cache: Cache, check: _Check, options: Options, progress: Progress | None) -> tuple[list[str], list[str]]:
     """Extract again, under their old runs, the datasets that need it; return what was mended and what could not be."""
     repaired, failed = [], []
-    for run in uses(cache):
-        if run.root not in check.to_repair or not run.summary:
+    for root, run in newest_uses(cache).items():
+        if root not in check.to_repair:
             continue
         try:
             repaired.append(_bring_back(cache, run, options, progress))
         except FeatcacheError as error:
-            failed.append(f"{run.root} cannot be repaired: {error}")
+            failed.append(f"{root} cannot be repaired: {error}")
     return repaired, failed
 
 
@@ -203,29 +205,27 @@ def _bring_back(cache: Cache, run: Run, options: Options, progress: Progress | N
     if run.command == "import":
         import_into(cache, Path(run.root), read_exchange(Path(run.root)), run)
         return f"{run.root} imported again"
-    summary = extract_into(cache, discover(run.root), _remembered(cache, run), options, progress, run)
+    known = run.summary or {}
+    weights = Path(known["weights_file"]) if known.get("weights_file") else None
+    backbone = _remembered(cache, run, weights)
+    summary = extract_into(cache, discover(run.root), backbone, replace(options, weights=weights), progress, run)
     return f"{run.root} extracted again: {summary.reused:,} reused, {summary.computed:,} computed ({summary.backbone})"
 
 
-def _remembered(cache: Cache, run: Run) -> Backbone:
+def _remembered(cache: Cache, run: Run, weights: Path | None) -> Backbone:
     """Return the backbone of a run; its network and weights are looked for only if something has to be computed."""
     known = run.summary or {}
-    file = Path(known["weights_file"]) if known.get("weights_file") else None
     try:
         spec = cache.spec(run.fingerprint)
     except CacheError:
-        found = resolve(str(known.get("backbone")), file)
+        found = resolve(str(known.get("backbone")), weights)
         if found.spec.fingerprint != run.fingerprint:
             raise
         return found
-    return Backbone(spec, str(known.get("weights")), lambda: reproduce(spec, file).build())
+    return Backbone(spec, str(known.get("weights")), lambda: reproduce(spec, weights).build())
 
 
-def _roots(cache: Cache) -> list[str]:
-    return list(dict.fromkeys([*cache.catalog.roots(), *newest_uses(cache)]))
-
-
-def _dataset_info(cache: Cache, root: str, runs: Sequence[Run]) -> DatasetInfo:
+def _dataset_info(cache: Cache, root: str, runs: Sequence[Run], used: Sequence[Run]) -> DatasetInfo:
     rows = cache.catalog.dataset(root)
     splits = [row.item.split for row in rows if row.item.split]
     own = [run for run in runs if run.root == root]
@@ -236,7 +236,7 @@ def _dataset_info(cache: Cache, root: str, runs: Sequence[Run]) -> DatasetInfo:
         unreadable=sum(row.key is None for row in rows),
         classes=len({row.item.label for row in rows if row.item.label}),
         splits={name: splits.count(name) for name in sorted(set(splits))},
-        fingerprints=tuple(dict.fromkeys(run.fingerprint for run in uses(cache) if run.root == root)),
+        fingerprints=tuple(dict.fromkeys(run.fingerprint for run in used if run.root == root)),
         last_use=_last_use(own) or "",
     )
 

@@ -329,6 +329,7 @@ def test_splits_runs_and_models_survive_the_loss_of_the_catalog(
     assert [again[name] for name in ("accuracy", "n_train", "n_test")] == [
         fitted[name] for name in ("accuracy", "n_train", "n_test")
     ]
+    assert run("predict", again["model"], photos, "--json").json["predictions"] == predicted
     assert {path: path.read_bytes() for path in kept} == kept
 
 
