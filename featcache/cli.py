@@ -169,7 +169,7 @@ def info(as_json: bool, **options: Any) -> None:
 def verify(repair: bool, as_json: bool, **options: Any) -> None:
     """Check all checksums, and why each picture is valid, stale, missing or orphaned.
 
-    Exits with 1 where something is wrong and not repaired.
+    Exits with 1 where vectors or the catalog are missing or damaged, and not repaired.
     """
     from featcache import api, report
 

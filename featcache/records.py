@@ -296,8 +296,9 @@ class VerifySummary:
     segments: int
     rows_checked: int
     datasets: tuple[DatasetCheck, ...]
-    orphaned: int
+    orphaned: int | None
     broken: tuple[str, ...]
+    tried_to_repair: bool
     repaired: tuple[str, ...]
     problems: tuple[str, ...]
     notices: tuple[str, ...]
@@ -318,7 +319,7 @@ class UnusedRows:
 
 @dataclass(frozen=True)
 class GcSummary:
-    """What a clean-up deletes, or deleted where `done`; `bytes` are those freed."""
+    """What a clean-up deletes, or deleted where `done`; `bytes` are those freed; `notices` say what stays and why."""
 
     cache: str
     done: bool
@@ -326,6 +327,7 @@ class GcSummary:
     forgotten: tuple[str, ...]
     quarantined: int
     bytes: int
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -351,7 +353,10 @@ class CompactSummary:
 
 @dataclass(frozen=True)
 class ExchangeSummary:
-    """Vectors written to a file, or read from one; `added` are those that the cache did not hold."""
+    """Vectors written to a file, or read from one.
+
+    `added` are those that the cache did not hold, `replaced` the rows that were imported from this path before.
+    """
 
     file: str
     format: str
@@ -362,3 +367,4 @@ class ExchangeSummary:
     dim: int
     bytes: int
     added: int | None = None
+    replaced: int | None = None

@@ -55,7 +55,9 @@ def extract(
                 writer.append(*make_rows(number, 1, int(spec.weights_sha256[0])))
     cache.catalog.remember_files(seen)
     if finish:
-        cache.catalog.save_dataset(str(root), [*rows, Row(Item(str(root / "notes.txt")), None, "not a picture")])
+        cache.catalog.save_dataset(
+            str(root), [*rows, Row(Item(str(root / "notes.txt")), None, "not a picture")], run.id
+        )
         cache.runs.finish(run, {"backbone": spec.backbone, "weights": "toy", "weights_file": None})
 
 
@@ -346,7 +348,7 @@ def test_gc_is_refused_while_another_command_uses_the_cache(run: Run, unused: Ca
     assert (result.code, result.out) == (1, "")
     assert "is in use by another featcache command" in result.err
     assert tree(tmp_path / "cache" / "segments") == before
-    assert unused.catalog.roots() == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert list(unused.catalog.roots()) == [str(tmp_path / "a"), str(tmp_path / "b")]
     assert run("cache", "gc", "--yes").code == 0
 
 

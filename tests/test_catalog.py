@@ -79,7 +79,7 @@ def test_a_dataset_with_odd_names_is_kept_in_order(catalog: Catalog, tmp_path: P
     rows += rows[:1]  # a manifest may name a file twice
     rows.reverse()
     for root in ODD_PATHS:
-        catalog.save_dataset(root, rows)
+        catalog.save_dataset(root, rows, 7)
     again = reopened(tmp_path)
     for root in ODD_PATHS:
         assert again.dataset(root) == rows
@@ -88,9 +88,9 @@ def test_a_dataset_with_odd_names_is_kept_in_order(catalog: Catalog, tmp_path: P
 
 def test_saving_a_dataset_replaces_it_and_no_other(catalog: Catalog) -> None:
     one, two = (Row(Item(path), KEY, None) for path in "ab")
-    catalog.save_dataset("first", [one, two])
-    catalog.save_dataset("second", [two])
-    catalog.save_dataset("first", [two])
+    catalog.save_dataset("first", [one, two], 7)
+    catalog.save_dataset("second", [two], 7)
+    catalog.save_dataset("first", [two], 7)
     assert catalog.dataset("first") == [two]
     assert catalog.dataset("second") == [two]
     assert catalog.dataset("third") == []
@@ -98,14 +98,14 @@ def test_saving_a_dataset_replaces_it_and_no_other(catalog: Catalog) -> None:
 
 def test_a_dataset_that_fails_half_way_leaves_the_old_one(catalog: Catalog, tmp_path: Path) -> None:
     old = [Row(Item("a"), KEY, None)]
-    catalog.save_dataset("root", old)
+    catalog.save_dataset("root", old, 7)
 
     def rows() -> Iterator[Row]:
         yield Row(Item("b"), KEY, None)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        catalog.save_dataset("root", rows())
+        catalog.save_dataset("root", rows(), 7)
     assert catalog.dataset("root") == old
     again = reopened(tmp_path)
     assert again.dataset("root") == old
@@ -114,12 +114,13 @@ def test_a_dataset_that_fails_half_way_leaves_the_old_one(catalog: Catalog, tmp_
 
 def test_datasets_are_listed_and_forgotten(catalog: Catalog) -> None:
     for root in ("first", ODD_PATHS[3], "last"):
-        catalog.save_dataset(root, [Row(Item("a"), KEY, None)])
+        catalog.save_dataset(root, [Row(Item("a"), KEY, None)], 7)
     catalog.remember_files([("a", STAT, KEY)])
-    assert catalog.roots() == ["first", ODD_PATHS[3], "last"]
+    assert catalog.roots() == {"first": 7, ODD_PATHS[3]: 7, "last": 7}
+    catalog.save_dataset("last", [Row(Item("a"), KEY, None)], 9)
     catalog.forget(ODD_PATHS[3])
     catalog.forget("unknown")
-    assert catalog.roots() == ["first", "last"]
+    assert catalog.roots() == {"first": 7, "last": 9}
     assert catalog.dataset(ODD_PATHS[3]) == []
     assert catalog.dataset("last") == [Row(Item("a"), KEY, None)]
     assert catalog.known_files(["a"]) == {"a": (STAT, KEY)}
@@ -127,7 +128,7 @@ def test_datasets_are_listed_and_forgotten(catalog: Catalog) -> None:
 
 def test_asking_for_an_unknown_dataset_does_not_make_it(catalog: Catalog) -> None:
     assert catalog.dataset("unknown") == []
-    assert catalog.roots() == []
+    assert catalog.roots() == {}
 
 
 def test_a_folder_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:

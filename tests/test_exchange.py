@@ -193,7 +193,7 @@ def toy(run: Run, tmp_path: Path) -> Cache:
     ]
     rows += [Row(Item("/p/copy.jpg", "leaf", "train"), keys[0], None), Row(Item("/p/notes.txt"), None, "not a picture")]
     run_ = cache.runs.start("extract", "/p", SPEC.fingerprint)
-    cache.catalog.save_dataset("/p", rows)
+    cache.catalog.save_dataset("/p", rows, run_.id)
     cache.runs.finish(run_, {"backbone": "toy", "weights": "toy", "weights_file": None})
     return cache
 
@@ -208,7 +208,9 @@ def readable(cache: Cache, root: str) -> list[tuple[str, str | None, str | None,
 
 
 def all_vectors(cache: Cache) -> npt.NDArray[Any]:
-    return cache.store(SPEC.fingerprint).read([key for *_, key in readable(cache, cache.catalog.roots()[0]) if key])
+    return cache.store(SPEC.fingerprint).read(
+        [key for *_, key in readable(cache, next(iter(cache.catalog.roots()))) if key]
+    )
 
 
 @each_suffix
@@ -237,7 +239,7 @@ def test_a_dataset_is_carried_to_another_cache_and_fits_there_the_same(
     second = run("cache", "import", file, "--cache", other, "--json").json
     assert (second["added"], second["rows"]) == (0, 41)
     assert len(list(other.glob("segments/*/seg-*.h5"))) == 1
-    assert "added        0; the others" in run("cache", "import", file, "--cache", other).out
+    assert "added        0; 41 were" in run("cache", "import", file, "--cache", other).out
     assert run("cache", "export", tmp_path / "back.npz", "--cache", other).code == 0
     assert_same(read(tmp_path / "back.npz"), read(file))
 
@@ -265,8 +267,9 @@ def test_an_import_stays_valid_and_used_without_the_pictures(run: Run, toy: Cach
 
 def test_export_takes_the_named_dataset_or_the_one_last_extracted(run: Run, toy: Cache, tmp_path: Path) -> None:
     root = str(tmp_path / "second")
-    toy.catalog.save_dataset(root, [Row(Item(f"{root}/x.jpg", "x"), make_rows(3, 1)[0][0], None)])
-    toy.runs.finish(toy.runs.start("extract", root, SPEC.fingerprint), {"backbone": "toy", "weights": "toy"})
+    second = toy.runs.start("extract", root, SPEC.fingerprint)
+    toy.catalog.save_dataset(root, [Row(Item(f"{root}/x.jpg", "x"), make_rows(3, 1)[0][0], None)], second.id)
+    toy.runs.finish(second, {"backbone": "toy", "weights": "toy"})
     assert run("cache", "export", "last.npz", "--json").json["rows"] == 1
     assert run("cache", "export", "named.npz", "--dataset", "/p", "--json").json["rows"] == 41
     refused = run("cache", "export", "none.npz", "--dataset", "nowhere")

@@ -136,7 +136,7 @@ def test_runs_and_splits_outlive_the_catalog(tmp_path: Path, caplog: pytest.LogC
     with Cache(tmp_path / "cache") as cache:
         assert cache.runs.last("extract") == run
         assert cache.splits.kept("root", 0) == {KEY: "test"}
-        assert cache.catalog.roots() == []
+        assert cache.catalog.roots() == {}
     assert "is new: datasets extracted before are not in it" in caplog.text
     caplog.clear()
     Cache(tmp_path / "cache").__exit__(None, None, None)

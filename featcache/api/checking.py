@@ -11,7 +11,7 @@ from pathlib import Path
 from featcache.api.exchange import import_into
 from featcache.api.extraction import extract_into
 from featcache.api.options import Options, open_cache, places
-from featcache.api.usage import newest_uses, unused, uses
+from featcache.api.usage import newest_uses, unknown, unused, uses, without_runs
 from featcache.backbones import Backbone, reproduce, resolve
 from featcache.decode import file_stat, read
 from featcache.discover import discover
@@ -64,7 +64,8 @@ def cache_verify(
         repaired, failed = _repair(cache, check, options, progress)
         again = _Check(cache, progress, broken=check.broken)
         again.all()
-        return replace(again.summary(), repaired=tuple(repaired), problems=(*again.problems, *failed))
+        summary = again.summary()
+        return replace(summary, tried_to_repair=True, repaired=tuple(repaired), problems=(*summary.problems, *failed))
 
 
 def _opened(options: Options, repair: bool) -> Cache:
@@ -89,12 +90,16 @@ class _Check:
     _rows: int = 0
     _datasets: list[DatasetCheck] = field(default_factory=list)
     _found: list[RowCheck] = field(default_factory=list)
-    _orphaned: int = 0
+    _orphaned: int | None = None
 
     def all(self) -> None:
         for fingerprint in self.cache.fingerprints():
             self._checksums(fingerprint)
         used = uses(self.cache)
+        self.problems += [
+            f"{path} cannot be read as a run: restore it, or remove it" for path in self.cache.runs.broken()
+        ]
+        self.problems += [f"{without_runs(root)}" for root in unknown(self.cache)]
         for root in dict.fromkeys(run.root for run in used if run.summary):
             self._dataset(root, [run for run in used if run.root == root and run.summary])
         self._orphans()
@@ -107,8 +112,9 @@ class _Check:
             datasets=tuple(self._datasets),
             orphaned=self._orphaned,
             broken=tuple(self.broken),
+            tried_to_repair=False,
             repaired=(),
-            problems=tuple(self.problems),
+            problems=tuple(dict.fromkeys(self.problems)),
             notices=tuple(self.notices),
             rows=tuple(self._found),
         )
@@ -126,6 +132,8 @@ class _Check:
         if not rows:
             self._problem(root, f"the pictures of {root} are not in the catalog {self.cache.catalog_path}")
             return
+        if self.cache.catalog.roots()[root] < newest.id:
+            self._problem(root, f"the catalog {self.cache.catalog_path} is older than the last extraction of {root}")
         try:
             self.cache.spec(newest.fingerprint)
         except CacheError as error:
@@ -175,8 +183,8 @@ class _Check:
         except CacheError as error:
             self.notices.append(f"orphaned vectors are not looked for: {error}")
             return
+        self._orphaned = sum(len(item.keys) for item in found)
         for item in found:
-            self._orphaned += len(item.keys)
             paths = self.cache.catalog.paths_of(item.keys)
             for key in item.keys:
                 self._found.append(
@@ -197,7 +205,9 @@ def _repair(cache: Cache, check: _Check, options: Options, progress: Progress | 
         try:
             repaired.append(_bring_back(cache, run, options, progress))
         except FeatcacheError as error:
-            failed.append(f"{root} cannot be repaired: {error}")
+            failed.append(
+                f"{root} cannot be repaired: {error}; put it back, or give up on it with `featcache cache gc --forget`"
+            )
     return repaired, failed
 
 

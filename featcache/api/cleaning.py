@@ -12,6 +12,7 @@ from featcache.api.usage import FORGET, Unused, backbone_of, elsewhere, unused, 
 from featcache.errors import DatasetError
 from featcache.records import Compacted, CompactSummary, GcSummary, Progress
 from featcache.store import Cache
+from featcache.store.files import remove
 
 
 def cache_gc(
@@ -30,8 +31,9 @@ def cache_gc(
     options = options or Options()
     with open_cache(options, create=False) as cache:
         roots = [_known_root(cache, name) for name in forget]
+        put_aside = cache.quarantined()  # before the stores are opened, which may put more aside
         found = unused(cache, roots)
-        summary = _gc_summary(cache, found, roots)
+        summary = _gc_summary(cache, found, roots, put_aside)
         anything = found or roots or summary.quarantined
         if dry_run or not anything or (agree is not None and not agree(summary)):
             return summary
@@ -45,7 +47,8 @@ def cache_gc(
                 keys = still.get(item.account.fingerprint)
                 if keys is not None:
                     cache.discard(item.account.fingerprint, [key for key in item.keys if key in keys], progress)
-            cache.remove_quarantined()
+            for path in put_aside:
+                remove(path)
             return replace(summary, done=True, bytes=before - cache.size())
 
 
@@ -58,18 +61,20 @@ def cache_compact(
         rows = []
         for fingerprint in cache.fingerprints():
             store = cache.store(fingerprint)
-            segments, size = len(store.segments), cache.size(store.folder)
+            segments, size = len(store.segments), cache.size()
             if dry_run:
                 after, freed = store.after_compaction()
             else:
                 store.compact(progress)
-                after, freed = len(store.segments), size - cache.size(store.folder)
+                after, freed = len(store.segments), size - cache.size()
             rows.append(Compacted(fingerprint, backbone_of(cache, fingerprint), segments, after, freed))
         return CompactSummary(str(cache.folder), not dry_run, tuple(rows), sum(row.bytes_freed for row in rows))
 
 
-def _gc_summary(cache: Cache, found: Sequence[Unused], forgotten: Sequence[str]) -> GcSummary:
-    put_aside = cache.quarantined()
+def _gc_summary(
+    cache: Cache, found: Sequence[Unused], forgotten: Sequence[str], put_aside: Sequence[Path]
+) -> GcSummary:
+    open_runs = [run for run in uses(cache) if not run.summary and run.root not in forgotten]
     return GcSummary(
         cache=str(cache.folder),
         done=False,
@@ -77,6 +82,11 @@ def _gc_summary(cache: Cache, found: Sequence[Unused], forgotten: Sequence[str])
         forgotten=tuple(forgotten),
         quarantined=len(put_aside),
         bytes=sum(item.account.bytes for item in found) + sum(path.stat().st_size for path in put_aside),
+        notices=tuple(
+            f"the {run.command} of {run.root} was not finished, so all vectors of {run.fingerprint[:16]} stay: "
+            "finish it, or give up on it with --forget"
+            for run in open_runs
+        ),
     )
 
 

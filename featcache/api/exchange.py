@@ -74,7 +74,8 @@ def import_into(cache: Cache, path: Path, content: Exchange, run: Run | None = N
             features.paths, features.y.tolist(), features.splits.tolist(), features.keys, strict=True
         )
     ]
-    cache.catalog.save_dataset(run.root, rows)
+    before = len(cache.catalog.dataset(run.root))
+    cache.catalog.save_dataset(run.root, rows, run.id)
     summary = ExchangeSummary(
         file=str(path),
         format=path.suffix.lower().lstrip("."),
@@ -85,6 +86,7 @@ def import_into(cache: Cache, path: Path, content: Exchange, run: Run | None = N
         dim=features.X.shape[1],
         bytes=path.stat().st_size,
         added=len(new),
+        replaced=before,
     )
     cache.runs.finish(run, {**asdict(summary), "weights": content.weights, "weights_file": None})
     return summary

@@ -52,11 +52,12 @@ def extract_into(
     failures = work.failures
     listing = str(cache.put(f"runs/{run.id:06d}-unreadable.csv", _failures_csv(failures))) if failures else None
     if len(failures) == len(dataset.items):
+        cache.runs.drop(run)
         raise DatasetError(
             f"no readable picture in {dataset.root}: {failures[0].reason} ({failures[0].path}); "
             f"files and reasons, {len(failures):,} in all, are listed in {listing}"
         )
-    cache.catalog.save_dataset(dataset.root, work.rows)
+    cache.catalog.save_dataset(dataset.root, work.rows, run.id)
     summary = ExtractSummary(
         dataset=dataset.root,
         cache=str(cache.folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.api.extraction import extract
 from featcache.api.models import Model, save_model
-from featcache.api.options import Options, open_cache
+from featcache.api.options import Options, open_cache, places
+from featcache.api.usage import newest_uses, uses
 from featcache.errors import BackboneError, DatasetError
 from featcache.heads import get
 from featcache.load import load
 from featcache.records import FeatureSpec, FitSummary, Progress
 from featcache.split import Plan, plan
-from featcache.store import EXTRACTIONS, Cache, Row
+from featcache.store import Cache, Row
 
 if TYPE_CHECKING:
     from featcache.experiments import Fitted
@@ -30,11 +32,13 @@ def fit(
 ) -> FitSummary:
     """Train and score one head on the dataset last extracted, or on `source` after extracting what it lacks.
 
-    The parameters are chosen without the scored split. The model file is kept in the cache. Raises `FeatcacheError`.
+    A dataset that was imported, or whose folder is gone, is taken as it is in the cache. The parameters are
+    chosen without the scored split. The model file is kept in the cache. Raises `FeatcacheError`.
     """
     options = options or Options()
     chosen = get(head)
-    if source is not None:
+    root = _as_it_is(source, options)
+    if source is not None and root is None:
         extract(source, options, progress)
     elif options != Options(cache=options.cache):
         raise BackboneError(
@@ -42,7 +46,7 @@ def fit(
             "add it (`featcache fit FOLDER ...`), or leave them out"
         )
     with open_cache(options, create=False) as cache:
-        root, fingerprint, extracted = _last_extraction(cache)
+        root, fingerprint, extracted = _extraction(cache, root)
         spec = cache.spec(fingerprint)
         rows = cache.catalog.dataset(root)
         if not rows:
@@ -105,14 +109,29 @@ def _summary(
     )
 
 
-def _last_extraction(cache: Cache) -> tuple[str, str, Mapping[str, Any]]:
+def _as_it_is(source: str | Path | None, options: Options) -> str | None:
+    """Return the root of a dataset that can be used without its pictures, or `None` where they are to be looked at."""
+    folder = places(options)[0]
+    if source is None or not folder.exists() or options != Options(cache=options.cache):
+        return None
+    root = os.path.abspath(source)  # noqa: PTH100 - as datasets are named
+    with open_cache(options, create=False) as cache:
+        run = newest_uses(cache).get(root)
+    return root if run and (run.command == "import" or not os.path.exists(root)) else None
+
+
+def _extraction(cache: Cache, root: str | None) -> tuple[str, str, Mapping[str, Any]]:
     """Return root, fingerprint and summary of the last extraction; raises `DatasetError` where it is not complete."""
-    run = cache.runs.last(*EXTRACTIONS)
-    if run is None:
+    runs = [run for run in uses(cache) if root in (None, run.root)]
+    if not runs:
         raise DatasetError(f"nothing has been extracted into {cache.folder}: run `featcache extract FOLDER` first")
+    run = runs[-1]
     if run.summary is None:
         again = "featcache extract" if run.command == "extract" else "featcache cache import"
-        raise DatasetError(f"the {run.command} of {run.root} was not finished: run `{again} {run.root}` again")
+        raise DatasetError(
+            f"the {run.command} of {run.root} was not finished: run `{again} {run.root}` again, name another dataset, "
+            "or give up on it with `featcache cache gc --forget`"
+        )
     return run.root, run.fingerprint, run.summary
 
 

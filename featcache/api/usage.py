@@ -52,6 +52,20 @@ def elsewhere(cache: Cache) -> list[str]:
     return list(found)
 
 
+def unknown(cache: Cache) -> list[str]:
+    """Return the datasets of the catalog of which no run is left: nobody knows which features they use."""
+    known = {run.root for run in uses(cache)}
+    return [root for root in cache.catalog.roots() if root not in known]
+
+
+def without_runs(root: str) -> str:
+    """Return what to say of a dataset of which no run is left."""
+    return (
+        f"no run of {root} is left in the cache, so that nobody knows which vectors it uses: "
+        "extract it again, or give up on it with `featcache cache gc --forget`"
+    )
+
+
 def newest_uses(cache: Cache) -> dict[str, Run]:
     """Return for each dataset its newest finished extraction: the one whose pictures the catalog holds."""
     return {run.root: run for run in uses(cache) if run.summary}
@@ -63,12 +77,17 @@ def unused(cache: Cache, forgotten: Collection[str] = ()) -> list[Unused]:
     Nothing is unused among the features of an extraction that was not finished. Raises `CacheError` where a dataset is
     in another catalog, or in none, because then nobody knows what it uses.
     """
-    others = [root for root in elsewhere(cache) if root not in forgotten]
-    if others:
-        raise CacheError(
-            f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''} extracted with another catalog than "
-            f"{cache.catalog_path}, so that nobody knows here which vectors are unused: give up on it with --forget"
-        )
+    for path in cache.runs.broken():
+        raise CacheError(f"{path} cannot be read as a run, so that nobody knows what it used: restore it, or remove it")
+    for root in unknown(cache):
+        if root not in forgotten:
+            raise CacheError(without_runs(root))
+    for root in elsewhere(cache):
+        if root not in forgotten:
+            raise CacheError(
+                f"{root} was extracted with another catalog than {cache.catalog_path}, so that nobody knows here which "
+                "vectors it uses; if nobody needs it any more, give up on it with `featcache cache gc --forget`"
+            )
     used: dict[str, list[bytes] | None] = {}
     for run in uses(cache):
         if run.root in forgotten:
@@ -76,7 +95,7 @@ def unused(cache: Cache, forgotten: Collection[str] = ()) -> list[Unused]:
         if not run.summary:
             used[run.fingerprint] = None
             continue
-        keys = _keys(cache, run.root)
+        keys = _keys(cache, run)
         known = used.setdefault(run.fingerprint, [])
         if known is not None:
             known += keys
@@ -122,14 +141,19 @@ def _reason(cache: Cache, store: FeatureStore, kept: int) -> str:
     if kept:
         return "in no dataset any more"
     kind = _kind(cache, store.fingerprint)
-    newer = [run.fingerprint[:16] for run in uses(cache) if _kind(cache, run.fingerprint) == kind]
-    if newer and any(run.fingerprint == store.fingerprint for run in cache.runs.all() if run.command in EXTRACTIONS):
-        return f"an old fingerprint: extracted anew as {newer[-1]}"
-    return "no dataset has these features"
+    of_kind = [run.fingerprint for run in uses(cache) if _kind(cache, run.fingerprint) == kind]
+    if of_kind and store.fingerprint not in of_kind:
+        return f"an old fingerprint: extracted anew as {of_kind[-1][:16]}"
+    return "in no dataset any more"
 
 
-def _keys(cache: Cache, root: str) -> list[bytes]:
-    rows = cache.catalog.dataset(root)
+def _keys(cache: Cache, run: Run) -> list[bytes]:
+    root, rows = run.root, cache.catalog.dataset(run.root)
+    if rows and cache.catalog.roots()[root] < run.id:
+        raise CacheError(
+            f"the catalog {cache.catalog_path} is older than the last extraction of {root}, so that nobody knows which "
+            "vectors it uses: run `featcache cache verify --repair`"
+        )
     if not rows:
         raise CacheError(
             f"the pictures of {root} are not in the catalog {cache.catalog_path}, so that nobody knows which vectors "

@@ -47,7 +47,7 @@ def info_text(info: CacheInfo) -> str:
             _table(backbones, of_backbone, "lllrrr"),
             "",
             f"models       {info.models:,}",
-            f"put aside    {info.quarantined:,} broken files",
+            f"put aside    {info.quarantined:,} broken",
             f"cache        {info.cache}: {size_text(info.bytes)}",
         ]
     )
@@ -71,9 +71,8 @@ def verify_text(summary: VerifySummary) -> str:
         _table(counts, ["dataset", "backbone", "fingerprint", "valid", "stale", "missing", "unreadable"], "lllrrrr")
     ]
     lines += ["", f"checked      {summary.rows_checked:,} vectors in {summary.segments:,} segments"]
-    lines += [
-        f"orphaned     {summary.orphaned:,}" + (" (`featcache cache gc` deletes them)" if summary.orphaned else "")
-    ]
+    orphaned = "unknown" if summary.orphaned is None else f"{summary.orphaned:,}"
+    lines += [f"orphaned     {orphaned}" + " (`featcache cache gc` deletes them)" * bool(summary.orphaned)]
     lines += [f"broken       {one_line(text)}" for text in summary.broken]
     for row in summary.rows[:SHOWN_ROWS]:
         what = one_line(row.path) if row.path else f"content {row.key[:16]}"
@@ -85,7 +84,7 @@ def verify_text(summary: VerifySummary) -> str:
     lines += [f"problem      {one_line(text)}" for text in summary.problems]
     if not summary.problems:
         lines.append("sound        nothing is damaged or missing")
-    elif not summary.repaired:
+    elif not summary.tried_to_repair:
         lines.append("next         `featcache cache verify --repair`, or `featcache extract` on the dataset")
     return "\n".join(lines)
 
@@ -97,11 +96,13 @@ def gc_text(summary: GcSummary) -> str:
         f"({row.fingerprint[:16]}), {size_text(row.bytes)}: {one_line(row.reason)}; {row.kept:,} are kept"
         for row in summary.unused
     ]
-    lines += [f"dataset given up: {one_line(root)}" for root in summary.forgotten]
+    lines += [f"dataset to give up: {one_line(root)}" for root in summary.forgotten]
     if summary.quarantined:
         lines.append(f"broken files put aside earlier: {summary.quarantined:,}")
+    notes = [f"note: {one_line(notice)}" for notice in summary.notices]
     if not lines:
-        return "nothing to delete: every vector is used by a dataset"
+        return "\n".join(["nothing to delete" + ": every vector is used by a dataset" * (not notes), *notes])
+    lines += notes
     freed = "freed" if summary.done else "would be freed (nothing has been deleted)"
     return "\n".join([*lines, f"{size_text(summary.bytes)} {freed}"])
 
@@ -131,7 +132,10 @@ def exchange_text(summary: ExchangeSummary) -> str:
         f"vectors      {summary.rows:,} of {summary.backbone}, {summary.dim}-d, fingerprint {summary.fingerprint[:16]}",
     ]
     if summary.added is not None:
-        lines.append(f"added        {summary.added:,}; the others were in the cache already")
+        held = summary.rows - summary.added
+        lines.append(f"added        {summary.added:,}" + (f"; {held:,} were in the cache already" if held else ""))
+    if summary.replaced:
+        lines.append(f"replaced     the {summary.replaced:,} rows that were imported from this path before")
     return "\n".join(lines)
 
 

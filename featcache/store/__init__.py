@@ -144,11 +144,6 @@ class Cache:
         """Return the broken files that were put aside."""
         return sorted(path for path in (self.folder / "bad").glob("*") if path.is_file())
 
-    def remove_quarantined(self) -> None:
-        """Delete the broken files that were put aside."""
-        for path in self.quarantined():
-            remove(path)
-
     def size(self, folder: Path | None = None) -> int:
         """Return the bytes of all files in the cache, or in one folder of it."""
         return sum(path.stat().st_size for path in (folder or self.folder).rglob("*") if path.is_file())

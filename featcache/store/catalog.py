@@ -17,7 +17,7 @@ SCHEMA = 2
 
 _TABLES = """
 CREATE TABLE files (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, key BLOB) WITHOUT ROWID;
-CREATE TABLE datasets (id INTEGER PRIMARY KEY, root TEXT UNIQUE);
+CREATE TABLE datasets (id INTEGER PRIMARY KEY, root TEXT UNIQUE, run INTEGER);
 CREATE TABLE items (
     dataset INTEGER REFERENCES datasets(id), position INTEGER, path TEXT, label TEXT, split TEXT, key BLOB, reason TEXT,
     PRIMARY KEY (dataset, position)
@@ -66,12 +66,13 @@ class Catalog:
                 ((_text(path), stat.size, stat.mtime_ns, stat.inode, key) for path, stat, key in files),
             )
 
-    def save_dataset(self, root: str, rows: Iterable[Row]) -> None:
-        """Replace what is kept of the dataset at `root`."""
+    def save_dataset(self, root: str, rows: Iterable[Row], run: int) -> None:
+        """Replace what is kept of the dataset at `root` by what the run with this number found."""
         with self._transaction() as db:
             db.execute("INSERT OR IGNORE INTO datasets (root) VALUES (CAST(? AS TEXT))", (_text(root),))
             (dataset,) = db.execute("SELECT id FROM datasets WHERE root = CAST(? AS TEXT)", (_text(root),)).fetchone()
             db.execute("DELETE FROM items WHERE dataset = ?", (dataset,))
+            db.execute("UPDATE datasets SET run = ? WHERE id = ?", (run, dataset))
             db.executemany(
                 "INSERT INTO items VALUES"
                 " (?, ?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, CAST(? AS TEXT))",
@@ -105,10 +106,10 @@ class Catalog:
             db.executemany("INSERT OR IGNORE INTO wanted VALUES (?)", ((key,) for key in keys))
             return dict(db.execute("SELECT key, path FROM files NATURAL JOIN wanted"))
 
-    def roots(self) -> list[str]:
-        """Return the roots of all datasets, in the order in which they were first extracted."""
+    def roots(self) -> dict[str, int]:
+        """Return the roots of all datasets, each with the number of the run that was saved last."""
         with self._transaction() as db:
-            return [root for (root,) in db.execute("SELECT root FROM datasets ORDER BY id")]
+            return dict(db.execute("SELECT root, run FROM datasets ORDER BY id"))
 
     def forget(self, root: str) -> None:
         """Drop a dataset; the stats of its files stay."""

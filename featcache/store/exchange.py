@@ -114,6 +114,7 @@ def _h5(arrays: Arrays, note: str) -> bytes:
             data: npt.NDArray[Any] = array
             if array.dtype.kind == "U":
                 data = np.char.encode(array, "utf-8", "surrogateescape")
+                data = data.astype(h5py.string_dtype("utf-8", max(1, data.dtype.itemsize)))
             file.create_dataset(name, data=data)
             file.attrs[f"crc32_{name}"] = np.uint32(crc32(np.ascontiguousarray(data).tobytes()))
         file.attrs["note"] = np.bytes_(note.encode())

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featcache.store.files import claim_number, write_atomic
+from featcache.store.files import claim_number, remove, write_atomic
 
 EXTRACTIONS = ("extract", "import")
 """The commands that bring a dataset into the cache."""
@@ -58,6 +58,14 @@ class Runs:
         """Note that a run is complete, with what it printed."""
         self._write(replace(run, finished=time.time(), summary=summary, model_sha256=model_sha256))
 
+    def drop(self, run: Run) -> None:
+        """Take back a run that came to nothing."""
+        remove(self._folder / f"{run.id:06d}.json")
+
+    def broken(self) -> list[Path]:
+        """Return the files that should be runs and cannot be read."""
+        return [path for path, run in self._files() if isinstance(run, str)]
+
     def all(self) -> list[Run]:
         """Return all runs, oldest first."""
         return list(self._newest_first())[::-1]
@@ -72,13 +80,21 @@ class Runs:
         return any(run.model_sha256 == sha256 for run in self._newest_first())
 
     def _newest_first(self) -> Iterator[Run]:
+        for path, run in self._files():
+            if isinstance(run, Run):
+                yield run
+            else:
+                _logger.warning("%s is left out, it cannot be read as a run: %s", path, run)
+
+    def _files(self) -> Iterator[tuple[Path, Run | str]]:
+        """Yield path and run, or what is wrong with it, newest first."""
         for path in sorted(self._folder.glob("[0-9]*.json"), reverse=True):
             try:
                 text = path.read_bytes()
                 if text:  # empty: a run that was stopped before it began
-                    yield Run(**json.loads(text))
+                    yield path, Run(**json.loads(text))
             except (OSError, ValueError, TypeError) as error:
-                _logger.warning("%s is left out, it cannot be read as a run: %s", path, error)
+                yield path, str(error)
 
     def _write(self, run: Run) -> None:
         write_atomic(self._folder / f"{run.id:06d}.json", json.dumps(asdict(run), indent=1).encode())
