@@ -147,7 +147,7 @@ def at_once(folder: Path, separate: bool, seconds: float, parts: dict[str, Calla
 
 # The tests
 
-LENGTHS = pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.soak)])
+LENGTHS = pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.soak)])
 CATALOGS = pytest.mark.parametrize("separate", [False, True], ids=["one catalog", "a catalog each"])
 
 
