@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from featcache.api.options import Options, open_cache
-from featcache.api.usage import newest_uses
+from featcache.api.usage import last_extraction
 from featcache.errors import DatasetError, ExchangeError
 from featcache.load import load
 from featcache.records import ExchangeSummary, Item
@@ -23,7 +23,7 @@ def cache_export(
     Without `dataset` it is the one last extracted. Raises `FeatcacheError`.
     """
     with open_cache(options or Options(), create=False) as cache:
-        run = _extraction(cache, dataset)
+        run = last_extraction(cache, os.path.abspath(dataset) if dataset is not None else None)  # noqa: PTH100
         spec = cache.spec(run.fingerprint)
         features = load(cache.catalog.dataset(run.root), cache.store(run.fingerprint))
         if not len(features.X):
@@ -90,15 +90,3 @@ def import_into(cache: Cache, path: Path, content: Exchange, run: Run | None = N
     )
     cache.runs.finish(run, {**asdict(summary), "weights": content.weights, "weights_file": None})
     return summary
-
-
-def _extraction(cache: Cache, dataset: str | Path | None) -> Run:
-    known = newest_uses(cache)
-    if not known:
-        raise DatasetError(f"nothing has been extracted into {cache.folder}: run `featcache extract FOLDER` first")
-    if dataset is None:
-        return max(known.values(), key=lambda run: run.id)
-    root = os.path.abspath(dataset)  # noqa: PTH100
-    if root not in known:
-        raise DatasetError(f"the cache holds no extraction of {root}: it knows {', '.join(sorted(known))}")
-    return known[root]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.api.extraction import extract
 from featcache.api.models import Model, save_model
 from featcache.api.options import Options, open_cache, places
-from featcache.api.usage import newest_uses, uses
+from featcache.api.usage import last_extraction, newest_uses
 from featcache.errors import BackboneError, DatasetError
 from featcache.heads import get
 from featcache.load import load
 from featcache.records import FeatureSpec, FitSummary, Progress
 from featcache.split import Plan, plan
-from featcache.store import Cache, Row
+from featcache.store import Row
 
 if TYPE_CHECKING:
     from featcache.experiments import Fitted
@@ -46,7 +46,8 @@ def fit(
             "add it (`featcache fit FOLDER ...`), or leave them out"
         )
     with open_cache(options, create=False) as cache:
-        root, fingerprint, extracted = _extraction(cache, root)
+        extraction = last_extraction(cache, root)
+        root, fingerprint, extracted = extraction.root, extraction.fingerprint, extraction.summary or {}
         spec = cache.spec(fingerprint)
         rows = cache.catalog.dataset(root)
         if not rows:
@@ -118,21 +119,6 @@ def _as_it_is(source: str | Path | None, options: Options) -> str | None:
     with open_cache(options, create=False) as cache:
         run = newest_uses(cache).get(root)
     return root if run and (run.command == "import" or not os.path.exists(root)) else None
-
-
-def _extraction(cache: Cache, root: str | None) -> tuple[str, str, Mapping[str, Any]]:
-    """Return root, fingerprint and summary of the last extraction; raises `DatasetError` where it is not complete."""
-    runs = [run for run in uses(cache) if root in (None, run.root)]
-    if not runs:
-        raise DatasetError(f"nothing has been extracted into {cache.folder}: run `featcache extract FOLDER` first")
-    run = runs[-1]
-    if run.summary is None:
-        again = "featcache extract" if run.command == "extract" else "featcache cache import"
-        raise DatasetError(
-            f"the {run.command} of {run.root} was not finished: run `{again} {run.root}` again, name another dataset, "
-            "or give up on it with `featcache cache gc --forget`"
-        )
-    return run.root, run.fingerprint, run.summary
 
 
 def _left_out(rows: Sequence[Row]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
-from featcache.errors import CacheError
+from featcache.errors import CacheError, DatasetError
 from featcache.records import UnusedRows
 from featcache.store import EXTRACTIONS, Cache, FeatureStore, Run
 from featcache.store.index import KeyIndex, stack_keys
@@ -69,6 +69,25 @@ def without_runs(root: str) -> str:
 def newest_uses(cache: Cache) -> dict[str, Run]:
     """Return for each dataset its newest finished extraction: the one whose pictures the catalog holds."""
     return {run.root: run for run in uses(cache) if run.summary}
+
+
+def last_extraction(cache: Cache, root: str | None = None) -> Run:
+    """Return the last extraction of a dataset, or of any; raises `DatasetError` where there is none or it is unfinished."""
+    known = uses(cache)
+    if not known:
+        raise DatasetError(f"nothing has been extracted into {cache.folder}: run `featcache extract FOLDER` first")
+    runs = [run for run in known if root in (None, run.root)]
+    if not runs:
+        roots = ", ".join(dict.fromkeys(run.root for run in known))
+        raise DatasetError(f"the cache holds no extraction of {root}: it knows {roots}")
+    run = runs[-1]
+    if run.summary is None:
+        again = "featcache extract" if run.command == "extract" else "featcache cache import"
+        raise DatasetError(
+            f"the {run.command} of {run.root} was not finished: run `{again} {run.root}` again, name another dataset, "
+            "or give up on it with `featcache cache gc --forget`"
+        )
+    return run
 
 
 def unused(cache: Cache, forgotten: Collection[str] = ()) -> list[Unused]:
