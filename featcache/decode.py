@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import threading
+import time
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -18,6 +19,9 @@ from featcache.records import FileStat, Preprocess
 
 MAX_BYTES = 512 * 2**20
 """A picture file larger than this is refused, so that one stray archive cannot fill the memory."""
+
+FRESH_NS = 2 * 10**9
+"""The stat of a file that was modified less than this before it is read may not tell a later change."""
 
 LARGE_PIXELS = 2**25
 """Pictures with more pixels are decoded one at a time, so that a few huge ones do not fill the memory together."""
@@ -64,6 +68,10 @@ def read(path: str) -> tuple[bytes, bytes, FileStat]:
                 raise PictureError(f"larger than {MAX_BYTES // 2**20} MiB ({before.size:,} bytes)")
             data = file.readall()
             after = _regular(os.fstat(file.fileno()))
+            # A change within one tick of the file system's clock does not show in the stat.
+            is_fresh = time.time_ns() - before.mtime_ns < FRESH_NS
+            if is_fresh and file.seek(0) == 0 and file.readall() != data:
+                raise PictureError("changed while it was read: run again when it is complete")
     except OSError as error:
         raise PictureError(_reason(error)) from error
     if before != after or len(data) != before.size:

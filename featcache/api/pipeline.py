@@ -16,7 +16,7 @@ import numpy as np
 
 from featcache.api.options import Options
 from featcache.backbones import Backbone
-from featcache.decode import Pixels, decode, file_stat, read
+from featcache.decode import FRESH_NS, Pixels, decode, file_stat, read
 from featcache.embed import open_engine
 from featcache.errors import PictureError
 from featcache.records import Failure, FileStat, Item, Progress, Seconds
@@ -25,9 +25,6 @@ from featcache.store.features import COMPACT_AT
 
 if TYPE_CHECKING:
     from featcache.embed.torch_engine import TorchEngine
-
-TRUSTED_AGE_NS = 2 * 10**9
-"""A file modified less than this before it was read is read again next time: its stat may not tell a later change."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +250,9 @@ def _remembering(cache: Cache, writer: FeatureWriter) -> Iterator[Callable[[_Pic
 
     def remember(picture: _Picture) -> None:
         nonlocal seen
-        if picture.stat and picture.key and picture.read_ns - picture.stat.mtime_ns > TRUSTED_AGE_NS:
+        if (
+            picture.stat and picture.key and picture.read_ns - picture.stat.mtime_ns > FRESH_NS
+        ):  # else it is read again next time
             noted.append((picture.path, picture.stat, picture.key))
         if writer.committed > seen or len(noted) >= 8192:
             seen = writer.committed

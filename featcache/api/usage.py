@@ -72,7 +72,7 @@ def newest_uses(cache: Cache) -> dict[str, Run]:
 
 
 def last_extraction(cache: Cache, root: str | None = None) -> Run:
-    """Return the last extraction of a dataset, or of any; raises `DatasetError` where there is none or it is unfinished."""
+    """Return the last extraction of a dataset, or of any; raises `DatasetError` where it is missing or unfinished."""
     known = uses(cache)
     if not known:
         raise DatasetError(f"nothing has been extracted into {cache.folder}: run `featcache extract FOLDER` first")
