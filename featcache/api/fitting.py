@@ -55,7 +55,7 @@ def fit(
                 f"the pictures of {root} are not in the catalog {cache.catalog_path}: run `featcache extract {root}`, "
                 "which computes only what the cache lacks, or `featcache cache verify --repair`"
             )
-        features = load(rows, cache.features(spec))
+        features = load(rows, cache.store(fingerprint))
         split = plan(features, seed, cache.splits.kept(root, seed))
         cache.splits.keep(root, seed, split.made)
         run = cache.runs.start("fit", root, fingerprint)

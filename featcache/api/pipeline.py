@@ -250,9 +250,8 @@ def _remembering(cache: Cache, writer: FeatureWriter) -> Iterator[Callable[[_Pic
 
     def remember(picture: _Picture) -> None:
         nonlocal seen
-        if (
-            picture.stat and picture.key and picture.read_ns - picture.stat.mtime_ns > FRESH_NS
-        ):  # else it is read again next time
+        # A fresh file is not noted, and so read again next time.
+        if picture.stat and picture.key and picture.read_ns - picture.stat.mtime_ns > FRESH_NS:
             noted.append((picture.path, picture.stat, picture.key))
         if writer.committed > seen or len(noted) >= 8192:
             seen = writer.committed

@@ -42,7 +42,7 @@ def predict(
             if len(work.failures) == len(dataset.items):
                 first = work.failures[0]
                 raise DatasetError(f"no picture in {dataset.root} can be read ({first.path}: {first.reason})")
-            features = load(work.rows, cache.features(backbone.spec))
+            features = load(work.rows, cache.store(backbone.spec.fingerprint))
     probabilities = fitted.estimator.predict_proba(features.X)
     labels = fitted.estimator.predict(features.X)
     summary = PredictSummary(
