@@ -22,7 +22,7 @@ from featcache.errors import CacheError, FeatcacheError, one_line
 
 if TYPE_CHECKING:
     from featcache.api import Options
-    from featcache.records import GcSummary
+    from featcache.records.cache import GcSummary
 
 INTERRUPTED = 130
 TERMINATED = 143

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import f1_score, recall_score
 
-from featcache.records import Score
+from featcache.records.experiments import Score
 
 _Z95 = 1.959963984540054
 

@@ -20,7 +20,8 @@ from threadpoolctl import threadpool_limits
 from featcache.errors import HeadError
 from featcache.evaluate import score
 from featcache.heads import Head
-from featcache.records import Features, Progress, Score
+from featcache.records import Features, Progress
+from featcache.records.experiments import Score
 from featcache.split import Plan
 
 MAX_FOLDS = 5

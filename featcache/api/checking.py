@@ -16,16 +16,8 @@ from featcache.backbones import Backbone, reproduce, resolve
 from featcache.decode import file_stat, read
 from featcache.discover import discover
 from featcache.errors import CacheError, FeatcacheError, PictureError
-from featcache.records import (
-    BackboneInfo,
-    CacheInfo,
-    DatasetCheck,
-    DatasetInfo,
-    FeatureSpec,
-    Progress,
-    RowCheck,
-    VerifySummary,
-)
+from featcache.records import FeatureSpec, Progress
+from featcache.records.cache import BackboneInfo, CacheInfo, DatasetCheck, DatasetInfo, RowCheck, VerifySummary
 from featcache.store import Cache, Row, Run
 from featcache.store.exchange import read as read_exchange
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from featcache.api.options import Options, open_cache
 from featcache.api.usage import FORGET, Unused, backbone_of, elsewhere, unused, uses
 from featcache.errors import DatasetError
-from featcache.records import Compacted, CompactSummary, GcSummary, Progress
+from featcache.records import Progress
+from featcache.records.cache import Compacted, CompactSummary, GcSummary
 from featcache.store import Cache
 from featcache.store.files import remove
 

@@ -10,7 +10,8 @@ from featcache.api.extraction import extract
 from featcache.api.fitting import fit
 from featcache.api.options import Options, open_cache
 from featcache.heads import HEADS
-from featcache.records import DemoSummary, Progress
+from featcache.records import Progress
+from featcache.records.experiments import DemoSummary
 
 DIGITS_PER_CLASS = 50
 DIGIT_PIXELS = 64

@@ -10,7 +10,8 @@ from featcache.api.options import Options, open_cache
 from featcache.api.usage import last_extraction
 from featcache.errors import DatasetError, ExchangeError
 from featcache.load import load
-from featcache.records import ExchangeSummary, Item
+from featcache.records import Item
+from featcache.records.cache import ExchangeSummary
 from featcache.store import Cache, FeatureWriter, Row, Run
 from featcache.store.exchange import Exchange, read, write
 

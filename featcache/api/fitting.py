@@ -15,7 +15,8 @@ from featcache.api.usage import last_extraction, newest_uses
 from featcache.errors import BackboneError, DatasetError
 from featcache.heads import get
 from featcache.load import load
-from featcache.records import FeatureSpec, FitSummary, Progress
+from featcache.records import FeatureSpec, Progress
+from featcache.records.experiments import FitSummary
 from featcache.split import Plan, plan
 from featcache.store import Row
 

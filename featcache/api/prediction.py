@@ -13,7 +13,8 @@ from featcache.discover import discover
 from featcache.embed import check_device
 from featcache.errors import DatasetError, ModelError, OutputError, WeightsError
 from featcache.load import load
-from featcache.records import Prediction, PredictSummary, Progress
+from featcache.records import Progress
+from featcache.records.experiments import Prediction, PredictSummary
 from featcache.report import predict_csv
 
 

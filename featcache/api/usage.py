@@ -6,7 +6,7 @@ from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
 from featcache.errors import CacheError, DatasetError
-from featcache.records import UnusedRows
+from featcache.records.cache import UnusedRows
 from featcache.store import EXTRACTIONS, Cache, FeatureStore, Run
 from featcache.store.index import KeyIndex, stack_keys
 from featcache.store.segment import KEY_BYTES, Keys

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from featcache.errors import one_line
-from featcache.records import CacheInfo, CompactSummary, ExchangeSummary, GcSummary, VerifySummary
+from featcache.records.cache import CacheInfo, CompactSummary, ExchangeSummary, GcSummary, VerifySummary
 
 SHOWN_ROWS = 10
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from featcache.errors import one_line
-from featcache.records import DemoSummary, ExtractSummary, FitSummary, PredictSummary
+from featcache.records import ExtractSummary
+from featcache.records.experiments import DemoSummary, FitSummary, PredictSummary
 
 SHOWN_FAILURES = 10
 

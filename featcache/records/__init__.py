@@ -1,0 +1,151 @@
+"""Values of the run enter; the frozen records that travel between stages leave."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SCHEMA_VERSION = 1
+"""Part of every fingerprint; raised when the same spec would mean other vectors."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a stage, the steps done and the steps there are."""
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture as a dataset names it: absolute path, label and split (`None` where unknown)."""
+
+    path: str
+    label: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The ordered pictures of a folder, a manifest or a single file, with what was left out and why."""
+
+    root: str
+    items: tuple[Item, ...]
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an upright RGB picture becomes network input.
+
+    The short edge is resized to `resize` pixels (or both edges, where `resize_mode` is `squash`), the centre
+    `crop` x `crop` is kept, values are divided by 255, then `mean` is subtracted and divided by `std` (R, G, B).
+    """
+
+    resize: int
+    crop: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize_mode: str = "short"
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Everything that can change a vector; two specs are the same features only if all of it is equal."""
+
+    backbone: str
+    weights_sha256: str
+    preprocess: Preprocess
+    layer: str = "input of the classification layer"
+    pooling: str = "the backbone's own"
+    exif: str = "orientation applied"
+    color: str = "RGB; alpha over white; ICC profile ignored; 16 bit scaled by 1/257"
+    view: str = "original"
+    precision: str = "fp32"
+    dtype: str = "float32"
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of the spec as canonical JSON: sorted keys, no white space."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the spec as canonical JSON."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> FeatureSpec:
+        """Build a spec from `to_json`'s text; raises `TypeError` or `KeyError` on other text."""
+        values = json.loads(text)
+        steps = values.pop("preprocess")
+        steps["mean"], steps["std"] = tuple(steps["mean"]), tuple(steps["std"])
+        return cls(preprocess=Preprocess(**steps), **values)
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """What tells an unchanged file without reading it: bytes, modification time (ns) and inode."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A picture that could not be used, and the reason in one line."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Where the time of an extraction went; read and decode are summed over threads, total is wall time."""
+
+    read: float
+    decode: float
+    forward: float
+    write: float
+    total: float
+
+
+@dataclass(frozen=True)
+class ExtractSummary:
+    """What an extraction found and did; found = reused + computed + duplicates + unreadable."""
+
+    dataset: str
+    cache: str
+    backbone: str
+    weights: str
+    weights_file: str | None
+    fingerprint: str
+    dim: int
+    device: str | None
+    found: int
+    reused: int
+    computed: int
+    duplicates: int
+    unreadable: int
+    unreadable_file: str | None
+    seconds: Seconds
+    failures: tuple[Failure, ...] = field(default=(), repr=False)
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Features:
+    """Vectors in the caller's order: `X` (n, d), with labels, paths, splits and content keys (n each)."""
+
+    X: FloatArray
+    y: npt.NDArray[np.str_]
+    paths: tuple[str, ...]
+    splits: npt.NDArray[np.str_]
+    keys: tuple[bytes, ...]
+    fingerprint: str
