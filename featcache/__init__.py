@@ -9,31 +9,47 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featcache.api import (
         Options,
+        Sweep,
+        bench,
         cache_compact,
         cache_export,
         cache_gc,
         cache_import,
         cache_info,
         cache_verify,
+        compare,
+        confusions,
         demo,
         extract,
         fit,
+        ledger,
         predict,
+        runs,
+        runs_compare,
+        runs_show,
     )
 
 __all__ = [
     "Options",
+    "Sweep",
     "__version__",
+    "bench",
     "cache_compact",
     "cache_export",
     "cache_gc",
     "cache_import",
     "cache_info",
     "cache_verify",
+    "compare",
+    "confusions",
     "demo",
     "extract",
     "fit",
+    "ledger",
     "predict",
+    "runs",
+    "runs_compare",
+    "runs_show",
 ]
 
 __version__ = version("featcache")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from featcache.errors import PictureError
-from featcache.records import FileStat, Preprocess
+from featcache.records import ORIGINAL, FileStat, Preprocess
 
 MAX_BYTES = 512 * 2**20
 """A picture file larger than this is refused, so that one stray archive cannot fill the memory."""
@@ -40,6 +40,8 @@ _FILTERS = {
     "hamming": Image.Resampling.HAMMING,
 }
 
+
+_CORNERS = {"crop-tl": (0, 0), "crop-tr": (1, 0), "crop-bl": (0, 1), "crop-br": (1, 1)}
 
 _one_large = threading.Lock()
 _EPS = (b"%!PS", b"\xc5\xd0\xd3\xc6")
@@ -79,11 +81,11 @@ def read(path: str) -> tuple[bytes, bytes, FileStat]:
     return data, hashlib.sha256(data).digest(), before
 
 
-def decode(data: bytes, preprocess: Preprocess) -> Pixels:
+def decode(data: bytes, preprocess: Preprocess, view: str = ORIGINAL) -> Pixels:
     """Decode a picture file's bytes to the (crop, crop, 3) uint8 RGB array that the backbone normalises.
 
-    EXIF orientation is applied first; transparency is laid over white; of an animation the first frame is taken.
-    Raises `PictureError` with the reason in one line.
+    EXIF orientation is applied first; transparency is laid over white; of an animation the first frame is taken; the
+    view is made last. Raises `PictureError` with the reason in one line.
     """
     try:
         if data[4:12] in _HEIC_BRANDS:
@@ -95,7 +97,7 @@ def decode(data: bytes, preprocess: Preprocess) -> Pixels:
                 # Pillow keeps 8 bits of the pixels and all 16 of the transparent colour, so they cannot be compared.
                 raise PictureError("16-bit colour picture with one transparent colour: convert it to 8 bit")
             ImageOps.exif_transpose(image, in_place=True)
-            return crop(to_rgb(image), preprocess)
+            return crop(to_rgb(image), preprocess, view)
     except PictureError:
         raise
     except UnidentifiedImageError as error:
@@ -124,8 +126,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def crop(image: Image.Image, preprocess: Preprocess) -> Pixels:
-    """Resize an RGB picture and keep its centre, as torchvision's and timm's evaluation transforms do."""
+def crop(image: Image.Image, preprocess: Preprocess, view: str = ORIGINAL) -> Pixels:
+    """Resize an RGB picture and keep its centre, as torchvision's and timm's evaluation transforms do.
+
+    The view `flip` is the same mirrored; `crop-tl` and its like keep a corner instead of the centre.
+    """
     width, height = image.size
     size, keep = preprocess.resize, preprocess.crop
     if preprocess.resize_mode == "squash":
@@ -135,13 +140,17 @@ def crop(image: Image.Image, preprocess: Preprocess) -> Pixels:
     else:
         target = (int(size * width / height), size)
     left, top = (round((e - keep) / 2.0) if e >= keep else -((keep - e) // 2) for e in target)
+    if view in _CORNERS:
+        left, top = (at * max(e - keep, 0) for at, e in zip(_CORNERS[view], target, strict=True))
     resample = _FILTERS[preprocess.interpolation]
     if max(target) > MAX_ASPECT * size:
         x, y = width / target[0], height / target[1]
         box = (left * x, top * y, (left + keep) * x, (top + keep) * y)
-        return np.asarray(image.resize((keep, keep), resample, box=box))
-    resized = image if target == image.size else image.resize(target, resample)
-    return np.asarray(resized.crop((left, top, left + keep, top + keep)))
+        kept = image.resize((keep, keep), resample, box=box)
+    else:
+        resized = image if target == image.size else image.resize(target, resample)
+        kept = resized.crop((left, top, left + keep, top + keep))
+    return np.asarray(ImageOps.mirror(kept) if view == "flip" else kept)
 
 
 def _room_for(image: Image.Image) -> AbstractContextManager[object]:

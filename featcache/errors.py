@@ -57,6 +57,10 @@ class HeadError(FeatcacheError, ValueError):
     """A head that is unknown, or that cannot be trained on these vectors."""
 
 
+class RunNotFoundError(FeatcacheError, LookupError):
+    """A run that the cache does not hold, or that has nothing of what was asked for."""
+
+
 class OutputError(FeatcacheError, OSError):
     """A file the user named for results that cannot be written."""
 

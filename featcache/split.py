@@ -32,13 +32,19 @@ class Plan:
     made: Mapping[bytes, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
 
+    @property
+    def fitted(self) -> Rows:
+        """The rows that the final fit is made on: train, then val if there is one."""
+        return self.train if self.val is None else np.concatenate([self.train, self.val])
 
-def plan(features: Features, seed: int, kept: Mapping[bytes, str]) -> Plan:
+
+def plan(features: Features, seed: int, kept: Mapping[bytes, str], strict: bool = True) -> Plan:
     """Decide what a head is trained on, chosen on and scored on.
 
     With train, val and a third split the choice is made on val and the third is scored; with train and one other, by CV
     inside train, and the other is scored; without splits a stratified 80/20 split is made with `seed`, in which copies
-    of one picture stay together and pictures in `kept` stay where they were. Raises `DatasetError`.
+    of one picture stay together and pictures in `kept` stay where they were. Raises `DatasetError`; where it is not
+    `strict`, classes that cannot be learned or chosen on are left to those who use the plan.
     """
     labelled = np.flatnonzero(features.y != "")
     notices = []
@@ -70,7 +76,8 @@ def plan(features: Features, seed: int, kept: Mapping[bytes, str]) -> Plan:
         notices.append(f"the split {unused[0]} was not touched")
     sizes = {name: len(found) for name, found in rows.items()}
     result = Plan(rows["train"], val, rows[scored], scored, sizes, made)
-    _check_classes(features, result)
+    if strict:
+        _check_classes(features, result)
     notices += [*_contradictions(features, labelled), *_leaks(features, result)]
     return replace(result, notices=tuple(notices))
 
@@ -139,8 +146,7 @@ def _contradictions(features: Features, labelled: Rows) -> list[str]:
 
 
 def _leaks(features: Features, made: Plan) -> list[str]:
-    fitted = made.train if made.val is None else np.concatenate([made.train, made.val])
-    seen = {features.keys[row] for row in fitted}
+    seen = {features.keys[row] for row in made.fitted}
     twins = sum(features.keys[row] in seen for row in made.scored)
     if not twins:
         return []

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+from featcache.api.benching import bench
 from featcache.api.checking import cache_info, cache_verify
 from featcache.api.cleaning import cache_compact, cache_gc
+from featcache.api.comparing import compare
+from featcache.api.confusing import confusions
 from featcache.api.demonstration import demo
 from featcache.api.exchange import cache_export, cache_import
 from featcache.api.extraction import extract
 from featcache.api.fitting import fit
+from featcache.api.history import runs, runs_compare, runs_show
+from featcache.api.ledger import ledger
 from featcache.api.options import CACHE_VARIABLE, Options
 from featcache.api.prediction import predict
+from featcache.records.experiments import Sweep
 
 __all__ = [
     "CACHE_VARIABLE",
     "Options",
+    "Sweep",
+    "bench",
     "cache_compact",
     "cache_export",
     "cache_gc",
     "cache_import",
     "cache_info",
     "cache_verify",
+    "compare",
+    "confusions",
     "demo",
     "extract",
     "fit",
+    "ledger",
     "predict",
+    "runs",
+    "runs_compare",
+    "runs_show",
 ]

@@ -6,10 +6,9 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+from featcache.api.comparing import compare
 from featcache.api.extraction import extract
-from featcache.api.fitting import fit
 from featcache.api.options import Options, open_cache
-from featcache.heads import HEADS
 from featcache.records import Progress
 from featcache.records.experiments import DemoSummary
 
@@ -30,7 +29,7 @@ def demo(
         source = _write_digits(options)
         options = replace(options, backbone="efficientnet_lite0")
     extracted = extract(source, options, progress)
-    return DemoSummary(extracted, tuple(fit(None, head, 0, Options(cache=options.cache), progress) for head in HEADS))
+    return DemoSummary(extracted, compare(n_seeds=1, options=Options(cache=options.cache), progress=progress))
 
 
 def _write_digits(options: Options) -> Path:

@@ -15,24 +15,38 @@ from featcache.backbones import Backbone, resolve
 from featcache.discover import discover
 from featcache.embed import check_device
 from featcache.errors import DatasetError
-from featcache.records import Dataset, ExtractSummary, Failure, Progress
+from featcache.records import ORIGINAL, VIEWS, Dataset, ExtractSummary, Failure, Progress, ViewSummary
 from featcache.store import Cache, Run
 
 _logger = logging.getLogger(__name__)
 
 
-def extract(source: str | Path, options: Options | None = None, progress: Progress | None = None) -> ExtractSummary:
+def extract(
+    source: str | Path,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    views: Sequence[str] = (),
+) -> ExtractSummary:
     """Run every picture of `source` whose vector is not in the cache through the backbone, once.
 
-    `source` is a folder, a CSV manifest or a picture, see `discover`. `progress` is called for every picture that has
-    to be read. Whatever was computed stays, also on Ctrl-C. Raises `FeatcacheError`.
+    `source` is a folder, a CSV manifest or a picture, see `discover`; `views` names groups of further views, see
+    `records.VIEWS`. `progress` is called for every picture that has to be read. Whatever was computed stays, also on
+    Ctrl-C. Raises `FeatcacheError`.
     """
     options = options or Options()
+    unknown = [name for name in views if name not in VIEWS]
+    if unknown:
+        raise DatasetError(f"unknown view {unknown[0]!r}: use {', '.join(VIEWS)}, or several with commas")
     dataset = discover(source)
     check_device(options.device)
     backbone = resolve(options.backbone, options.weights)
     with open_cache(options) as cache, cache.in_use():
-        return extract_into(cache, dataset, backbone, options, progress)
+        # The original view comes last, so that it is the extraction that the catalog knows as the dataset's.
+        done = []
+        for view in (name for group in dict.fromkeys(views) for name in VIEWS[group]):
+            found = extract_into(cache, dataset, backbone.viewing(view), options, progress)
+            done.append(ViewSummary(view, found.fingerprint, found.reused, found.computed, found.seconds.total))
+        return extract_into(cache, dataset, backbone, options, progress, views=tuple(done))
 
 
 def extract_into(
@@ -42,9 +56,10 @@ def extract_into(
     options: Options,
     progress: Progress | None,
     run: Run | None = None,
+    views: tuple[ViewSummary, ...] = (),
 ) -> ExtractSummary:
     """Extract a dataset, and keep it in the catalog as the one last extracted, or as the one of an earlier `run`."""
-    for notice in dataset.notices:
+    for notice in dataset.notices if backbone.spec.view == ORIGINAL else ():
         _logger.warning("%s", notice)
     fingerprint = backbone.spec.fingerprint
     run = run or cache.runs.start("extract", dataset.root, fingerprint)
@@ -76,6 +91,7 @@ def extract_into(
         seconds=work.seconds,
         failures=failures,
         notices=dataset.notices,
+        views=views,
     )
     cache.runs.finish(run, asdict(replace(summary, failures=())))
     return summary

@@ -20,7 +20,8 @@ FORMAT = "featcache-model"
 FORMAT_VERSION = 1
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that can change a result."""
     return {name: version(name) for name in ("featcache", "scikit-learn", "numpy", "torch", "timm", "pillow")}
 
 
@@ -33,7 +34,7 @@ class Model:
     spec: FeatureSpec
     weights_file: str | None
     scores: dict[str, Any]
-    versions: dict[str, str] = field(default_factory=_versions)
+    versions: dict[str, str] = field(default_factory=versions)
 
 
 def save_model(cache: Cache, name: str, model: Model) -> str:

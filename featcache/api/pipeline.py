@@ -19,7 +19,7 @@ from featcache.backbones import Backbone
 from featcache.decode import FRESH_NS, Pixels, decode, file_stat, read
 from featcache.embed import open_engine
 from featcache.errors import PictureError
-from featcache.records import Failure, FileStat, Item, Progress, Seconds
+from featcache.records import ORIGINAL, Failure, FileStat, Item, Progress, Seconds
 from featcache.store import Cache, FeatureStore, FeatureWriter, Row
 from featcache.store.features import COMPACT_AT
 
@@ -49,6 +49,8 @@ def compute(
 ) -> Work:
     """Bring the vectors of `items` into the cache, computing only those it lacks."""
     start = time.perf_counter()
+    view = backbone.spec.view
+    stage = "extract" if view == ORIGINAL else f"extract {view}"
     store = cache.features(backbone.spec)
     account = _Account(_held(cache, store, items, options.rehash))
     pending = account.pending(items)
@@ -60,17 +62,17 @@ def compute(
         closing(reader.read_all(pending)) as pictures,
     ):
         if progress and pending:
-            progress("extract", 0, len(pending))
+            progress(stage, 0, len(pending))
         for done, picture in enumerate(pictures, 1):
             account.add(picture)
             remember(picture)
             embedder.add(picture, writer)
             if progress:
-                progress("extract", done - embedder.waiting, len(pending))
+                progress(stage, done - embedder.waiting, len(pending))
         last = embedder.waiting
         embedder.finish(writer)
         if progress and last:
-            progress("extract", len(pending), len(pending))
+            progress(stage, len(pending), len(pending))
     store.refresh()
     if len(store.segments) >= COMPACT_AT:  # left by many short runs
         store.compact()
@@ -137,7 +139,7 @@ class _Reader:
         self.read_seconds = 0.0
         self.decode_seconds = 0.0
         self._store = store
-        self._preprocess = backbone.spec.preprocess
+        self._spec = backbone.spec
         self._claimed: set[bytes] = set()
         self._lock = threading.Lock()
 
@@ -170,7 +172,7 @@ class _Reader:
         pixels = reason = None
         if self._claim(key):
             try:
-                pixels = decode(data, self._preprocess)
+                pixels = decode(data, self._spec.preprocess, self._spec.view)
             except PictureError as error:
                 reason = str(error)
         return _Picture(path, key, stat, pixels, reason, (middle - start, time.perf_counter() - middle), read_ns)

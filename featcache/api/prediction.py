@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from featcache.api.models import Model, load_model
 from featcache.api.options import Options, open_cache
 from featcache.api.pipeline import compute
@@ -39,13 +41,19 @@ def predict(
         fitted = load_model(cache, Path(model), trust)
         backbone = _same_backbone(fitted, Path(model), options.weights)
         with cache.in_use():
-            work = compute(cache, dataset.items, backbone, replace(options, backbone=backbone.name), progress)
+            options = replace(options, backbone=backbone.name)
+            work = compute(cache, dataset.items, backbone, options, progress)
             if len(work.failures) == len(dataset.items):
                 first = work.failures[0]
                 raise DatasetError(f"no picture in {dataset.root} can be read ({first.path}: {first.reason})")
             features = load(work.rows, cache.store(backbone.spec.fingerprint))
-    probabilities = fitted.estimator.predict_proba(features.X)
-    labels = fitted.estimator.predict(features.X)
+            views = [features.X]
+            for view in fitted.scores["test_views"]:
+                seen = backbone.viewing(view)
+                work = compute(cache, dataset.items, seen, options, progress)
+                views.append(load(work.rows, cache.store(seen.spec.fingerprint)).X)
+    probabilities = np.mean([fitted.estimator.predict_proba(X) for X in views], axis=0)
+    labels = probabilities.argmax(1)
     summary = PredictSummary(
         model=str(model),
         backbone=backbone.name,

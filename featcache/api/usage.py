@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from featcache.errors import CacheError, DatasetError
+from featcache.records import ORIGINAL
 from featcache.records.cache import UnusedRows
 from featcache.store import EXTRACTIONS, Cache, FeatureStore, Run
 from featcache.store.index import KeyIndex, stack_keys
@@ -71,9 +72,28 @@ def newest_uses(cache: Cache) -> dict[str, Run]:
     return {run.root: run for run in uses(cache) if run.summary}
 
 
+def views_of(cache: Cache, extraction: Run) -> dict[str, str]:
+    """Return the fingerprints of the further views that were extracted of a dataset, by the name of the view."""
+    spec = cache.spec(extraction.fingerprint)
+    found: dict[str, str] = {}
+    for run in uses(cache):
+        view = _view(cache, run)
+        if run.root == extraction.root and run.summary and view != ORIGINAL:
+            seen = cache.spec(run.fingerprint)
+            found |= {view: run.fingerprint} if replace(seen, view=ORIGINAL) == spec else {}
+    return dict(sorted(found.items()))
+
+
+def _view(cache: Cache, run: Run) -> str:
+    try:
+        return cache.spec(run.fingerprint).view
+    except CacheError:
+        return ORIGINAL
+
+
 def last_extraction(cache: Cache, root: str | None = None) -> Run:
     """Return the last extraction of a dataset, or of any; raises `DatasetError` where it is missing or unfinished."""
-    known = uses(cache)
+    known = [run for run in uses(cache) if _view(cache, run) == ORIGINAL]
     if not known:
         raise DatasetError(f"nothing has been extracted into {cache.folder}: run `featcache extract FOLDER` first")
     runs = [run for run in known if root in (None, run.root)]

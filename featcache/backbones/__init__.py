@@ -43,7 +43,7 @@ def resolve(name: str = AUTO, weights: Path | None = None) -> Backbone:
 
 def reproduce(spec: FeatureSpec, weights: Path | None = None) -> Backbone:
     """Find the backbone that makes exactly these features; raises `WeightsError` where it comes out different here."""
-    found = resolve(spec.backbone, weights)
+    found = resolve(spec.backbone, weights).viewing(spec.view)
     if found.spec.fingerprint != spec.fingerprint:
         here = found.spec.weights_sha256[:16]
         why = f"here they have {here}" if here != spec.weights_sha256[:16] else "made differently here"

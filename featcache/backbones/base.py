@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 from featcache.records import FeatureSpec
 
@@ -28,3 +28,7 @@ class Backbone:
     def name(self) -> str:
         """The name the backbone is asked for by."""
         return self.spec.backbone
+
+    def viewing(self, view: str) -> Self:
+        """Return the same network, looking at another view of each picture."""
+        return replace(self, spec=replace(self.spec, view=view))

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from featcache.errors import HeadError
-from featcache.heads.base import Head
+from featcache.records.experiments import Sweep
 
-__all__ = ["HEADS", "Head", "get"]
+if TYPE_CHECKING:
+    from featcache.heads.base import Head
 
-HEADS = ("logreg", "svm", "mlp")
-"""The names of all heads; each is the module of the same name in this package."""
+__all__ = ["FLOOR", "HEADS", "Sweep", "get"]
+
+HEADS = ("logreg", "svm", "svm-rbf", "mlp", "knn", "centroid", "ridge", "lda")
+FLOOR = "dummy"
+"""The names of all heads, and of the floor; each is the module of the same name in this package."""
 
 
-def get(name: str) -> Head:
-    """Return the head called `name` (this imports sklearn); raises `HeadError`."""
-    if name not in HEADS:
-        raise HeadError(f"unknown head {name!r}: use one of {', '.join(HEADS)}")
-    head: Head = import_module(f"{__name__}.{name}").HEAD
+def get(name: str, sweep: Sweep | None = None) -> Head:
+    """Return the head called `name` (this imports sklearn), with the values of `sweep` to try; raises `HeadError`."""
+    if name not in (*HEADS, FLOOR):
+        raise HeadError(f"unknown head {name!r}: use one of {', '.join((*HEADS, FLOOR))}")
+    if sweep is not None and sweep != Sweep():
+        if name != "mlp":
+            raise HeadError(f"hidden, lr, activation and alpha are parameters of mlp, not of {name}: add --head mlp")
+        from featcache.heads import mlp
+
+        return mlp.sweeping(sweep)
+    head: Head = import_module(f"{__name__}.{name.replace('-', '_')}").HEAD
     return head

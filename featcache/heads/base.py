@@ -1,21 +1,131 @@
-"""Nothing enters; the `Head` record that every family of classifiers returns leaves."""
+"""Nothing enters; the `Head` record that every family of classifiers returns, and what linear ones share, leave."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import solve
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from featcache.records import FloatArray
+
+Codes = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
 class Head:
-    """A classifier that is not fitted yet: `make(seed)` returns an sklearn pipeline with its own scaling.
+    """A classifier that is not fitted yet: `make(seed, n_rows)` returns an estimator for vectors on principal axes.
 
-    `grid` maps the pipeline's parameters to the values that are tried, the most regularised first, so that a tie goes
-    to the simplest. A head without probabilities of its own has `calibrated=False`; it is calibrated after the choice.
+    `grid` maps parameters to the values that are tried, the most regularised first, so that a tie goes to the simplest;
+    `default` holds those that are taken where nothing can be chosen, `rough` those that save time while choosing. Of an
+    estimator with a `path` the last parameter of the grid is the one along which it shares its work. A costly head is
+    tried on one fold only where there are `one_fold_from` pictures or more. `temperature` says that the decision values
+    become probabilities by a temperature, which is fitted where the choice is made.
     """
 
     name: str
-    make: Callable[[int], Any]
+    make: Callable[[int, int], Any]
     grid: Mapping[str, Sequence[Any]]
-    calibrated: bool = True
+    default: Mapping[str, Any]
+    rough: Mapping[str, Any] = field(default_factory=dict)
+    one_fold_from: int | None = None
+    temperature: bool = False
+
+
+class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """What our classifiers share: validation, labels, and probabilities as the softmax of scores over a temperature.
+
+    A family says in `path` which parameter it can fit for several values at once, and implements `_fit_path` and
+    `_scores`.
+    """
+
+    path = ""
+    temperature: float = 1.0
+
+    def fit(self, X: FloatArray, y: npt.NDArray[Any]) -> Self:
+        """Fit to vectors (n, d) and labels (n)."""
+        X, codes = self._enter(X, y)
+        (state,) = self._fit_path(X, codes, [getattr(self, self.path)])
+        self.__dict__.update(state)
+        return self
+
+    def fit_path(self, X: FloatArray, y: npt.NDArray[Any], values: Sequence[Any]) -> Iterator[Self]:
+        """Yield one fitted estimator for each value of the parameter named by `path`, in order, sharing the work."""
+        first = clone(self)
+        X, codes = first._enter(X, y)
+        for value, state in zip(values, first._fit_path(X, codes, values), strict=True):
+            fitted = clone(self).set_params(**{self.path: value})
+            fitted.__dict__.update(classes_=first.classes_, n_features_in_=first.n_features_in_, **state)
+            yield fitted
+
+    def decision_function(self, X: FloatArray) -> FloatArray:
+        """Return scores (n, K); of two classes (n), positive for the second."""
+        scores = self.scores(X)
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def scores(self, X: FloatArray) -> FloatArray:
+        """Return scores (n, K), also of two classes; the highest one is predicted."""
+        check_is_fitted(self)
+        return self._scores(validate_data(self, X, dtype=(np.float32, np.float64), reset=False))
+
+    def predict(self, X: FloatArray) -> npt.NDArray[Any]:
+        """Return the labels (n) with the highest scores."""
+        scores = self.scores(X)
+        return np.asarray(self.classes_[scores.argmax(1)])
+
+    def predict_proba(self, X: FloatArray) -> FloatArray:
+        """Return the probability (n, K) of each class in `classes_`."""
+        return np.asarray(softmax(self.scores(X).astype(np.float64) / self.temperature, axis=1))
+
+    def _enter(self, X: FloatArray, y: npt.NDArray[Any]) -> tuple[FloatArray, Codes]:
+        X, y = validate_data(self, X, y, dtype=(np.float32, np.float64))
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"Classifier can't train when only one class is present: {self.classes_[0]}")
+        return X, codes
+
+    def _fit_path(self, X: FloatArray, codes: Codes, values: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        """Yield the fitted attributes for each value; `codes` (n) number the classes."""
+        raise NotImplementedError
+
+    def _scores(self, X: FloatArray) -> FloatArray:
+        raise NotImplementedError
+
+
+class LinearClassifier(Classifier):
+    """A classifier whose scores are `X @ coef_.T + intercept_`: `coef_` (K, d), `intercept_` (K), also for two."""
+
+    coef_: FloatArray
+    intercept_: FloatArray
+
+    def _scores(self, X: FloatArray) -> FloatArray:
+        return np.asarray(X @ self.coef_.T + self.intercept_)
+
+
+def one_hot(codes: Codes, dtype: npt.DTypeLike, low: float = 0.0) -> FloatArray:
+    """Return (n, K): one where a row has the class, `low` elsewhere."""
+    out = np.full((len(codes), codes.max() + 1), low, dtype)
+    out[np.arange(len(codes)), codes] = 1
+    return out
+
+
+def class_means(X: FloatArray, codes: Codes) -> tuple[FloatArray, FloatArray]:
+    """Return the mean vector of each class (K, d) and its number of rows (K), in double precision."""
+    sizes = np.bincount(codes).astype(np.float64)
+    sums = one_hot(codes, X.dtype).T @ X
+    return sums.astype(np.float64) / sizes[:, None], sizes
+
+
+def solve_shifted(matrix: FloatArray, shift: float, right: FloatArray) -> FloatArray:
+    """Return the solution (d, K) of (matrix + shift * identity) x = right; the sum (d, d) is positive definite."""
+    shifted = np.array(matrix, order="F")
+    shifted.flat[:: len(matrix) + 1] += shift
+    return np.asarray(solve(shifted, right, assume_a="pos", overwrite_a=True, check_finite=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,10 @@ import numpy.typing as npt
 
 SCHEMA_VERSION = 1
 """Part of every fingerprint; raised when the same spec would mean other vectors."""
+
+ORIGINAL = "original"
+VIEWS = {"flip": ("flip",), "crops5": ("crop-tl", "crop-tr", "crop-bl", "crop-br")}
+"""Views that can be asked for, each with their names in specs; the fifth of the crops is the original view."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, the steps done and the steps there are."""
@@ -65,7 +69,7 @@ class FeatureSpec:
     pooling: str = "the backbone's own"
     exif: str = "orientation applied"
     color: str = "RGB; alpha over white; ICC profile ignored; 16 bit scaled by 1/257"
-    view: str = "original"
+    view: str = ORIGINAL
     precision: str = "fp32"
     dtype: str = "float32"
     schema_version: int = SCHEMA_VERSION
@@ -117,8 +121,22 @@ class Seconds:
 
 
 @dataclass(frozen=True)
+class ViewSummary:
+    """What an extraction did for one further view."""
+
+    name: str
+    fingerprint: str
+    reused: int
+    computed: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class ExtractSummary:
-    """What an extraction found and did; found = reused + computed + duplicates + unreadable."""
+    """What an extraction found and did; found = reused + computed + duplicates + unreadable.
+
+    Counts and seconds are those of the original view; `views` tells of the further ones that were asked for.
+    """
 
     dataset: str
     cache: str
@@ -137,11 +155,15 @@ class ExtractSummary:
     seconds: Seconds
     failures: tuple[Failure, ...] = field(default=(), repr=False)
     notices: tuple[str, ...] = ()
+    views: tuple[ViewSummary, ...] = ()
 
 
 @dataclass(frozen=True)
 class Features:
-    """Vectors in the caller's order: `X` (n, d), with labels, paths, splits and content keys (n each)."""
+    """Vectors in the caller's order: `X` (n, d), with labels, paths, splits and content keys (n each).
+
+    `views` holds the vectors (n, d) of further views of the same pictures, by name.
+    """
 
     X: FloatArray
     y: npt.NDArray[np.str_]
@@ -149,3 +171,4 @@ class Features:
     splits: npt.NDArray[np.str_]
     keys: tuple[bytes, ...]
     fingerprint: str
+    views: Mapping[str, FloatArray] = field(default_factory=dict)

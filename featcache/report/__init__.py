@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from featcache.report.cache import compact_text, exchange_text, gc_text, info_text, verify_text
-from featcache.report.text import demo_text, extract_text, fit_text, predict_csv, predict_text
+from featcache.report.experiments import (
+    bench_page,
+    compare_page,
+    confusions_page,
+    fit_page,
+    ledger_page,
+    runs_compare_page,
+    runs_page,
+)
+from featcache.report.text import demo_text, extract_text, predict_csv, predict_text, run_text
 
 __all__ = [
+    "bench_page",
     "compact_text",
+    "compare_page",
+    "confusions_page",
     "demo_text",
     "exchange_text",
     "extract_text",
-    "fit_text",
+    "fit_page",
     "gc_text",
     "info_text",
+    "ledger_page",
     "predict_csv",
     "predict_text",
+    "run_text",
+    "runs_compare_page",
+    "runs_page",
     "verify_text",
 ]

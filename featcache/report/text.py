@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
 from tabulate import tabulate
 
 from featcache.errors import one_line
 from featcache.records import ExtractSummary
-from featcache.records.experiments import DemoSummary, FitSummary, PredictSummary
+from featcache.records.experiments import DemoSummary, PredictSummary, RunDetail
+from featcache.report.cache import exchange_text
+from featcache.report.experiments import bench_page, compare_page, confusions_page, fit_page
+from featcache.report.tables import text
 
 SHOWN_FAILURES = 10
 
@@ -32,6 +36,7 @@ def extract_text(summary: ExtractSummary) -> str:
     ]
     if summary.unreadable_file:
         lines.append(f"             all of them: {summary.unreadable_file}")
+    lines += [f"view {view.name:7} {view.reused:,} reused, {view.computed:,} computed" for view in summary.views]
     lines += [
         f"seconds      {took.total:.1f} in all: forward {took.forward:.1f}, write {took.write:.1f}; "
         f"meanwhile read {took.read:.1f}, decode {took.decode:.1f} (sums over threads)",
@@ -40,45 +45,32 @@ def extract_text(summary: ExtractSummary) -> str:
     return "\n".join(lines)
 
 
-def fit_text(rows: Sequence[FitSummary]) -> str:
-    """Return one table row a head, then what all scores share, then the model files."""
-    first = rows[0]
-    table = tabulate(
-        [
-            (
-                row.head,
-                f"{row.accuracy:.3f}",
-                f"{row.accuracy_low:.3f}-{row.accuracy_high:.3f}",
-                f"{row.balanced_accuracy:.3f}",
-                f"{row.macro_f1:.3f}",
-                " ".join(f"{name}={value:g}" for name, value in row.params.items()),
-                f"{row.fit_seconds:.1f}",
-            )
-            for row in rows
-        ],
-        headers=["head", "accuracy", "95 % interval", "balanced", "macro-F1", "chosen", "fit s"],
-        disable_numparse=True,
-        colalign=("left", "right", "left", "right", "right", "left", "right"),
-    )
-    sizes = ", ".join(f"{name} {size:,}" for name, size in first.split_sizes.items())
-    notes = dict.fromkeys(notice for row in rows for notice in row.notices)
-    return "\n".join(
-        [
-            table,
-            "",
-            f"dataset   {first.dataset}: {first.n_classes} classes; {sizes}",
-            f"scored    {first.scored_split}, n={first.n_test:,}; fitted on {first.fitted_on}, n={first.n_train:,}; "
-            f"parameters chosen by {first.chosen_by}; seed {first.seed}",
-            f"backbone  {first.backbone} ({first.weights}), fingerprint {first.fingerprint[:16]}",
-            *(f"note      {notice}" for notice in notes),
-            *(f"model     {row.model}" for row in rows),
-        ]
-    )
-
-
 def demo_text(summary: DemoSummary) -> str:
     """Return the extraction's summary, then the table of heads."""
-    return f"{extract_text(summary.extract)}\n\n{fit_text(summary.rows)}"
+    return f"{extract_text(summary.extract)}\n\n{text(compare_page(summary.compare))}"
+
+
+def run_text(summary: RunDetail) -> str:
+    """Return a run as it was printed, below what is known of it."""
+    row = summary.row
+    lines = [f"run       {row.id}: {row.command}, {row.started}" + (f", {row.seconds:.1f} s" if row.seconds else "")]
+    found = summary.summary
+    if found is None:
+        return "\n".join([*lines, f"dataset   {one_line(row.dataset)}", f"result    {row.result}"])
+    versions = getattr(found, "versions", None) or getattr(getattr(found, "setting", None), "versions", {})
+    if versions:
+        lines.append("versions  " + ", ".join(f"{name} {number}" for name, number in versions.items()))
+    return "\n".join([*lines, "", _PRINTED[row.command](found)])
+
+
+_PRINTED: dict[str, Callable[[Any], str]] = {
+    "extract": extract_text,
+    "import": exchange_text,
+    "fit": lambda found: text(fit_page([found])),
+    "compare": lambda found: text(compare_page(found)),
+    "bench": lambda found: text(bench_page(found)),
+    "confusions": lambda found: text(confusions_page(found)),
+}
 
 
 def predict_text(summary: PredictSummary) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from featcache.errors import CacheError, CacheVersionError, CacheWriteError, CatalogError
 from featcache.records import FeatureSpec, Progress
 from featcache.store.catalog import Catalog, Row
+from featcache.store.cells import Cells
 from featcache.store.features import FeatureStore, FeatureWriter
 from featcache.store.files import exclusive, move, remove, remove_abandoned, shared, sync_names, write_atomic
 from featcache.store.runs import EXTRACTIONS, Run, Runs
@@ -31,7 +32,7 @@ _MARKS = {
     ".gitignore": b"*\n!.gitignore\n",
     "CACHEDIR.TAG": b"Signature: 8a477f597d28d172789f06886806bc55\n# A featcache cache.\n",
 }
-_OWN = {"format.json", "segments", "bad", "models", "runs", "splits", "demo", "catalog.sqlite", *_MARKS}
+_OWN = {"format.json", "segments", "bad", "models", "runs", "splits", "cells", "demo", "catalog.sqlite", *_MARKS}
 
 
 class Cache:
@@ -65,6 +66,7 @@ class Cache:
         name = "" if catalog is None else f"{platform.node()}:{Path(catalog).absolute()}"
         self.runs = Runs(self.folder / "runs", name)
         self.splits = Splits(self.folder / "splits")
+        self.cells = Cells(self.folder / "cells")
         self.catalog_path = self.folder / "catalog.sqlite" if catalog is None else Path(catalog).absolute()
         is_new = not self.catalog_path.exists()
         self.catalog = Catalog(self.catalog_path)

@@ -1,0 +1,69 @@
+"""A dataset in the cache and names of heads enter; one row a head leaves, on the same pictures and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featcache.api.experiment import open_experiment
+from featcache.api.options import Options
+from featcache.heads import FLOOR, HEADS, get
+from featcache.records import Progress
+from featcache.records.experiments import CompareSummary
+
+if TYPE_CHECKING:
+    from featcache.experiments.prepared import Prepared
+
+
+def compare(
+    source: str | Path | None = None,
+    heads: Sequence[str] = (*HEADS, FLOOR),
+    n_seeds: int = 5,
+    seed: int = 0,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    train_views: bool = False,
+    tta: bool = False,
+) -> CompareSummary:
+    """Fit and score heads on the same pictures with `n_seeds` seeds from `seed` on, and test which of them differ.
+
+    With `train_views` or `tta` every head but the floor has a second row, with views. Other arguments as in `fit`.
+    Raises `FeatcacheError`; a head that cannot be fitted gives a row that says so.
+    """
+    chosen = [get(name) for name in heads]
+    seeds = range(seed, seed + n_seeds)
+    with open_experiment(source, options, progress, train_views or tta) as experiment:
+        plans = {seed: experiment.plan(seed) for seed in seeds}
+        run = experiment.cache.runs.start("compare", experiment.root, experiment.spec.fingerprint)
+
+        from featcache.experiments.comparison import Variant, compare_heads
+        from featcache.experiments.prepared import prepare
+
+        is_made = bool(plans[seed].made)
+
+        @lru_cache(maxsize=2)
+        def prepared(seed: int, train_views: bool, test_views: bool) -> Prepared:
+            views = [experiment.views if used else () for used in (train_views, test_views)]
+            return prepare(experiment.features, plans[seed], *views)
+
+        def of_seed(number: int, train_views: bool, test_views: bool) -> Prepared:
+            return prepared(number if is_made else seed, train_views, test_views)
+
+        variants = [Variant(head) for head in chosen]
+        if train_views or tta:
+            variants += [Variant(head, train_views, tta) for head in chosen if head.name != FLOOR]
+        rows, shared_seconds, notices = compare_heads(variants, of_seed, seeds, progress)
+        n_pictures = len({experiment.features.keys[row] for plan in plans.values() for row in plan.scored})
+        found = CompareSummary(
+            setting=experiment.setting(list(plans.values()), seeds, train_views, tta),
+            interval=f"95 % bootstrap over {n_pictures:,} scored pictures"
+            + (f" and {n_seeds} seeds" if n_seeds > 1 else ""),
+            shared_seconds=shared_seconds,
+            rows=tuple(rows),
+            notices=tuple(dict.fromkeys([*experiment.notices, *plans[seed].notices, *notices])),
+        )
+        experiment.cache.runs.finish(run, asdict(found))
+        return found

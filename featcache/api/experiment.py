@@ -1,0 +1,148 @@
+"""A dataset in the cache enters; its features, plans and the account of them that every experiment prints, leave."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from featcache.api.extraction import extract
+from featcache.api.models import versions
+from featcache.api.options import Options, open_cache, places
+from featcache.api.usage import last_extraction, newest_uses, views_of
+from featcache.errors import BackboneError, DatasetError, MissingFeaturesError
+from featcache.load import load
+from featcache.records import Features, FeatureSpec, Progress
+from featcache.records.experiments import Setting
+from featcache.split import Plan, plan
+from featcache.store import Cache, Row
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A dataset as last extracted: its features, and what is known of them."""
+
+    cache: Cache
+    root: str
+    spec: FeatureSpec
+    extracted: Mapping[str, Any]
+    features: Features
+    notices: tuple[str, ...]
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The names of the further views that were loaded."""
+        return tuple(self.features.views)
+
+    def plan(self, seed: int, strict: bool = True) -> Plan:
+        """Return who is trained on, chosen on and scored; a split that is made here is kept."""
+        made = plan(self.features, seed, self.cache.splits.kept(self.root, seed), strict)
+        self.cache.splits.keep(self.root, seed, made.made)
+        return made
+
+    def setting(self, plans: Sequence[Plan], seeds: Sequence[int], train_views: bool, test_views: bool) -> Setting:
+        """Return what the rows of a table share; sizes are those of the first seed."""
+        first = plans[0]
+        return Setting(
+            dataset=self.root,
+            backbone=self.spec.backbone,
+            weights=str(self.extracted["weights"]),
+            fingerprint=self.spec.fingerprint,
+            split_sizes=first.sizes,
+            split_digest=split_digest(self.features, plans),
+            n_classes=len(set(self.features.y[first.fitted].tolist())),
+            fitted_on="train" if first.val is None else "train+val",
+            n_train=len(first.fitted),
+            scored_split=first.scored_name,
+            n_test=len(first.scored),
+            seeds=tuple(seeds),
+            train_views=self.views if train_views else (),
+            test_views=self.views if test_views else (),
+            versions=versions(),
+        )
+
+
+@contextmanager
+def open_experiment(
+    source: str | Path | None, options: Options | None, progress: Progress | None, views: bool = False
+) -> Iterator[Experiment]:
+    """Open the dataset last extracted, or `source` after extracting what it lacks, with its `views` if asked for.
+
+    A dataset that was imported, or whose folder is gone, is taken as it is in the cache. Raises `FeatcacheError`.
+    """
+    options = options or Options()
+    root = _as_it_is(source, options)
+    if source is not None and root is None:
+        extract(source, options, progress)
+    elif options != Options(cache=options.cache):
+        raise BackboneError(
+            "backbone, weights, device and batch size say how to extract, but no dataset is named: "
+            "name it, or leave them out"
+        )
+    with open_cache(options, create=False) as cache:
+        extraction = last_extraction(cache, root)
+        rows = cache.catalog.dataset(extraction.root)
+        if not rows:
+            raise DatasetError(
+                f"the pictures of {extraction.root} are not in the catalog {cache.catalog_path}: run "
+                f"`featcache extract {extraction.root}`, which computes only what the cache lacks, or "
+                "`featcache cache verify --repair`"
+            )
+        features = load(rows, cache.store(extraction.fingerprint))
+        if views:
+            features = replace(features, views=_views(cache, extraction.root, views_of(cache, extraction), rows))
+        spec, summary = cache.spec(extraction.fingerprint), extraction.summary or {}
+        yield Experiment(cache, extraction.root, spec, summary, features, tuple(_left_out(rows)))
+
+
+def split_digest(features: Features, plans: Sequence[Plan]) -> str:
+    """Return the sha256 (hex) of who is trained on, chosen on and scored in each of the plans, in any order."""
+    digest = hashlib.sha256()
+    for made in plans:
+        parts = {"train": made.train, "val": made.val, made.scored_name: made.scored}
+        lines = sorted(
+            f"{name} {features.keys[row].hex()} {features.y[row]}"
+            for name, rows in parts.items()
+            if rows is not None
+            for row in rows
+        )
+        digest.update("\n".join([*lines, ""]).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _views(cache: Cache, root: str, known: Mapping[str, str], rows: Sequence[Row]) -> dict[str, Any]:
+    if not known:
+        raise DatasetError(f"no view of {root} is in the cache: run `featcache extract {root} --views flip,crops5`")
+    found = {}
+    for view, fingerprint in known.items():
+        try:
+            found[view] = load(rows, cache.store(fingerprint)).X
+        except MissingFeaturesError as error:
+            raise MissingFeaturesError(
+                f"the view {view} of some pictures is not in the cache: run `featcache extract {root}` with --views"
+            ) from error
+    return found
+
+
+def _as_it_is(source: str | Path | None, options: Options) -> str | None:
+    """Return the root of a dataset that can be used without its pictures, or `None` where they are to be looked at."""
+    folder = places(options)[0]
+    if source is None or not folder.exists() or options != Options(cache=options.cache):
+        return None
+    root = os.path.abspath(source)  # noqa: PTH100 - as datasets are named
+    with open_cache(options, create=False) as cache:
+        run = newest_uses(cache).get(root)
+    return root if run and (run.command == "import" or not os.path.exists(root)) else None
+
+
+def _left_out(rows: Sequence[Row]) -> list[str]:
+    unreadable = sum(row.key is None for row in rows)
+    if not unreadable:
+        return []
+    notices = [f"unreadable files left out: {unreadable:,} (`featcache extract` lists them)"]
+    lost = {row.item.label for row in rows} - {row.item.label for row in rows if row.key is not None}
+    return notices + [f"class {label!r} left out: it has no readable picture" for label in sorted(filter(None, lost))]

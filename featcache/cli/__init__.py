@@ -1,0 +1,75 @@
+"""A command line enters; results leave on stdout, progress and logs on stderr, and an exit code.
+
+0 is success, 1 a failure said in one line, 2 wrong usage, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from typing import NoReturn
+
+import click
+
+import featcache
+from featcache.cli import experiments, pictures
+from featcache.cli.cache import cache
+from featcache.cli.options import StderrHandler
+from featcache.errors import FeatcacheError, one_line
+
+INTERRUPTED = 130
+TERMINATED = 143
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(featcache.__version__, prog_name="featcache")
+@click.option("-v", "--verbose", is_flag=True, help="Log more on stderr.")
+def cli(verbose: bool) -> None:
+    """Run each picture through a frozen network once, then train classifiers in seconds."""
+    logger = logging.getLogger("featcache")
+    logger.handlers = [StderrHandler()]
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+for command in (
+    pictures.extract,
+    experiments.fit,
+    experiments.compare,
+    experiments.bench,
+    experiments.confusions,
+    pictures.predict,
+    experiments.runs,
+    experiments.ledger,
+    pictures.demo,
+    cache,
+):
+    cli.add_command(command)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit; every failure a user can meet is one line on stderr."""
+    signal.signal(signal.SIGTERM, _terminate)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of a broken picture the reason is listed once, by us
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        sys.exit(cli.main(prog_name="featcache", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except FeatcacheError as error:
+        click.echo(f"featcache: {one_line(str(error))}", err=True)
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("featcache: interrupted; what was finished is kept, run the same command again to go on", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _terminate(_signal: int, _frame: object) -> NoReturn:
+    sys.exit(TERMINATED)  # unwinds, so that buffers are committed and temporary files removed

@@ -1,0 +1,145 @@
+"""Nothing enters; the options, the progress bar and the printing that all commands share leave."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featcache.errors import FeatcacheError, OutputError, one_line
+
+if TYPE_CHECKING:
+    from featcache.api import Options
+    from featcache.report.tables import Page
+
+Command = Callable[..., Any]
+
+
+def several(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return a decorator that adds these options, in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+FILE = click.Path(path_type=Path)
+cache_option = click.option(
+    "--cache", type=FILE, help="Folder of the cache  [default: $FEATCACHE_CACHE, else ./cache]."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the split and the head."
+)
+running_options = several(
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+    click.option("--batch-size", type=click.IntRange(min=1), help="Pictures a batch  [default: by device]."),
+)
+weights_option = click.option("--weights", type=FILE, help="State dict of the backbone: .pth or .safetensors.")
+network_options = several(
+    click.option(
+        "--backbone",
+        default="auto",
+        show_default=True,
+        help="auto (resnet18, or efficientnet_lite0 where its weights cannot be had), efficientnet_lite0, "
+        "any torchvision classification model, or timm:NAME.",
+    ),
+    weights_option,
+    running_options,
+)
+table_options = several(
+    json_option,
+    click.option("--csv", type=FILE, help="Also write the rows to this CSV file, unrounded."),
+    click.option("--md", type=FILE, help="Also write the tables to this Markdown file."),
+)
+
+
+def make_options(values: dict[str, Any]) -> Options:
+    """Return the API's options from a command's."""
+    from featcache.api import Options
+
+    return Options(**values)
+
+
+def show(as_json: bool, summary: Any, text: Callable[[Any], str]) -> None:
+    """Print a summary on stdout, as text or as JSON."""
+    from dataclasses import asdict
+
+    click.echo(json.dumps(asdict(summary), indent=2) if as_json else text(summary))
+
+
+def show_page(as_json: bool, summary: Any, page: Callable[[Any], Page], csv: Path | None, md: Path | None) -> None:
+    """Print a summary of tables, and write it to the files that were asked for; raises `OutputError`."""
+    from featcache.report import tables
+
+    show(as_json, summary, lambda found: tables.text(page(found)))
+    rows = getattr(summary, "rows", None) or getattr(summary, "classes", None) or [summary]
+    files = [(csv, tables.records_csv(rows) if csv else ""), (md, tables.markdown(page(summary)) if md else "")]
+    for path, content in files:
+        if path:
+            try:
+                path.write_text(content, encoding="utf-8", errors="backslashreplace")
+            except OSError as error:
+                raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def fail_if(problems: list[str], kind: type[FeatcacheError]) -> None:
+    """Raise the first of what was said in a result already, so that the exit code tells it too."""
+    if problems:
+        more = f" (and {len(problems) - 1:,} more)" if len(problems) > 1 else ""
+        raise kind(f"{problems[0]}{more}")
+
+
+class Bar:
+    """A progress bar on stderr, made at the first step; on a terminal live, in a log one line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._stage = ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage has come."""
+        from tqdm import tqdm
+
+        if stage != self._stage:
+            self._close()
+            self._stage = stage
+            unit, interval = (
+                ("img" if stage.startswith(("extract", "verify")) else "step"),
+                (0.1 if sys.stderr.isatty() else 10.0),
+            )
+            self._bar = tqdm(total=total, desc=stage, unit=unit, mininterval=interval, file=sys.stderr)
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self._close()
+
+    def __enter__(self) -> Bar:
+        """Return the bar itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the bar of the last stage."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._stage = None, ""
+
+
+class StderrHandler(logging.Handler):
+    """Writes log lines to stderr without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record as one line."""
+        from tqdm import tqdm
+
+        tqdm.write(f"featcache: {one_line(record.getMessage())}", file=sys.stderr)

@@ -1,0 +1,72 @@
+"""Words that name pictures enter; what was extracted from them, or predicted of them, leaves on stdout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featcache.cli.options import (
+    FILE,
+    Bar,
+    cache_option,
+    json_option,
+    make_options,
+    network_options,
+    running_options,
+    show,
+    weights_option,
+)
+
+
+@click.command()
+@click.argument("source", type=FILE)
+@network_options
+@click.option("--views", default="", help="Also extract these views: flip, crops5 (the corners), or both: flip,crops5.")
+@click.option("--rehash", is_flag=True, help="Read every file again, also those that look unchanged.")
+@cache_option
+@json_option
+def extract(source: Path, views: str, as_json: bool, **options: Any) -> None:
+    """Compute the vectors of SOURCE that the cache lacks.
+
+    SOURCE is a folder (class/*, train|val|test|holdout/class/*, or flat), a CSV with the columns path,label[,split], or
+    one picture.
+    """
+    from featcache import api, report
+
+    with Bar() as bar:
+        summary = api.extract(source, make_options(options), bar, tuple(filter(None, views.split(","))))
+    show(as_json, summary, report.extract_text)
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@click.argument("source", type=FILE)
+@click.option("--csv", type=FILE, help="Also write the predictions to this CSV file.")
+@click.option("--trust", is_flag=True, help="Open a model file that this cache did not make; it can run any code.")
+@weights_option
+@running_options
+@cache_option
+@json_option
+def predict(model: Path, source: Path, csv: Path | None, trust: bool, as_json: bool, **options: Any) -> None:
+    """Label the pictures of SOURCE with a fitted MODEL."""
+    from featcache import api, report
+
+    with Bar() as bar:
+        summary = api.predict(model, source, csv, trust, make_options(options), bar)
+    show(as_json, summary, report.predict_text)
+
+
+@click.command()
+@click.argument("source", type=FILE, required=False)
+@running_options
+@cache_option
+@json_option
+def demo(source: Path | None, as_json: bool, **options: Any) -> None:
+    """Extract SOURCE (default: handwritten digits) and compare all heads on it."""
+    from featcache import api, report
+
+    with Bar() as bar:
+        summary = api.demo(source, make_options(options), bar)
+    show(as_json, summary, report.demo_text)

@@ -1,0 +1,124 @@
+"""Prepared vectors for several seeds, and heads, enter; one row a head leaves, with intervals and paired tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+
+from featcache.errors import HeadError
+from featcache.evaluate import Outcome, bootstrap, paired_tests, score
+from featcache.experiments.fitting import Fitted, fit_head
+from featcache.experiments.prepared import Prepared
+from featcache.heads import FLOOR
+from featcache.heads.base import Head
+from featcache.records import Progress
+from featcache.records.experiments import CompareRow, Score
+
+TIE = 0.05
+"""A head whose corrected p-value is at least this ties with the best."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A head, and whether it is fitted on further views and scored on their mean."""
+
+    head: Head
+    train_views: bool = False
+    test_views: bool = False
+
+    @property
+    def name(self) -> str:
+        """The head's name, with the views it uses."""
+        return self.head.name + self.train_views * "+views" + self.test_views * "+tta"
+
+
+def compare_heads(
+    variants: Sequence[Variant],
+    prepared: Callable[[int, bool, bool], Prepared],
+    seeds: Sequence[int],
+    progress: Progress | None = None,
+) -> tuple[list[CompareRow], float, list[str]]:
+    """Fit every variant once a seed, and return their rows in order, the seconds of what they share, and notices.
+
+    `prepared(seed, train_views, test_views)` gives the vectors. A head that cannot be fitted gives a row that says so.
+    """
+    scores: dict[str, list[Score]] = {variant.name: [] for variant in variants}
+    fits: dict[str, list[Fitted]] = {variant.name: [] for variant in variants}
+    errors: dict[str, str] = {}
+    outcomes: list[Outcome] = []
+    notices: dict[str, None] = {}
+    shared: dict[int, float] = {}
+    numbers: dict[bytes, int] = {}
+    for done, (seed, variant) in enumerate(product(seeds, variants)):
+        if progress:
+            progress("compare", done, len(seeds) * len(variants))
+        data = prepared(seed, variant.train_views, variant.test_views)
+        shared[id(data)] = data.seconds
+        if variant is variants[0]:
+            pictures = np.array([numbers.setdefault(key, len(numbers)) for key in data.scored_keys])
+            outcomes.append(Outcome(pictures, data.truth, {}))
+        if variant.name in errors:
+            continue
+        try:
+            fitted = fit_head(variant.head, data, seed)
+        except HeadError as error:
+            errors[variant.name] = str(error)
+            continue
+        notices.update(dict.fromkeys(fitted.notices))
+        fits[variant.name].append(fitted)
+        scores[variant.name].append(score(data.plan.scored_name, data.truth, fitted.probabilities))
+        outcomes[-1].hits[variant.name] = fitted.probabilities.argmax(1) == data.truth
+    if progress:
+        progress("compare", len(seeds) * len(variants), len(seeds) * len(variants))
+    sound = {name: None for name in fits if name not in errors}
+    outcomes = [replace(outcome, hits={name: outcome.hits[name] for name in sound}) for outcome in outcomes]
+    rows = _rows(variants, fits, scores, outcomes, errors, seeds[0])
+    return rows, sum(shared.values()), list(notices)
+
+
+def _rows(
+    variants: Sequence[Variant],
+    fits: Mapping[str, Sequence[Fitted]],
+    scores: Mapping[str, Sequence[Score]],
+    outcomes: Sequence[Outcome],
+    errors: Mapping[str, str],
+    seed: int,
+) -> list[CompareRow]:
+    intervals = bootstrap(outcomes, seed) if outcomes[0].hits else {}
+    rivals = [name for name in intervals if name != FLOOR]
+    best = max(rivals, key=lambda name: intervals[name].accuracy) if rivals else None
+    p_values = paired_tests(outcomes, best, rivals) if best else {}
+    rows = []
+    for variant in variants:
+        name = variant.name
+        row = CompareRow(variant.head.name, variant.train_views, variant.test_views, "failed", error=errors.get(name))
+        if row.error is None:
+            verdict = "worse" if p_values.get(name, 1.0) < TIE else "tie"
+            verdict = "best" if name == best else "floor" if name == FLOOR else verdict
+            interval = intervals[name]
+            row = replace(
+                row,
+                verdict=verdict,
+                accuracy=interval.accuracy,
+                accuracy_interval=interval.accuracy_interval,
+                balanced_accuracy=interval.balanced_accuracy,
+                balanced_interval=interval.balanced_interval,
+                macro_f1=_mean([found.macro_f1 for found in scores[name]]),
+                log_loss=_mean([found.log_loss for found in scores[name]]),
+                calibration_error=_mean([found.calibration_error for found in scores[name]]),
+                p_value=p_values.get(name),
+                accuracies=tuple(found.accuracy for found in scores[name]),
+                params=tuple(fitted.params for fitted in fits[name]),
+                chosen_by=fits[name][0].chosen_by,
+                fit_seconds=_mean([fitted.fit_seconds for fitted in fits[name]]),
+                predict_seconds=_mean([fitted.predict_seconds for fitted in fits[name]]),
+            )
+        rows.append(row)
+    return rows
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))

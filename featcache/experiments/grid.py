@@ -1,0 +1,149 @@
+"""Features, a plan a seed, heads and numbers of classes and images enter; a row for each head and cell leaves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from featcache.errors import HeadError
+from featcache.evaluate import score
+from featcache.experiments.fitting import fit_head
+from featcache.experiments.prepared import Prepared, prepare
+from featcache.heads.base import Head
+from featcache.records import Features
+from featcache.records.experiments import BenchRow
+from featcache.split import Plan
+
+SUBSETS = (
+    "train and val pooled; each seed puts classes, and the images of a class, in a random order, and a cell takes the "
+    "first ones, so that a smaller cell lies inside a larger one; scored on all scored pictures of its classes"
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How many classes, and how many training images of each, are used; `None` is all there are."""
+
+    classes: int | None
+    per_class: int | None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A plan cut down to a cell, and what about it is not as asked, or why there is none."""
+
+    plan: Plan
+    n_classes: int
+    problem: str | None = None
+    error: str | None = None
+
+
+def take(features: Features, plan: Plan, cell: Cell, seed: int) -> Taken:
+    """Cut a plan down to a cell; see `SUBSETS`."""
+    pool = plan.fitted
+    members = {label: pool[features.y[pool] == label] for label in np.unique(features.y[pool])}
+    labels = np.random.default_rng(seed).permutation(sorted(members))[: cell.classes]
+    rows = [
+        np.random.default_rng([seed, number]).permutation(members[label])[: cell.per_class]
+        for number, label in enumerate(sorted(members))
+        if label in labels
+    ]
+    scored = plan.scored[np.isin(features.y[plan.scored], labels)]
+    taken = replace(plan, train=np.sort(np.concatenate(rows)), val=None, scored=scored)
+    found = Counter(features.y[scored].tolist())
+    error = None
+    if len(labels) < max(2, cell.classes or 0):
+        error = f"there are only {len(labels)} classes to train on"
+    elif not len(scored):
+        error = f"no picture of its classes is in {plan.scored_name}"
+    elif cell.per_class and max(map(len, members.values())) < cell.per_class:
+        error = f"no class has {cell.per_class:,} training images"
+    few = sum(len(part) < (cell.per_class or 0) for part in rows)
+    problems = [f"{few:,} of {len(labels):,} classes have fewer images, all they have are used"] if few else []
+    strange = sorted(set(features.y[plan.scored].tolist()) - set(members)) if cell.classes is None else []
+    if strange:
+        problems.append(f"class {strange[0]!r} is in {plan.scored_name} but not in train, and not scored")
+    unscored = sum(label not in found for label in labels)
+    if unscored and not error:
+        problems.append(f"{unscored:,} classes have no picture in {plan.scored_name}")
+    return Taken(taken, len(labels), "; ".join(problems) or None, error)
+
+
+class Grid:
+    """Runs heads on cells, one fit a head, cell and seed; what `known` returns is not computed again.
+
+    `digest` names a fit by all that decides it; `keep` is called with it and the result as soon as there is one.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        plans: Mapping[int, Plan],
+        digest: Callable[[Taken, Head, int], str],
+        known: Callable[[str], dict[str, Any] | None],
+        keep: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        self.computed = self.reused = 0
+        self._features, self._plans = features, plans
+        self._digest, self._known, self._keep = digest, known, keep
+
+    def rows(self, heads: Sequence[Head], cell: Cell) -> Iterator[BenchRow]:
+        """Yield the row of each head in a cell."""
+        taken = {seed: take(self._features, plan, cell, seed) for seed, plan in self._plans.items()}
+        shared: dict[int, Prepared] = {}
+        for head in heads:
+            results = [self._fit(head, taken[seed], seed, shared) for seed in taken]
+            yield _row(head, cell, next(iter(taken.values())), results)
+
+    def _fit(self, head: Head, taken: Taken, seed: int, shared: dict[int, Prepared]) -> dict[str, Any]:
+        if taken.error:
+            return {"error": taken.error}
+        digest = self._digest(taken, head, seed)
+        result = self._known(digest)
+        if result is not None:
+            self.reused += 1
+            return result
+        try:
+            if seed not in shared:
+                shared[seed] = prepare(self._features, taken.plan)
+            fitted = fit_head(head, shared[seed], seed)
+        except HeadError as error:
+            return {"error": str(error)}
+        found = score(taken.plan.scored_name, shared[seed].truth, fitted.probabilities)
+        result = {
+            "accuracy": found.accuracy,
+            "balanced_accuracy": found.balanced_accuracy,
+            "fit_seconds": fitted.fit_seconds,
+        }
+        self._keep(digest, result)
+        self.computed += 1
+        return result
+
+
+def _row(head: Head, cell: Cell, taken: Taken, results: Sequence[Mapping[str, Any]]) -> BenchRow:
+    errors = [result["error"] for result in results if "error" in result]
+    values = {
+        name: np.array([result[name] for result in results if name in result])
+        for name in ("accuracy", "balanced_accuracy", "fit_seconds")
+    }
+    scored = not errors
+    accuracy = values["accuracy"]
+    return BenchRow(
+        head=head.name,
+        classes=cell.classes,
+        per_class=cell.per_class,
+        n_classes=taken.n_classes,
+        n_train=len(taken.plan.train),
+        n_test=len(taken.plan.scored),
+        accuracy=float(accuracy.mean()) if scored else None,
+        accuracy_sd=float(accuracy.std(ddof=1)) if scored and len(accuracy) > 1 else None,
+        balanced_accuracy=float(values["balanced_accuracy"].mean()) if scored else None,
+        fit_seconds=float(values["fit_seconds"].mean()) if scored else None,
+        accuracies=tuple(accuracy.tolist()),
+        problem=taken.problem,
+        error=errors[0] if errors else None,
+    )

@@ -1,0 +1,41 @@
+"""A seed enters; an unfitted nearest-centroid classifier leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.preprocessing import normalize
+
+from featcache.heads.base import Codes, Head, LinearClassifier, class_means
+from featcache.records import FloatArray
+
+
+class NearestCentroid(LinearClassifier):
+    """The class with the nearest mean, by distance or, with `cosine`, by the angle between unit-length vectors."""
+
+    path = "cosine"
+
+    def __init__(self, cosine: bool = False, temperature: float = 1.0) -> None:
+        self.cosine = cosine
+        self.temperature = temperature
+
+    def _fit_path(self, X: FloatArray, codes: Codes, values: Sequence[bool]) -> Iterator[dict[str, Any]]:
+        for cosine in values:
+            means = class_means(normalize(X) if cosine else X, codes)[0]
+            means = normalize(means) if cosine else means
+            offset = np.zeros(len(means)) if cosine else -np.einsum("kd,kd->k", means, means) / 2
+            yield {"coef_": means.astype(X.dtype), "intercept_": offset.astype(X.dtype)}
+
+    def _scores(self, X: FloatArray) -> FloatArray:
+        return super()._scores(normalize(X) if self.cosine else X)
+
+
+HEAD = Head(
+    "centroid",
+    lambda seed, n_rows: NearestCentroid(),
+    {"cosine": (False, True)},
+    {"cosine": True},
+    temperature=True,
+)

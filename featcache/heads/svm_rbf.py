@@ -1,0 +1,103 @@
+"""A seed enters; an unfitted support vector machine with a Gaussian kernel leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.svm import SVC
+
+from featcache.heads.base import Classifier, Codes, Head
+from featcache.records import FloatArray
+
+MAX_ROWS = 20_000
+"""Above this the matrix of all pairs (8 bytes each) would take more than 3 GB."""
+
+_BLOCK = 2**21
+"""Values that are in memory at once while scoring."""
+
+
+class KernelSVM(Classifier):
+    """scikit-learn's `SVC` with the kernel exp(-g |x - y|^2), g = `gamma` / total variance of the training vectors.
+
+    The kernel matrix comes from one matrix product and serves all values of C; so do the scores of new vectors. Scores
+    are the votes of all pairs of classes, ties broken by the sum of their decision values (as SVC's, shape "ovr").
+    """
+
+    path = "C"
+
+    def __init__(self, C: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
+        self.C = C
+        self.gamma = gamma
+        self.temperature = temperature
+
+    def _fit_path(self, X: FloatArray, codes: Codes, values: Sequence[float]) -> Iterator[dict[str, Any]]:
+        if len(X) > MAX_ROWS:
+            raise ValueError(f"it compares all pairs of vectors, and {len(X):,} are more than {MAX_ROWS:,}: use svm")
+        variance = float(X.var(0, dtype=np.float64).sum())
+        rate = self.gamma / variance if variance else 1.0
+        kernel = _kernel(X, X, rate).astype(np.float64)
+        for C in values:
+            fitted = SVC(kernel="precomputed", C=C).fit(kernel, codes)
+            alphas, offsets = _pairs(fitted)
+            yield {
+                "_rate": rate,
+                "_vectors": X[fitted.support_],
+                "_ends": np.cumsum(fitted.n_support_),
+                "_alphas": alphas.astype(X.dtype),
+                "_offsets": offsets.astype(X.dtype),
+            }
+
+    def _scores(self, X: FloatArray) -> FloatArray:
+        width = max(len(self.classes_) ** 2, len(self._vectors))
+        return np.concatenate([self._votes(part) for part in np.array_split(X, 1 + len(X) * width // _BLOCK)])
+
+    def _votes(self, X: FloatArray) -> FloatArray:
+        kernel = _kernel(X, self._vectors, self._rate)
+        blocks = np.split(np.arange(len(self._vectors)), self._ends[:-1])
+        adds = np.stack([kernel[:, block] @ self._alphas[block] for block in blocks])
+        decisions = adds - adds.transpose(2, 1, 0) + self._offsets[:, None]
+        if len(blocks) == 2:
+            return np.asarray(decisions[:, :, ::-1].sum(2).T / 2)
+        sums = decisions.sum(2).T
+        return np.asarray((decisions > 0).sum(2).T + sums / (3 * (np.abs(sums) + 1)), X.dtype)
+
+
+def _pairs(fitted: Any) -> tuple[FloatArray, FloatArray]:
+    """Return alphas (support vectors, K) and offsets (K, K), so that decisions[i, j] are positive where i beats j.
+
+    decisions[i, j] = offsets[i, j] + sum of kernel * alphas[:, j] over the vectors of class i, less the same with i and
+    j exchanged. scikit-learn keeps K - 1 coefficients a vector, its own class left out.
+    """
+    n_classes = len(fitted.n_support_)
+    order = np.arange(n_classes)
+    sign = -1.0 if n_classes == 2 else 1.0  # scikit-learn turns the decision of two classes round
+    alphas = np.zeros((len(fitted.support_), n_classes))
+    for i, block in enumerate(np.split(np.arange(len(alphas)), np.cumsum(fitted.n_support_)[:-1])):
+        others = np.delete(order, i)
+        alphas[np.ix_(block, others)] = sign * fitted.dual_coef_[:, block].T * np.where(others > i, 1, -1)
+    offsets = np.zeros((n_classes, n_classes))
+    offsets[np.triu_indices(n_classes, 1)] = sign * fitted.intercept_
+    return alphas, offsets - offsets.T
+
+
+def _kernel(X: FloatArray, Y: FloatArray, rate: float) -> FloatArray:
+    """Return exp(-rate |x - y|^2) for all pairs (n, m)."""
+    out = X @ Y.T
+    out *= -2
+    out += np.einsum("ij,ij->i", X, X)[:, None]
+    out += np.einsum("ij,ij->i", Y, Y)
+    np.maximum(out, 0, out=out)
+    out *= -rate
+    return np.asarray(np.exp(out, out=out))
+
+
+HEAD = Head(
+    "svm-rbf",
+    lambda seed, n_rows: KernelSVM(),
+    {"gamma": (0.25, 1.0), "C": (1.0, 10.0)},
+    {"gamma": 0.25, "C": 10.0},
+    one_fold_from=1000,
+    temperature=True,
+)

@@ -1,0 +1,390 @@
+"""Summaries of experiments enter; pages of tables leave."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from featcache.records.experiments import (
+    BenchRow,
+    BenchSummary,
+    CompareRow,
+    CompareSummary,
+    ConfusionSummary,
+    FitSummary,
+    LedgerSummary,
+    RunComparison,
+    RunList,
+    Setting,
+)
+from featcache.report.tables import Page, Table
+
+SHOWN_PAIRS = 10
+SHOWN_MATRIX = 12
+SHOWN_CLASSES = 20
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def fit_page(rows: Sequence[FitSummary]) -> Page:
+    """Return one table row a head, what was tried where a sweep was asked for, and what all scores share."""
+    first = rows[0]
+    scores = Table(
+        "",
+        [" head", "accuracy", " 95 % interval", "balanced", "macro-F1", "log loss", " chosen", "fit s"],
+        [
+            (
+                row.head + _views(bool(row.train_views), bool(row.test_views)),
+                number(row.accuracy),
+                interval((row.accuracy_low, row.accuracy_high)),
+                number(row.balanced_accuracy),
+                number(row.macro_f1),
+                number(row.log_loss),
+                params_text(row.params),
+                number(row.fit_seconds, 1),
+            )
+            for row in rows
+        ],
+    )
+    notes = dict.fromkeys(notice for row in rows for notice in row.notices)
+    return Page(
+        [scores, *(trials_table(row) for row in rows if any(trial.loss_curve for trial in row.trials))],
+        [
+            ("dataset", f"{first.dataset}: {first.n_classes:,} classes; {_sizes(first.split_sizes)}"),
+            (
+                "scored",
+                f"{first.scored_split}, n={first.n_test:,}; fitted on {first.fitted_on}, n={first.n_train:,}; "
+                f"parameters chosen by {first.chosen_by}; seed {first.seed}",
+            ),
+            ("backbone", f"{first.backbone} ({first.weights}), fingerprint {first.fingerprint[:16]}"),
+            *_view_facts(first.train_views, first.test_views),
+            *(("note", notice) for notice in notes),
+            *(("model", row.model) for row in rows),
+        ],
+    )
+
+
+def trials_table(row: FitSummary) -> Table:
+    """Return what was tried, the best first: accuracy where the choice was made, epochs, and the loss as it fell."""
+    trials = sorted(row.trials, key=lambda trial: -trial.accuracy)
+    return Table(
+        f"{row.head}, tried by {row.chosen_by}; loss on the fitted pictures, epoch by epoch",
+        [" values", "accuracy", "epochs", "last loss", " loss"],
+        [
+            (
+                params_text(trial.params),
+                number(trial.accuracy),
+                str(len(trial.loss_curve)),
+                number(trial.loss_curve[-1]) if trial.loss_curve else "",
+                curve(trial.loss_curve),
+            )
+            for trial in trials
+        ],
+    )
+
+
+def compare_page(summary: CompareSummary) -> Page:
+    """Return scores with intervals and tests, then probabilities, seconds and choices, one row a head."""
+    ranked = sorted(summary.rows, key=lambda row: -1.0 if row.accuracy is None else row.accuracy, reverse=True)
+    scores = Table(
+        "",
+        [" head", "accuracy", " 95 % interval", "balanced", " 95 % interval", "macro-F1", "p", " against the best"],
+        [
+            (
+                _name(row),
+                number(row.accuracy),
+                interval(row.accuracy_interval),
+                number(row.balanced_accuracy),
+                interval(row.balanced_interval),
+                number(row.macro_f1),
+                number(row.p_value),
+                f"failed: {row.error}" if row.error else row.verdict,
+            )
+            for row in ranked
+        ],
+    )
+    costs = Table(
+        "",
+        [" head", "log loss", "calibration error", "fit s", "predict s", " chosen"],
+        [
+            (
+                _name(row),
+                number(row.log_loss),
+                number(row.calibration_error),
+                number(row.fit_seconds, 2),
+                number(row.predict_seconds, 2),
+                _chosen(row.params),
+            )
+            for row in ranked
+            if not row.error
+        ],
+    )
+    facts = [
+        ("intervals", summary.interval),
+        ("p", "paired sign-flip test against the best head on the same pictures, Holm-corrected; a tie from 0.05 on"),
+        ("seconds", f"means a seed, the choice of parameters included; besides, {summary.shared_seconds:.1f} s in all "
+         "for what heads share"),
+    ]  # fmt: skip
+    return Page([scores, costs], [*setting_facts(summary.setting), *facts, *(("note", n) for n in summary.notices)])
+
+
+def bench_page(summary: BenchSummary) -> Page:
+    """Return a table of scores and one of seconds for class counts, and the same for images per class."""
+    n_seeds = len(summary.setting.seeds)
+    spread = f" ± sd over {n_seeds} seeds" if n_seeds > 1 else ""
+    tables = []
+    for title, name in (
+        (f"against the number of classes, all images; {{}}{spread}", "classes"),
+        (f"against images per class, all classes; {{}}{spread}", "per_class"),
+    ):
+        other = "per_class" if name == "classes" else "classes"
+        rows = [row for row in summary.rows if getattr(row, other) is None]
+        if len({getattr(row, name) for row in rows}) > 1 or name == "classes":
+            tables += [
+                _grid(title.format("accuracy"), rows, name, _score_cell),
+                _grid(title.format("seconds of choosing and fitting").replace(spread, ""), rows, name, _seconds_cell),
+            ]
+    problems = {(row.problem or row.error): row for row in summary.rows if row.problem or row.error}
+    said = [("problem", f"{_cell_name(row)}: {text}") for text, row in problems.items()]
+    cells = f"{summary.computed:,} fits computed, {summary.reused:,} known from before"
+    return Page(
+        tables,
+        [
+            *setting_facts(summary.setting),
+            ("subsets", summary.subsets),
+            ("fits", cells),
+            *said,
+            *(("note", notice) for notice in summary.notices),
+        ],
+    )
+
+
+def _grid(title: str, rows: Sequence[BenchRow], name: str, cell: Any) -> Table:
+    columns = list(dict.fromkeys(getattr(row, name) for row in rows))
+    known = {(row.head, getattr(row, name)): row for row in rows}
+    heads = list(dict.fromkeys(row.head for row in rows))
+    return Table(
+        title,
+        [" head", *("all" if column is None else f"{column:,}" for column in columns)],
+        [(head, *(cell(known[head, column]) for column in columns)) for head in heads],
+    )
+
+
+def _score_cell(row: BenchRow) -> str:
+    if row.accuracy is None:
+        return "failed"
+    return number(row.accuracy) + (f" ± {row.accuracy_sd:.3f}" if row.accuracy_sd is not None else "")
+
+
+def _seconds_cell(row: BenchRow) -> str:
+    return "failed" if row.fit_seconds is None else number(row.fit_seconds, 2)
+
+
+def _cell_name(row: BenchRow) -> str:
+    classes = "all classes" if row.classes is None else f"{row.classes:,} classes"
+    return f"{classes}, {'all' if row.per_class is None else f'{row.per_class:,}'} images a class"
+
+
+def confusions_page(summary: ConfusionSummary) -> Page:
+    """Return the matrix if it is small, the most confused pairs, and the classes, the worst first."""
+    tables = []
+    if len(summary.labels) <= SHOWN_MATRIX:
+        tables.append(
+            Table(
+                "true class down, predicted class across",
+                [" ", *summary.labels],
+                [(label, *map(str, row)) for label, row in zip(summary.labels, summary.matrix, strict=True)],
+            )
+        )
+    tables.append(
+        Table(
+            f"the most confused pairs ({min(SHOWN_PAIRS, len(summary.pairs))} of {len(summary.pairs):,})",
+            [" A", " B", "A called B", "B called A", "of both"],
+            [
+                (pair.first, pair.second, str(pair.first_as_second), str(pair.second_as_first), number(pair.share))
+                for pair in summary.pairs[:SHOWN_PAIRS]
+            ],
+        )
+    )
+    tables.append(
+        Table(
+            f"the classes, the worst first ({min(SHOWN_CLASSES, len(summary.classes))} of {len(summary.classes):,})",
+            [" class", "train n", "n", "precision", "recall", "F1", " taken for", "best recall", " by"],
+            [
+                (
+                    row.label,
+                    str(row.n_train),
+                    str(row.n_test),
+                    number(row.precision),
+                    number(row.recall),
+                    number(row.f1),
+                    row.confused_with or "",
+                    number(row.best_recall),
+                    row.best_head,
+                )
+                for row in summary.classes[:SHOWN_CLASSES]
+            ],
+        )
+    )
+    lost = [row.label for row in summary.classes if row.is_unlearnable]
+    below = f"recall below {summary.unlearnable_below:g} with every one of {', '.join(summary.heads)}"
+    facts = [
+        ("head", f"{summary.head}: accuracy {number(summary.accuracy)} "
+         f"({interval(summary.accuracy_interval)}, 95 % Wilson)"),
+        ("unlearnable", f"{', '.join(lost) or 'none'} ({below})"),
+    ]  # fmt: skip
+    failed = [("failed", error) for error in summary.errors]
+    return Page(
+        tables, [*facts, *setting_facts(summary.setting), *failed, *(("note", notice) for notice in summary.notices)]
+    )
+
+
+def runs_page(summary: RunList) -> Page:
+    """Return one row a run, oldest first."""
+    return Page(
+        [
+            Table(
+                "",
+                ["run", " command", " started (UTC)", "seconds", " features", " dataset", " result"],
+                [
+                    (
+                        str(row.id),
+                        row.command,
+                        row.started[:19].replace("T", " "),
+                        number(row.seconds, 1),
+                        row.fingerprint[:16],
+                        row.dataset,
+                        row.result,
+                    )
+                    for row in summary.rows
+                ],
+            )
+        ],
+        [("cache", summary.cache)],
+    )
+
+
+def runs_compare_page(summary: RunComparison) -> Page:
+    """Return the scores of two runs side by side, and what differs between the runs."""
+    names = [f"run {row.id}" for row in (summary.first, summary.second)]
+    scores = Table(
+        "",
+        [" head", names[0], " 95 % interval", names[1], " 95 % interval", "difference"],
+        [
+            (
+                row.head,
+                number(row.first),
+                interval(row.first_interval),
+                number(row.second),
+                interval(row.second_interval),
+                "" if row.difference is None else f"{row.difference:+.3f}",
+            )
+            for row in summary.rows
+        ],
+    )
+    facts = [
+        (name, f"{row.command} of {row.dataset}, {row.started}")
+        for name, row in zip(names, (summary.first, summary.second), strict=True)
+    ]
+    same = [("differs", line) for line in summary.differences] or [
+        ("differs", "nothing but the heads and their seconds")
+    ]
+    return Page([scores], [*facts, *same])
+
+
+def ledger_page(summary: LedgerSummary) -> Page:
+    """Return where the time went, and what the same experiments would have taken without the cache."""
+    rows = [(row.work, f"{row.runs:,}", number(row.seconds, 1)) for row in summary.rows]
+    facts = [("dataset", f"{summary.dataset}, features {summary.fingerprint[:16]}")]
+    if summary.break_even is not None:
+        ahead = summary.without_cache - summary.with_cache
+        facts += [
+            ("network", f"{summary.network_seconds:.1f} s to run over all pictures once"),
+            ("with the cache", f"{summary.with_cache:.1f} s for {summary.experiments:,} experiments (fit, compare, "
+             "bench and confusions, one each time they ran)"),
+            ("without it", f"{summary.without_cache:.1f} s, had each run the network first"),
+            ("break-even", f"experiment {summary.break_even:,}: "
+             + (f"{ahead:.1f} s saved so far" if ahead >= 0 else f"{-ahead:.1f} s behind so far")),
+        ]  # fmt: skip
+    return Page(
+        [Table("", [" work", "runs", "seconds"], rows)], [*facts, *(("note", notice) for notice in summary.notices)]
+    )
+
+
+def setting_facts(setting: Setting) -> list[tuple[str, str]]:
+    """Return what all rows of a table share."""
+    seeds = setting.seeds
+    said = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]}-{seeds[-1]}"
+    return [
+        ("dataset", f"{setting.dataset}: {setting.n_classes:,} classes; {_sizes(setting.split_sizes)}"),
+        (
+            "scored",
+            f"{setting.scored_split}, n={setting.n_test:,}; fitted on {setting.fitted_on}, n={setting.n_train:,}; "
+            f"{said}; split {setting.split_digest[:16]}",
+        ),
+        ("backbone", f"{setting.backbone} ({setting.weights}), fingerprint {setting.fingerprint[:16]}"),
+        *_view_facts(setting.train_views, setting.test_views),
+    ]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number with as many digits, empty where there is none."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def interval(value: tuple[float, float] | None) -> str:
+    """Return the two ends of an interval."""
+    return "" if value is None else f"{value[0]:.3f}-{value[1]:.3f}"
+
+
+def params_text(params: Mapping[str, Any]) -> str:
+    """Return parameters and their values in a few words."""
+    return " ".join(f"{name}={_value(value)}" for name, value in params.items())
+
+
+def curve(values: Sequence[float], width: int = 24) -> str:
+    """Return numbers as a row of bars from the lowest to the highest, at most `width` of them."""
+    if not values:
+        return ""
+    step = max(1, -(-len(values) // width))
+    points = values[::step]
+    low, high = min(points), max(points)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((point - low) * scale)] for point in points)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _chosen(params: Sequence[Mapping[str, Any]]) -> str:
+    """Return the values chosen most often, and how often where it was not each time."""
+    if not params:
+        return ""
+    counts = Counter(json.dumps(each, sort_keys=True) for each in params)
+    most, times = counts.most_common(1)[0]
+    return params_text(json.loads(most)) + (f" ({times} of {len(params)})" if times < len(params) else "")
+
+
+def _name(row: CompareRow) -> str:
+    return row.head + _views(row.train_views, row.test_views)
+
+
+def _views(train_views: bool, test_views: bool) -> str:
+    return "+views" * train_views + "+tta" * test_views
+
+
+def _view_facts(train_views: Sequence[str], test_views: Sequence[str]) -> list[tuple[str, str]]:
+    facts = []
+    if train_views:
+        facts.append(("+views", f"fitted on the original and {', '.join(train_views)}"))
+    if test_views:
+        facts.append(("+tta", f"mean probability of the original and {', '.join(test_views)}"))
+    return facts
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size:,}" for name, size in sizes.items())
