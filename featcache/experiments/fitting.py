@@ -22,7 +22,7 @@ from threadpoolctl import ThreadpoolController
 
 from featcache.errors import HeadError
 from featcache.experiments.prepared import Fold, Prepared
-from featcache.heads.base import Head
+from featcache.heads.base import Classifier, Head
 from featcache.records import FloatArray, Progress
 
 _SHORT = {"hidden_layer_sizes": "hidden", "learning_rate_init": "lr"}
@@ -77,7 +77,7 @@ def _fit_head(head: Head, prepared: Prepared, seed: int, progress: Progress | No
     trials, chosen_by = _choose(head, prepared, seed, progress)
     best = max(trials, key=lambda trial: trial.accuracy)  # of equals the first
     X, y = prepared.rows()
-    with _threads(1, X.size), warnings.catch_warnings(record=True) as caught:
+    with _blas(1 if X.size < SMALL else cpu_count()), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         estimator = head.make(seed, len(y)).set_params(**best.params).fit(X, y)
         if head.temperature:
@@ -132,7 +132,7 @@ def _try_all(
     """Return a trial for each candidate, its accuracy and its temperature the means over the folds."""
     candidates = list(ParameterGrid(dict(head.grid)))
     groups = [[params] for params in candidates]
-    if hasattr(head.make(seed, len(prepared.y)), "fit_path"):
+    if isinstance(head.make(seed, len(prepared.y)), Classifier):
         path = list(head.grid)[-1]
         others = ParameterGrid({name: values for name, values in head.grid.items() if name != path})
         groups = [[{**params, path: value} for value in head.grid[path]] for params in others]
@@ -140,10 +140,10 @@ def _try_all(
     found: list[list[Trial]] = []
     if progress:
         progress(f"fit {head.name}", 0, len(tasks))
-    with _threads(len(tasks), prepared.X.size), warnings.catch_warnings():
+    n_jobs, n_threads = _cores(head, len(tasks), prepared.X.size)
+    with _blas(n_threads), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate that needs longer just scores lower
         jobs = (delayed(_try)(head, prepared, group, fold, seed) for group, fold in tasks)
-        n_jobs = 1 if prepared.X.size < SMALL else -1
         for trials in Parallel(n_jobs, backend="threading", return_as="generator")(jobs):
             found.append(trials)
             if progress:
@@ -163,20 +163,16 @@ def _try(head: Head, prepared: Prepared, group: Sequence[dict[str, Any]], fold: 
     X, y = prepared.rows(fitted_rows)
     held, truth = prepared.X[held_rows, 0], prepared.y[held_rows]
     estimator = head.make(seed, len(y)).set_params(**head.rough, **group[0])
-    if len(group) > 1:
-        path = estimator.fit_path(X, y, [params[estimator.path] for params in group])
-    else:
-        path = [estimator.fit(X, y)]
+    if not isinstance(estimator, Classifier):
+        (params,) = group
+        right = estimator.fit(X, y).predict(held) == truth
+        return [Trial(params, float(right.mean()), 1.0, _loss_curve(estimator))]
+    values, classes = [params[estimator.path] for params in group], np.unique(y)
     trials = []
-    for params, fitted in zip(group, path, strict=True):
-        temperature = 1.0
-        if head.temperature:
-            scores = fitted.scores(held)
-            right = fitted.classes_[scores.argmax(1)] == truth
-            temperature = _temperature(scores, np.searchsorted(fitted.classes_, truth))
-        else:
-            right = fitted.predict(held) == truth
-        trials.append(Trial(params, float(right.mean()), temperature, _loss_curve(fitted)))
+    for params, scores in zip(group, estimator.path_scores(X, y, values, held), strict=True):
+        accuracy = float((classes[scores.argmax(1)] == truth).mean())
+        temperature = _temperature(scores, np.searchsorted(classes, truth)) if head.temperature else 1.0
+        trials.append(Trial(params, accuracy, temperature))
     return trials
 
 
@@ -200,11 +196,21 @@ def _loss_curve(estimator: Any) -> tuple[float, ...]:
     return tuple(float(loss) for loss in getattr(last, "loss_curve_", ()))
 
 
+def _cores(head: Head, n_tasks: int, size: int) -> tuple[int, int]:
+    """Return how many tasks run beside each other, and how many threads BLAS has in each.
+
+    Threads of one BLAS wait busily, and numpy and scipy bring one each: a head that uses both has one thread a task.
+    """
+    if size < SMALL:
+        return 1, 1
+    cores = cpu_count()
+    n_jobs = min(n_tasks, max(1, cores // 4) if head.wide else cores)
+    return n_jobs, cores // n_jobs if head.wide else 1
+
+
 @contextmanager
-def _threads(n_tasks: int, size: int) -> Iterator[None]:
-    """Share the cores between tasks that run beside each other: BLAS takes what they leave."""
-    threads = 1 if size < SMALL else max(1, cpu_count() // n_tasks)
-    with _controller().limit(limits=threads, user_api="blas"):
+def _blas(n_threads: int) -> Iterator[None]:
+    with _controller().limit(limits=n_threads, user_api="blas"):
         yield
 
 

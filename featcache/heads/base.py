@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import solve
+from scipy.linalg import cho_factor, cho_solve
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.multiclass import check_classification_targets
@@ -27,7 +27,8 @@ class Head:
     `default` holds those that are taken where nothing can be chosen, `rough` those that save time while choosing. Of an
     estimator with a `path` the last parameter of the grid is the one along which it shares its work. A costly head is
     tried on one fold only where there are `one_fold_from` pictures or more. `temperature` says that the decision values
-    become probabilities by a temperature, which is fitted where the choice is made.
+    become probabilities by a temperature, which is fitted where the choice is made. The work of a `wide` head is in
+    large matrix products, which use several cores by themselves.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Head:
     rough: Mapping[str, Any] = field(default_factory=dict)
     one_fold_from: int | None = None
     temperature: bool = False
+    wide: bool = False
 
 
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -64,6 +66,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             fitted = clone(self).set_params(**{self.path: value})
             fitted.__dict__.update(classes_=first.classes_, n_features_in_=first.n_features_in_, **state)
             yield fitted
+
+    def path_scores(
+        self, X: FloatArray, y: npt.NDArray[Any], values: Sequence[Any], held: FloatArray
+    ) -> Iterator[FloatArray]:
+        """Yield the scores (m, K) of held vectors (m, d) after a fit to `X`, `y`, for each value as in `fit_path`."""
+        for fitted in self.fit_path(X, y, values):
+            yield fitted.scores(held)
 
     def decision_function(self, X: FloatArray) -> FloatArray:
         """Return scores (n, K); of two classes (n), positive for the second."""
@@ -126,6 +135,7 @@ def class_means(X: FloatArray, codes: Codes) -> tuple[FloatArray, FloatArray]:
 
 def solve_shifted(matrix: FloatArray, shift: float, right: FloatArray) -> FloatArray:
     """Return the solution (d, K) of (matrix + shift * identity) x = right; the sum (d, d) is positive definite."""
-    shifted = np.array(matrix, order="F")
+    shifted = matrix.copy()
     shifted.flat[:: len(matrix) + 1] += shift
-    return np.asarray(solve(shifted, right, assume_a="pos", overwrite_a=True, check_finite=False))
+    # Transposed it is what LAPACK wants, and the same; these two let other threads run, `scipy.linalg.solve` does not.
+    return np.asarray(cho_solve(cho_factor(shifted.T, overwrite_a=True, check_finite=False), right, check_finite=False))

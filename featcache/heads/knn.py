@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from sklearn.base import clone
 from sklearn.preprocessing import normalize
 
 from featcache.heads.base import Classifier, Codes, Head
@@ -27,6 +29,15 @@ class KNeighbors(Classifier):
     def __init__(self, n_neighbors: int = 5) -> None:
         self.n_neighbors = n_neighbors
 
+    def path_scores(
+        self, X: FloatArray, y: npt.NDArray[Any], values: Sequence[Any], held: FloatArray
+    ) -> Iterator[FloatArray]:
+        """Yield the scores (m, K) of held vectors (m, d) for each number of neighbours, found by one search."""
+        fitted = clone(self).set_params(n_neighbors=max(values)).fit(X, y)
+        found = fitted._search(held)
+        for k in values:
+            yield fitted._shares(*(part[:, :k] for part in found))
+
     def _fit_path(self, X: FloatArray, codes: Codes, values: Sequence[int]) -> Iterator[dict[str, Any]]:
         if min(values) < 1:
             raise ValueError(f"n_neighbors must be one or more, not {min(values)}")
@@ -35,18 +46,29 @@ class KNeighbors(Classifier):
             yield {"_rows": rows, "_codes": codes}
 
     def _scores(self, X: FloatArray) -> FloatArray:
-        k, n_classes = min(self.n_neighbors, len(self._rows)), len(self.classes_)
-        parts = np.array_split(normalize(X), 1 + len(X) * len(self._rows) // _BLOCK)
-        return np.concatenate([self._votes(part, k, n_classes) for part in parts])
+        return self._shares(*self._search(X))
 
-    def _votes(self, X: FloatArray, k: int, n_classes: int) -> FloatArray:
-        cosines = X @ self._rows.T
-        near = np.argpartition(cosines, -k, axis=1)[:, -k:]
-        weights = np.take_along_axis(cosines, near, axis=1).clip(min=np.finfo(X.dtype).eps)
-        cells = np.arange(len(X))[:, None] * n_classes + self._codes[near]
-        votes = np.bincount(cells.ravel(), weights.ravel(), len(X) * n_classes).reshape(len(X), n_classes)
+    def _search(self, X: FloatArray) -> tuple[FloatArray, Codes]:
+        """Return the cosines (n, k) of the nearest training vectors, the nearest first, and their classes (n, k)."""
+        k = min(self.n_neighbors, len(self._rows))
+        parts = []
+        for part in np.array_split(normalize(X), 1 + len(X) * len(self._rows) // _BLOCK):
+            cosines = part @ self._rows.T
+            near = np.argpartition(cosines, -k, axis=1)[:, -k:]
+            found = np.take_along_axis(cosines, near, axis=1)
+            order = np.argsort(-found, axis=1, kind="stable")
+            parts.append((np.take_along_axis(found, order, axis=1), np.take_along_axis(near, order, axis=1)))
+        cosines, near = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return cosines, self._codes[near]
+
+    def _shares(self, cosines: FloatArray, classes: Codes) -> FloatArray:
+        """Return the logarithms (n, K) of the shares of the classes in the votes of the neighbours (n, k)."""
+        n, n_classes = len(cosines), len(self.classes_)
+        cells = np.arange(n)[:, None] * n_classes + classes
+        weights = cosines.clip(min=np.finfo(cosines.dtype).eps)
+        votes = np.bincount(cells.ravel(), weights.ravel(), n * n_classes).reshape(n, n_classes)
         shares = (votes + 1 / n_classes) / (votes.sum(1, keepdims=True) + 1)
-        return np.asarray(np.log(shares), X.dtype)
+        return np.asarray(np.log(shares), cosines.dtype)
 
 
-HEAD = Head("knn", lambda seed, n_rows: KNeighbors(), {"n_neighbors": (20, 10, 5, 1)}, {"n_neighbors": 1})
+HEAD = Head("knn", lambda seed, n_rows: KNeighbors(), {"n_neighbors": (20, 10, 5, 1)}, {"n_neighbors": 1}, wide=True)

@@ -53,7 +53,14 @@ def _make(seed: int, n_rows: int) -> Any:
     return Pipeline([("axes", LeadingAxes()), ("mlp", network)])
 
 
-HEAD = Head("mlp", _make, {"mlp__alpha": (1.0, 0.1)}, {"mlp__alpha": 1.0}, one_fold_from=0)
+HEAD = Head(
+    "mlp",
+    _make,
+    {"mlp__alpha": (1.0, 0.1)},
+    {"mlp__alpha": 1.0},
+    rough={"mlp__max_iter": 12},
+    one_fold_from=0,
+)
 
 
 def sweeping(sweep: Sweep) -> Head:
@@ -72,4 +79,6 @@ def sweeping(sweep: Sweep) -> Head:
         "mlp__alpha": sweep.alpha or HEAD.grid["mlp__alpha"][:1],
     }
     grid = {name: values for name, values in asked.items() if values}
-    return replace(HEAD, grid=grid, default={name: values[0] for name, values in grid.items()}, one_fold_from=None)
+    return replace(
+        HEAD, grid=grid, default={name: values[0] for name, values in grid.items()}, rough={}, one_fold_from=None
+    )

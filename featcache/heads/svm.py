@@ -64,4 +64,5 @@ HEAD = Head(
     {"C": 1e-3},
     rough={"tol": 1e-2},
     temperature=True,
+    wide=True,
 )
