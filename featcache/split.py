@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -80,6 +81,21 @@ def plan(features: Features, seed: int, kept: Mapping[bytes, str], strict: bool 
         _check_classes(features, result)
     notices += [*_contradictions(features, labelled), *_leaks(features, result)]
     return replace(result, notices=tuple(notices))
+
+
+def digest(features: Features, plans: Sequence[Plan]) -> str:
+    """Return the sha256 (hex) of who is trained on, chosen on and scored in each of the plans, whatever their order."""
+    found = hashlib.sha256()
+    for made in plans:
+        parts = {"train": made.train, "val": made.val, made.scored_name: made.scored}
+        lines = sorted(
+            f"{name} {features.keys[row].hex()} {features.y[row]}"
+            for name, rows in parts.items()
+            if rows is not None
+            for row in rows
+        )
+        found.update("\n".join([*lines, ""]).encode(errors="surrogateescape"))
+    return found.hexdigest()
 
 
 def _make(features: Features, labelled: Rows, seed: int, kept: Mapping[bytes, str]) -> dict[bytes, str]:

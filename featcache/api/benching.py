@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.api.experiment import Experiment, open_experiment, split_digest
+from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.models import versions
 from featcache.api.options import Options
 from featcache.heads import HEADS, get
@@ -50,19 +51,13 @@ def bench(
         from featcache.experiments.grid import SUBSETS, Grid
 
         cells = _cells(experiment, plans[seed], classes, per_class)
-        grid = Grid(
-            experiment.features,
-            plans,
-            lambda taken, head, number: _digest(experiment, taken, head, number),
-            experiment.cache.cells.get,
-            experiment.cache.cells.put,
-        )
+        kept = experiment.cache.cells
+        grid = Grid(experiment.features, plans, partial(_digest, experiment), kept.get, kept.put)
         rows = []
-        for cell in cells:
-            for row in grid.rows(chosen, cell):
-                rows.append(row)
-                if progress:
-                    progress("bench", len(rows), len(cells) * len(chosen))
+        for row in (row for cell in cells for row in grid.rows(chosen, cell)):
+            rows.append(row)
+            if progress:
+                progress("bench", len(rows), len(cells) * len(chosen))
         summary = BenchSummary(
             setting=experiment.setting(list(plans.values()), seeds, False, False),
             subsets=SUBSETS,
@@ -95,7 +90,7 @@ def _digest(experiment: Experiment, taken: Taken, head: Head, seed: int) -> str:
     """Return the sha256 (hex) of all that decides the score of a cell."""
     parts = {
         "fingerprint": experiment.spec.fingerprint,
-        "split": split_digest(experiment.features, [taken.plan]),
+        "split": taken.digest,
         "head": [head.name, repr(head.grid), repr(head.default), repr(head.rough)],
         "seed": seed,
         "versions": versions(),

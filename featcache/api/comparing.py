@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.api.experiment import open_experiment
+from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.options import Options
 from featcache.heads import FLOOR, HEADS, get
 from featcache.records import Progress
 from featcache.records.experiments import CompareSummary
+from featcache.split import Plan
 
 if TYPE_CHECKING:
     from featcache.experiments.prepared import Prepared
@@ -40,30 +41,33 @@ def compare(
         run = experiment.cache.runs.start("compare", experiment.root, experiment.spec.fingerprint)
 
         from featcache.experiments.comparison import Variant, compare_heads
-        from featcache.experiments.prepared import prepare
-
-        is_made = bool(plans[seed].made)
-
-        @lru_cache(maxsize=2)
-        def prepared(seed: int, train_views: bool, test_views: bool) -> Prepared:
-            views = [experiment.views if used else () for used in (train_views, test_views)]
-            return prepare(experiment.features, plans[seed], *views)
-
-        def of_seed(number: int, train_views: bool, test_views: bool) -> Prepared:
-            return prepared(number if is_made else seed, train_views, test_views)
 
         variants = [Variant(head) for head in chosen]
         if train_views or tta:
             variants += [Variant(head, train_views, tta) for head in chosen if head.name != FLOOR]
-        rows, shared_seconds, notices = compare_heads(variants, of_seed, seeds, progress)
+        rows, shared_seconds, notices = compare_heads(variants, _vectors(experiment, plans), seeds, progress)
         n_pictures = len({experiment.features.keys[row] for plan in plans.values() for row in plan.scored})
-        found = CompareSummary(
+        over = f"{n_pictures:,} scored pictures" + (f" and {n_seeds} seeds" if n_seeds > 1 else "")
+        summary = CompareSummary(
             setting=experiment.setting(list(plans.values()), seeds, train_views, tta),
-            interval=f"95 % bootstrap over {n_pictures:,} scored pictures"
-            + (f" and {n_seeds} seeds" if n_seeds > 1 else ""),
+            interval=f"95 % bootstrap over {over}",
             shared_seconds=shared_seconds,
             rows=tuple(rows),
             notices=tuple(dict.fromkeys([*experiment.notices, *plans[seed].notices, *notices])),
         )
-        experiment.cache.runs.finish(run, asdict(found))
-        return found
+        experiment.cache.runs.finish(run, asdict(summary))
+        return summary
+
+
+def _vectors(experiment: Experiment, plans: Mapping[int, Plan]) -> Callable[[int, bool, bool], Prepared]:
+    """Return a function that prepares the vectors of a seed, once for all heads, and once for seeds of one split."""
+    from featcache.experiments.prepared import prepare
+
+    first = next(iter(plans))
+
+    @lru_cache(maxsize=2)
+    def prepared(seed: int, train_views: bool, test_views: bool) -> Prepared:
+        views = [experiment.views if used else () for used in (train_views, test_views)]
+        return prepare(experiment.features, plans[seed], *views)
+
+    return lambda seed, *views: prepared(seed if plans[seed].made else first, *views)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featcache.api.experiment import open_experiment
 from featcache.api.options import Options
@@ -12,6 +13,11 @@ from featcache.errors import HeadError
 from featcache.heads import HEADS, get
 from featcache.records import Progress
 from featcache.records.experiments import ConfusionSummary
+
+if TYPE_CHECKING:
+    from featcache.experiments.confusion import Codes
+    from featcache.experiments.prepared import Prepared
+    from featcache.heads.base import Head
 
 
 def confusions(
@@ -27,7 +33,8 @@ def confusions(
     Other arguments as in `fit`. Raises `FeatcacheError`; another head that cannot be fitted is named in `errors`.
     """
     names = list(dict.fromkeys([head, *heads]))
-    chosen = {name: get(name) for name in names}
+    for name in names:
+        get(name)  # an unknown one is refused before anything is extracted
     with open_experiment(source, options, progress) as experiment:
         plan = experiment.plan(seed)
         run = experiment.cache.runs.start("confusions", experiment.root, experiment.spec.fingerprint)
@@ -35,22 +42,12 @@ def confusions(
         from featcache.evaluate import wilson
         from featcache.experiments.confusion import UNLEARNABLE
         from featcache.experiments.confusion import confusions as count
-        from featcache.experiments.fitting import fit_head
         from featcache.experiments.prepared import prepare
 
         data = prepare(experiment.features, plan)
-        predicted, errors = {}, []
-        for done, name in enumerate(names):
-            if progress:
-                progress("confusions", done, len(names))
-            try:
-                predicted[name] = fit_head(chosen[name], data, seed).probabilities.argmax(1)
-            except HeadError as error:
-                if name == head:
-                    raise
-                errors.append(str(error))
-        if progress:
-            progress("confusions", len(names), len(names))
+        predicted, errors = _predict(data, [get(name) for name in names], seed, progress)
+        if head not in predicted:
+            raise HeadError(errors[0])
         found = count(data, predicted, head)
         hits = int(found.matrix.trace())
         summary = ConfusionSummary(
@@ -69,3 +66,22 @@ def confusions(
         )
         experiment.cache.runs.finish(run, asdict(summary))
         return summary
+
+
+def _predict(
+    data: Prepared, heads: Sequence[Head], seed: int, progress: Progress | None
+) -> tuple[dict[str, Codes], list[str]]:
+    """Return what each head predicts of the scored pictures, and why some do not."""
+    from featcache.experiments.fitting import fit_head
+
+    predicted, errors = {}, []
+    for done, head in enumerate(heads):
+        if progress:
+            progress("confusions", done, len(heads))
+        try:
+            predicted[head.name] = fit_head(head, data, seed).probabilities.argmax(1)
+        except HeadError as error:
+            errors.append(str(error))
+    if progress:
+        progress("confusions", len(heads), len(heads))
+    return predicted, errors

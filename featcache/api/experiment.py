@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from featcache.errors import BackboneError, DatasetError, MissingFeaturesError
 from featcache.load import load
 from featcache.records import Features, FeatureSpec, Progress
 from featcache.records.experiments import Setting
-from featcache.split import Plan, plan
+from featcache.split import Plan, digest, plan
 from featcache.store import Cache, Row
 
 
@@ -53,7 +52,7 @@ class Experiment:
             weights=str(self.extracted["weights"]),
             fingerprint=self.spec.fingerprint,
             split_sizes=first.sizes,
-            split_digest=split_digest(self.features, plans),
+            split_digest=digest(self.features, plans),
             n_classes=len(set(self.features.y[first.fitted].tolist())),
             fitted_on="train" if first.val is None else "train+val",
             n_train=len(first.fitted),
@@ -97,21 +96,6 @@ def open_experiment(
             features = replace(features, views=_views(cache, extraction.root, views_of(cache, extraction), rows))
         spec, summary = cache.spec(extraction.fingerprint), extraction.summary or {}
         yield Experiment(cache, extraction.root, spec, summary, features, tuple(_left_out(rows)))
-
-
-def split_digest(features: Features, plans: Sequence[Plan]) -> str:
-    """Return the sha256 (hex) of who is trained on, chosen on and scored in each of the plans, in any order."""
-    digest = hashlib.sha256()
-    for made in plans:
-        parts = {"train": made.train, "val": made.val, made.scored_name: made.scored}
-        lines = sorted(
-            f"{name} {features.keys[row].hex()} {features.y[row]}"
-            for name, rows in parts.items()
-            if rows is not None
-            for row in rows
-        )
-        digest.update("\n".join([*lines, ""]).encode(errors="surrogateescape"))
-    return digest.hexdigest()
 
 
 def _views(cache: Cache, root: str, known: Mapping[str, str], rows: Sequence[Row]) -> dict[str, Any]:

@@ -91,6 +91,7 @@ def extract_into(
         seconds=work.seconds,
         failures=failures,
         notices=dataset.notices,
+        view=backbone.spec.view,
         views=views,
     )
     cache.runs.finish(run, asdict(replace(summary, failures=())))

@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.api.experiment import Experiment, open_experiment, split_digest
+from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.models import Model, save_model, versions
 from featcache.api.options import Options
 from featcache.heads import get
 from featcache.records import Progress
 from featcache.records.experiments import FitSummary, Sweep, TrialRow
-from featcache.split import Plan
+from featcache.split import Plan, digest
 
 if TYPE_CHECKING:
     from featcache.experiments.fitting import Fitted
@@ -81,7 +81,7 @@ def _summary(
         fingerprint=experiment.spec.fingerprint,
         dataset=experiment.root,
         split_sizes=plan.sizes,
-        split_digest=split_digest(experiment.features, [plan]),
+        split_digest=digest(experiment.features, [plan]),
         n_classes=fitted.probabilities.shape[1],
         chosen_by=fitted.chosen_by,
         fitted_on="train" if plan.val is None else "train+val",

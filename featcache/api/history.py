@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from featcache.api.options import Options, open_cache
 from featcache.errors import RunNotFoundError
-from featcache.records import ExtractSummary
+from featcache.records import ORIGINAL, ExtractSummary
 from featcache.records.cache import ExchangeSummary
 from featcache.records.experiments import (
     BenchSummary,
@@ -102,8 +102,9 @@ def _result(run: Run) -> str:
     if summary is None:
         return "not finished"
     if run.command in ("extract", "import"):
-        counts = (f"{summary[name]:,} {name}" for name in ("computed", "reused", "rows") if name in summary)
-        return ", ".join(counts)
+        counts = [f"{summary[name]:,} {name}" for name in ("computed", "reused", "rows") if name in summary]
+        view = summary.get("view", ORIGINAL)
+        return ", ".join(counts if view == ORIGINAL else [f"view {view}", *counts])
     scores = {head: score for head, (score, _) in _scores(run).items() if score is not None and head != "dummy"}
     if not scores:
         return ""

@@ -65,11 +65,15 @@ def predict(
         failures=work.failures,
     )
     if csv:
-        try:
-            csv.write_text(predict_csv(summary), encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            raise OutputError(f"cannot write {csv}: {error.strerror}") from error
+        _write(csv, predict_csv(summary))
     return summary
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        path.write_text(content, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _same_backbone(model: Model, path: Path, weights: Path | None) -> Backbone:

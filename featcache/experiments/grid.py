@@ -16,7 +16,7 @@ from featcache.experiments.prepared import Prepared, prepare
 from featcache.heads.base import Head
 from featcache.records import Features
 from featcache.records.experiments import BenchRow
-from featcache.split import Plan
+from featcache.split import Plan, digest
 
 SUBSETS = (
     "train and val pooled; each seed puts classes, and the images of a class, in a random order, and a cell takes the "
@@ -34,12 +34,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Taken:
-    """A plan cut down to a cell, and what about it is not as asked, or why there is none."""
+    """A plan cut down to a cell, with its digest, and what about it is not as asked, or why there is no score."""
 
     plan: Plan
     n_classes: int
     problem: str | None = None
     error: str | None = None
+    digest: str = ""
 
 
 def take(features: Features, plan: Plan, cell: Cell, seed: int) -> Taken:
@@ -70,7 +71,7 @@ def take(features: Features, plan: Plan, cell: Cell, seed: int) -> Taken:
     unscored = sum(label not in found for label in labels)
     if unscored and not error:
         problems.append(f"{unscored:,} classes have no picture in {plan.scored_name}")
-    return Taken(taken, len(labels), "; ".join(problems) or None, error)
+    return Taken(taken, len(labels), "; ".join(problems) or None, error, digest(features, [taken]))
 
 
 class Grid:

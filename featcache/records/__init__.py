@@ -155,6 +155,7 @@ class ExtractSummary:
     seconds: Seconds
     failures: tuple[Failure, ...] = field(default=(), repr=False)
     notices: tuple[str, ...] = ()
+    view: str = ORIGINAL
     views: tuple[ViewSummary, ...] = ()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from featcache.errors import one_line
+from featcache.records import ORIGINAL
 from featcache.records.cache import CacheInfo, CompactSummary, ExchangeSummary, GcSummary, VerifySummary
 
 SHOWN_ROWS = 10
@@ -21,14 +22,14 @@ def info_text(info: CacheInfo) -> str:
             f"{row.unreadable:,}",
             row.classes,
             ", ".join(f"{name} {size:,}" for name, size in row.splits.items()) or "-",
-            ", ".join(fingerprint[:16] for fingerprint in row.fingerprints),
+            _features(row.fingerprints),
             _minute(row.last_use),
         )
         for row in info.datasets
     ]
     backbones = [
         (
-            row.backbone or "unknown",
+            (row.backbone or "unknown") + ("" if row.view in (None, ORIGINAL) else f", {row.view}"),
             row.fingerprint[:16],
             f"{row.dim}-d {row.dtype}" if row.dim else "-",
             f"{row.rows:,}",
@@ -51,6 +52,12 @@ def info_text(info: CacheInfo) -> str:
             f"cache        {info.cache}: {size_text(info.bytes)}",
         ]
     )
+
+
+def _features(fingerprints: Sequence[str]) -> str:
+    """Return the newest fingerprint, and how many more there are."""
+    more = f" and {len(fingerprints) - 1:,} more" if len(fingerprints) > 1 else ""
+    return "".join(fingerprint[:16] for fingerprint in fingerprints[-1:]) + more
 
 
 def verify_text(summary: VerifySummary) -> str:

@@ -161,7 +161,7 @@ def bench_page(summary: BenchSummary) -> Page:
 
 
 def _grid(title: str, rows: Sequence[BenchRow], name: str, cell: Any) -> Table:
-    columns = list(dict.fromkeys(getattr(row, name) for row in rows))
+    columns = sorted({getattr(row, name) for row in rows}, key=lambda count: (count is None, count))
     known = {(row.head, getattr(row, name)): row for row in rows}
     heads = list(dict.fromkeys(row.head for row in rows))
     return Table(
@@ -188,55 +188,52 @@ def _cell_name(row: BenchRow) -> str:
 
 def confusions_page(summary: ConfusionSummary) -> Page:
     """Return the matrix if it is small, the most confused pairs, and the classes, the worst first."""
-    tables = []
+    tables = [_pairs_table(summary), _classes_table(summary)]
     if len(summary.labels) <= SHOWN_MATRIX:
-        tables.append(
-            Table(
-                "true class down, predicted class across",
-                [" ", *summary.labels],
-                [(label, *map(str, row)) for label, row in zip(summary.labels, summary.matrix, strict=True)],
-            )
-        )
-    tables.append(
-        Table(
-            f"the most confused pairs ({min(SHOWN_PAIRS, len(summary.pairs))} of {len(summary.pairs):,})",
-            [" A", " B", "A called B", "B called A", "of both"],
-            [
-                (pair.first, pair.second, str(pair.first_as_second), str(pair.second_as_first), number(pair.share))
-                for pair in summary.pairs[:SHOWN_PAIRS]
-            ],
-        )
-    )
-    tables.append(
-        Table(
-            f"the classes, the worst first ({min(SHOWN_CLASSES, len(summary.classes))} of {len(summary.classes):,})",
-            [" class", "train n", "n", "precision", "recall", "F1", " taken for", "best recall", " by"],
-            [
-                (
-                    row.label,
-                    str(row.n_train),
-                    str(row.n_test),
-                    number(row.precision),
-                    number(row.recall),
-                    number(row.f1),
-                    row.confused_with or "",
-                    number(row.best_recall),
-                    row.best_head,
-                )
-                for row in summary.classes[:SHOWN_CLASSES]
-            ],
-        )
-    )
-    lost = [row.label for row in summary.classes if row.is_unlearnable]
-    below = f"recall below {summary.unlearnable_below:g} with every one of {', '.join(summary.heads)}"
+        rows = [(label, *map(str, row)) for label, row in zip(summary.labels, summary.matrix, strict=True)]
+        tables.insert(0, Table("true class down, predicted class across", [" ", *summary.labels], rows))
+    lost = ", ".join(row.label for row in summary.classes if row.is_unlearnable) or "none"
+    wilson = f"accuracy {number(summary.accuracy)} ({interval(summary.accuracy_interval)}, 95 % Wilson)"
     facts = [
-        ("head", f"{summary.head}: accuracy {number(summary.accuracy)} "
-         f"({interval(summary.accuracy_interval)}, 95 % Wilson)"),
-        ("unlearnable", f"{', '.join(lost) or 'none'} ({below})"),
+        ("head", f"{summary.head}: {wilson}"),
+        ("unlearnable", f"{lost} (recall below {summary.unlearnable_below:g} with every one of "
+         f"{', '.join(summary.heads)})"),
+        *setting_facts(summary.setting),
+        *(("failed", error) for error in summary.errors),
+        *(("note", notice) for notice in summary.notices),
     ]  # fmt: skip
-    failed = [("failed", error) for error in summary.errors]
-    return Page(
-        tables, [*facts, *setting_facts(summary.setting), *failed, *(("note", notice) for notice in summary.notices)]
+    return Page(tables, facts)
+
+
+def _pairs_table(summary: ConfusionSummary) -> Table:
+    return Table(
+        f"the most confused pairs ({min(SHOWN_PAIRS, len(summary.pairs))} of {len(summary.pairs):,})",
+        [" A", " B", "A called B", "B called A", "of both"],
+        [
+            (pair.first, pair.second, str(pair.first_as_second), str(pair.second_as_first), number(pair.share))
+            for pair in summary.pairs[:SHOWN_PAIRS]
+        ],
+    )
+
+
+def _classes_table(summary: ConfusionSummary) -> Table:
+    return Table(
+        f"the classes, the worst first ({min(SHOWN_CLASSES, len(summary.classes))} of {len(summary.classes):,})",
+        [" class", "train n", "n", "precision", "recall", "F1", " taken for", "best recall", " by"],
+        [
+            (
+                row.label,
+                str(row.n_train),
+                str(row.n_test),
+                number(row.precision),
+                number(row.recall),
+                number(row.f1),
+                row.confused_with or "",
+                number(row.best_recall),
+                row.best_head,
+            )
+            for row in summary.classes[:SHOWN_CLASSES]
+        ],
     )
 
 
