@@ -115,8 +115,9 @@ def _accuracies(outcomes: Sequence[Outcome], pictures: npt.NDArray[Any], seeds: 
         right = weights @ _indicator(rows, heads * n_classes + outcome.truth[rows], (n, n_heads * n_classes))
         right = right.reshape(len(weights), n_heads, n_classes)
         drawn = totals > 0
-        recalls = (right / np.where(drawn, totals, 1)[:, None]).sum(2) / drawn.sum(1)[:, None]
-        per_seed.append(np.stack([right.sum(2) / totals.sum(1)[:, None], recalls], axis=2))
+        with np.errstate(invalid="ignore"):  # a draw without a picture of this seed is nan, and left out
+            recalls = (right / np.where(drawn, totals, 1)[:, None]).sum(2) / drawn.sum(1)[:, None]
+            per_seed.append(np.stack([right.sum(2) / totals.sum(1)[:, None], recalls], axis=2))
     return np.asarray(np.einsum("bs,sbhm->bhm", seeds / seeds.sum(1, keepdims=True), np.stack(per_seed)))
 
 

@@ -329,7 +329,7 @@ def test_heads_say_what_they_are(name: str) -> None:
     assert parameters.keys() >= {*head.grid, *head.default, *head.rough}
     assert head.default.keys() == head.grid.keys()
     assert all(head.default[key] in values for key, values in head.grid.items())
-    assert head.temperature == ("temperature" in parameters)
+    assert ("temperature" in parameters) == (name in OWN)
     assert (repr(make(name, 1)) != repr(make(name, 2))) == (name == "mlp")
     if name != "mlp":
         assert estimator.path == PATH_OF[name]
@@ -583,7 +583,7 @@ def test_the_solver_is_fast_on_principal_axes() -> None:
 
 
 @pytest.mark.parametrize("n_classes", CLASSES)
-@pytest.mark.parametrize("name", [name for name in OWN if heads.get(name).temperature])
+@pytest.mark.parametrize("name", OWN)
 def test_the_temperature_scales_probabilities_and_no_prediction(name: str, n_classes: int) -> None:
     X, y = blobs(29, n_classes=n_classes)
     cold = make(name).fit(X, y)

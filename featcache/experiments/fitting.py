@@ -80,7 +80,7 @@ def _fit_head(head: Head, prepared: Prepared, seed: int, progress: Progress | No
     with _blas(1 if X.size < SMALL else cpu_count()), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         estimator = head.make(seed, len(y)).set_params(**best.params).fit(X, y)
-        if head.temperature:
+        if isinstance(estimator, Classifier):
             estimator.set_params(temperature=best.temperature)
         middle = time.perf_counter()
         probabilities = predict_proba(estimator, prepared.scored, len(prepared.classes))
@@ -119,7 +119,7 @@ def _choose(head: Head, prepared: Prepared, seed: int, progress: Progress | None
     if not folds:
         return [Trial(dict(head.default), 0.0, 1.0)], chosen_by
     candidates = list(ParameterGrid(dict(head.grid)))
-    if len(candidates) == 1 and not head.temperature:
+    if len(candidates) == 1 and not isinstance(head.make(seed, len(prepared.y)), Classifier):
         return [Trial(candidates[0], 0.0, 1.0)], "nothing to choose"
     if head.one_fold_from is not None and len(prepared.y) >= head.one_fold_from and len(folds) > 1:
         folds, chosen_by = folds[:1], f"one fold of {chosen_by}"
@@ -171,7 +171,7 @@ def _try(head: Head, prepared: Prepared, group: Sequence[dict[str, Any]], fold: 
     trials = []
     for params, scores in zip(group, estimator.path_scores(X, y, values, held), strict=True):
         accuracy = float((classes[scores.argmax(1)] == truth).mean())
-        temperature = _temperature(scores, np.searchsorted(classes, truth)) if head.temperature else 1.0
+        temperature = _temperature(scores, np.searchsorted(classes, truth))
         trials.append(Trial(params, accuracy, temperature))
     return trials
 

@@ -58,7 +58,7 @@ def take(features: Features, plan: Plan, cell: Cell, seed: int) -> Taken:
     found = Counter(features.y[scored].tolist())
     error = None
     if len(labels) < max(2, cell.classes or 0):
-        error = f"there are only {len(labels)} classes to train on"
+        error = f"there are {len(members):,} classes to train on: a cell takes two or more, and no more than there are"
     elif not len(scored):
         error = f"no picture of its classes is in {plan.scored_name}"
     elif cell.per_class and max(map(len, members.values())) < cell.per_class:
@@ -71,7 +71,7 @@ def take(features: Features, plan: Plan, cell: Cell, seed: int) -> Taken:
     unscored = sum(label not in found for label in labels)
     if unscored and not error:
         problems.append(f"{unscored:,} classes have no picture in {plan.scored_name}")
-    return Taken(taken, len(labels), "; ".join(problems) or None, error, digest(features, [taken]))
+    return Taken(taken, len(labels), None if error else "; ".join(problems) or None, error, digest(features, [taken]))
 
 
 class Grid:
@@ -98,7 +98,7 @@ class Grid:
         shared: dict[int, Prepared] = {}
         for head in heads:
             results = [self._fit(head, taken[seed], seed, shared) for seed in taken]
-            yield _row(head, cell, next(iter(taken.values())), results)
+            yield _row(head, cell, list(taken.values()), results)
 
     def _fit(self, head: Head, taken: Taken, seed: int, shared: dict[int, Prepared]) -> dict[str, Any]:
         if taken.error:
@@ -125,7 +125,7 @@ class Grid:
         return result
 
 
-def _row(head: Head, cell: Cell, taken: Taken, results: Sequence[Mapping[str, Any]]) -> BenchRow:
+def _row(head: Head, cell: Cell, taken: Sequence[Taken], results: Sequence[Mapping[str, Any]]) -> BenchRow:
     errors = [result["error"] for result in results if "error" in result]
     values = {
         name: np.array([result[name] for result in results if name in result])
@@ -137,14 +137,14 @@ def _row(head: Head, cell: Cell, taken: Taken, results: Sequence[Mapping[str, An
         head=head.name,
         classes=cell.classes,
         per_class=cell.per_class,
-        n_classes=taken.n_classes,
-        n_train=len(taken.plan.train),
-        n_test=len(taken.plan.scored),
+        n_classes=taken[0].n_classes,
+        n_train=len(taken[0].plan.train),
+        n_test=len(taken[0].plan.scored),
         accuracy=float(accuracy.mean()) if scored else None,
         accuracy_sd=float(accuracy.std(ddof=1)) if scored and len(accuracy) > 1 else None,
         balanced_accuracy=float(values["balanced_accuracy"].mean()) if scored else None,
         fit_seconds=float(values["fit_seconds"].mean()) if scored else None,
         accuracies=tuple(accuracy.tolist()),
-        problem=taken.problem,
+        problem=next((part.problem for part in taken if part.problem), None),
         error=errors[0] if errors else None,
     )

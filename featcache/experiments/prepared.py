@@ -46,7 +46,7 @@ class Prepared:
 
     def folds(self, seed: int) -> tuple[list[Fold], str]:
         """Return the rows (fitted, held) on which parameters are chosen, and in words how; none where it cannot be."""
-        n_train, fewest = len(self.plan.train), int(np.bincount(self.y).min())
+        n_train, fewest = len(self.plan.train), int(np.unique(self.y, return_counts=True)[1].min())
         if self.plan.val is not None:
             rows = np.arange(len(self.y))
             return [(rows[:n_train], rows[n_train:])], f"accuracy on val (n={len(self.plan.val)})"
@@ -84,6 +84,7 @@ def prepare(
     for step in steps:
         rows = step.fit_transform(rows)
         scored = step.transform(scored.reshape(-1, scored.shape[-1])).reshape(*scored.shape[:2], -1)
+    steps[0].set_params(copy=True)  # from now on it gets vectors that belong to others
     return Prepared(
         steps=steps,
         classes=classes,

@@ -26,8 +26,7 @@ class Head:
     `grid` maps parameters to the values that are tried, the most regularised first, so that a tie goes to the simplest;
     `default` holds those that are taken where nothing can be chosen, `rough` those that save time while choosing. Of an
     estimator with a `path` the last parameter of the grid is the one along which it shares its work. A costly head is
-    tried on one fold only where there are `one_fold_from` pictures or more. `temperature` says that the decision values
-    become probabilities by a temperature, which is fitted where the choice is made. The work of a `wide` head is in
+    tried on one fold only where there are `one_fold_from` pictures or more. The work of a `wide` head is in
     large matrix products, which use several cores by themselves.
     """
 
@@ -37,7 +36,6 @@ class Head:
     default: Mapping[str, Any]
     rough: Mapping[str, Any] = field(default_factory=dict)
     one_fold_from: int | None = None
-    temperature: bool = False
     wide: bool = False
 
 
@@ -49,7 +47,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     path = ""
-    temperature: float = 1.0
+    temperature: float
 
     def fit(self, X: FloatArray, y: npt.NDArray[Any]) -> Self:
         """Fit to vectors (n, d) and labels (n)."""

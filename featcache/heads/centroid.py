@@ -37,5 +37,4 @@ HEAD = Head(
     lambda seed, n_rows: NearestCentroid(),
     {"cosine": (False, True)},
     {"cosine": True},
-    temperature=True,
 )

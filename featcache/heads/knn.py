@@ -26,8 +26,9 @@ class KNeighbors(Classifier):
 
     path = "n_neighbors"
 
-    def __init__(self, n_neighbors: int = 5) -> None:
+    def __init__(self, n_neighbors: int = 5, temperature: float = 1.0) -> None:
         self.n_neighbors = n_neighbors
+        self.temperature = temperature
 
     def path_scores(
         self, X: FloatArray, y: npt.NDArray[Any], values: Sequence[Any], held: FloatArray

@@ -19,8 +19,9 @@ class LinearDiscriminantAnalysis(LinearClassifier):
 
     path = "shrinkage"
 
-    def __init__(self, shrinkage: float = 0.5) -> None:
+    def __init__(self, shrinkage: float = 0.5, temperature: float = 1.0) -> None:
         self.shrinkage = shrinkage
+        self.temperature = temperature
 
     def _fit_path(self, X: FloatArray, codes: Codes, values: Sequence[float]) -> Iterator[dict[str, Any]]:
         means, sizes = class_means(X, codes)

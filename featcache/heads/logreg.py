@@ -44,9 +44,10 @@ class LogisticRegression(LinearClassifier):
 
     path = "C"
 
-    def __init__(self, C: float = 1.0, tol: float = 1e-3) -> None:
+    def __init__(self, C: float = 1.0, tol: float = 1e-3, temperature: float = 1.0) -> None:
         self.C = C
         self.tol = tol
+        self.temperature = temperature
 
     def _fit_path(self, X: FloatArray, codes: Codes, values: Sequence[float]) -> Iterator[dict[str, Any]]:
         n_classes = len(self.classes_)

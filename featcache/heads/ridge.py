@@ -38,5 +38,4 @@ HEAD = Head(
     lambda seed, n_rows: RidgeClassifier(),
     {"alpha": (1e4, 1e3, 1e2, 1e1)},
     {"alpha": 1e3},
-    temperature=True,
 )

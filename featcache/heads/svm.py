@@ -63,6 +63,5 @@ HEAD = Head(
     {"C": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)},
     {"C": 1e-3},
     rough={"tol": 1e-2},
-    temperature=True,
     wide=True,
 )

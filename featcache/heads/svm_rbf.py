@@ -99,5 +99,4 @@ HEAD = Head(
     {"gamma": (0.25, 1.0), "C": (1.0, 10.0)},
     {"gamma": 0.25, "C": 10.0},
     one_fold_from=1000,
-    temperature=True,
 )

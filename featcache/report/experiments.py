@@ -145,7 +145,7 @@ def bench_page(summary: BenchSummary) -> Page:
                 _grid(title.format("accuracy"), rows, name, _score_cell),
                 _grid(title.format("seconds of choosing and fitting").replace(spread, ""), rows, name, _seconds_cell),
             ]
-    problems = {(row.problem or row.error): row for row in summary.rows if row.problem or row.error}
+    problems = {(row.error or row.problem or ""): row for row in summary.rows if row.problem or row.error}
     said = [("problem", f"{_cell_name(row)}: {text}") for text, row in problems.items()]
     cells = f"{summary.computed:,} fits computed, {summary.reused:,} known from before"
     return Page(
