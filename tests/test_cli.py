@@ -19,6 +19,7 @@ from conftest import TINTS, Result, write_picture
 
 from featcache.backbones import torchvision_models
 from featcache.errors import WeightsUnavailableError
+from featcache.heads import FLOOR, HEADS
 
 Run = Callable[..., Result]
 
@@ -194,16 +195,31 @@ def test_every_head_fits_predicts_and_repeats(run: Run, photos: Path, head: str)
     assert set(probabilities[0]["predictions"][0]["probabilities"]) == set(TINTS)
 
 
-def test_a_head_that_cannot_be_calibrated_says_so(run: Run, tmp_path: Path) -> None:
+def test_svm_is_calibrated_where_the_choice_is_made(run: Run, tmp_path: Path) -> None:
     root = tmp_path / "split"
     for split, label, count in [("train", "a", 4), ("train", "b", 1), ("val", "a", 2), ("test", "a", 2)]:
         for number in range(count):
             seed = 1000 * len(split) + 100 * ord(label) + number
-            write_picture(root / split / label / f"{number}.png", seed)
+            write_picture(root / split / label / f"{number}.png", seed, TINTS["leaf" if label == "a" else "sky"])
+    fitted = run("fit", root, "--head", "svm", "--json", network=True).json
+    assert fitted["chosen_by"] == "accuracy on val (n=2)"
+    assert (fitted["n_train"], fitted["n_test"]) == (7, 2)
+    for row in run("predict", fitted["model"], root, "--json").json["predictions"]:
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+
+
+def test_a_class_with_one_picture_to_train_on_needs_a_val_split(run: Run, tmp_path: Path) -> None:
+    root = tmp_path / "split"
+    for split, label, count in [("train", "a", 4), ("train", "b", 1), ("test", "a", 2)]:
+        for number in range(count):
+            write_picture(root / split / label / f"{number}.png", 1000 * len(split) + 100 * ord(label) + number)
     result = run("fit", root, "--head", "svm", network=True)
     assert (result.code, result.out) == (1, "")
-    assert "two pictures of each class" in result.err
-    assert run("fit", "--head", "logreg").code == 0
+    assert "class 'b' has one picture in train" in result.err
+    cell = run("bench", "--heads", "svm", "--classes", "all", "--per-class", "1", "--seeds", "1", "--json").json
+    assert [row["n_train"] for row in cell["rows"]] == [5, 2]
+    assert all(row["error"] is None for row in cell["rows"])  # the values that nothing chose are the default ones
 
 
 def test_svm_with_two_classes_gives_probabilities_that_agree_with_its_labels(run: Run, photos: Path) -> None:
@@ -416,25 +432,33 @@ def test_auto_says_which_backbone_stands_in_and_why(run: Run, photos: Path, monk
     assert "no network" in result.err
 
 
-def test_demo_compares_three_heads_offline(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_compares_all_heads_offline(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from featcache.api import demonstration
 
     monkeypatch.setattr(demonstration, "DIGITS_PER_CLASS", 8)
     summary = run("demo", "--json").json
     assert (summary["extract"]["found"], summary["extract"]["backbone"]) == (80, "efficientnet_lite0")
-    assert [row["head"] for row in summary["rows"]] == ["logreg", "svm", "mlp"]
-    assert len({row["n_test"] for row in summary["rows"]}) == 1
-    assert max(row["accuracy"] for row in summary["rows"]) > 0.4  # ten classes: chance is 0.1
+    compared = summary["compare"]
+    assert [row["head"] for row in compared["rows"]] == [*HEADS, FLOOR]
+    assert (compared["setting"]["seeds"], compared["setting"]["n_test"]) == ([0], 20)
+    assert compared["setting"]["fingerprint"] == summary["extract"]["fingerprint"]
+    scores = {row["head"]: row["accuracy"] for row in compared["rows"]}
+    assert scores[FLOOR] == pytest.approx(0.1)
+    assert min(score for head, score in scores.items() if head != FLOOR) > 0.2
+    assert max(scores.values()) > 0.4
     text = run("demo")
+    assert "reused       80" in text.out
     assert "95 % interval" in text.out
-    assert text.out.count("model ") == 3
+    assert run("compare", "--seeds", "1").out.partition("\n\n")[0] in text.out
+    assert not (tmp_path / "cache" / "models").exists()
 
 
 def test_demo_on_a_folder_says_which_backbone_it_took(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision_models, "obtain", _unreachable)
     result = run("demo", photos, "--json")
     assert result.json["extract"]["found"] == 30
-    assert {row["backbone"] for row in result.json["rows"]} == {"efficientnet_lite0"}
+    assert result.json["compare"]["setting"]["backbone"] == "efficientnet_lite0"
+    assert result.json["compare"]["setting"]["dataset"] == str(photos)
     assert "no network" in result.err
 
 
