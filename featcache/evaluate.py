@@ -107,13 +107,13 @@ def _accuracies(outcomes: Sequence[Outcome], pictures: npt.NDArray[Any], seeds: 
     """Return accuracy and balanced accuracy (draws, heads, 2), given how often pictures and seeds were drawn."""
     per_seed = []
     for outcome in outcomes:
-        weights = pictures[:, outcome.pictures].astype(np.float32)
+        weights = pictures[:, outcome.pictures].astype(np.float32)  # small integers, added up exactly
         n, n_heads, n_classes = len(outcome.truth), len(outcome.hits), int(outcome.truth.max()) + 1
         totals = weights @ _indicator(np.arange(n), outcome.truth, (n, n_classes))
         hits = np.stack(list(outcome.hits.values()), axis=1)
         rows, heads = np.nonzero(hits)
         right = weights @ _indicator(rows, heads * n_classes + outcome.truth[rows], (n, n_heads * n_classes))
-        right = right.reshape(len(weights), n_heads, n_classes)
+        right, totals = right.reshape(len(weights), n_heads, n_classes).astype(np.float64), totals.astype(np.float64)
         drawn = totals > 0
         with np.errstate(invalid="ignore"):  # a draw without a picture of this seed is nan, and left out
             recalls = (right / np.where(drawn, totals, 1)[:, None]).sum(2) / drawn.sum(1)[:, None]

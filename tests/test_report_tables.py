@@ -232,7 +232,7 @@ def test_a_grid_has_its_columns_in_order_and_all_last() -> None:
 def test_a_cell_without_a_score_says_so() -> None:
     nothing = {"accuracy": None, "accuracy_sd": None, "balanced_accuracy": None, "fit_seconds": None, "accuracies": ()}
     page = grid(grid_row("a", None, None), grid_row("a", None, 5, **nothing, error="too few"))
-    scores, seconds = page.tables[2:]
+    scores, seconds = page.tables
     assert scores.rows == [("a", "failed", "0.500 ± 0.125")]
     assert seconds.rows == [("a", "failed", "0.25")]
     assert ("problem", "all classes, 5 images a class: too few") in page.facts

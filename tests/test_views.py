@@ -212,7 +212,7 @@ def test_an_unknown_view_is_one_line(run: Run, photos: Path) -> None:
         ("nope", "nope"),
         ("flip,Crops5", "Crops5"),
         ("crop-tl", "crop-tl"),
-        ("flip, crops5", " crops5"),
+        ("flip, crops6", "crops6"),
     ):
         result = run("extract", photos, "--views", views, network=True)
         assert refused(result, f"unknown view {unknown!r}: use flip, crops5")

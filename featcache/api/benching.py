@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.api.experiment import Experiment, open_experiment
+from featcache.api.experiment import Experiment, open_experiment, seed_range
 from featcache.api.models import versions
 from featcache.api.options import Options
 from featcache.heads import HEADS, get
@@ -42,11 +42,10 @@ def bench(
     cells are kept in the cache, and not computed again. A cell that has no score says why in its row. Other arguments
     as in `compare`. Raises `FeatcacheError`.
     """
-    chosen = [get(name) for name in heads]
-    seeds = range(seed, seed + n_seeds)
-    with open_experiment(source, options, progress) as experiment:
+    chosen = [get(name) for name in dict.fromkeys(heads)]
+    seeds = seed_range(seed, n_seeds)
+    with open_experiment(source, options, progress) as experiment, experiment.run("bench") as run:
         plans = {number: experiment.plan(number, strict=False) for number in seeds}
-        run = experiment.cache.runs.start("bench", experiment.root, experiment.spec.fingerprint)
 
         from featcache.experiments.grid import SUBSETS, Grid
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.api.experiment import Experiment, open_experiment
+from featcache.api.experiment import Experiment, open_experiment, seed_range
 from featcache.api.options import Options
 from featcache.heads import FLOOR, HEADS, get
 from featcache.records import Progress
@@ -34,11 +34,10 @@ def compare(
     With `train_views` or `tta` every head but the floor has a second row, with views. Other arguments as in `fit`.
     Raises `FeatcacheError`; a head that cannot be fitted gives a row that says so.
     """
-    chosen = [get(name) for name in heads]
-    seeds = range(seed, seed + n_seeds)
-    with open_experiment(source, options, progress, train_views or tta) as experiment:
+    chosen = [get(name) for name in dict.fromkeys(heads)]
+    seeds = seed_range(seed, n_seeds)
+    with open_experiment(source, options, progress, train_views or tta) as experiment, experiment.run("compare") as run:
         plans = {seed: experiment.plan(seed) for seed in seeds}
-        run = experiment.cache.runs.start("compare", experiment.root, experiment.spec.fingerprint)
 
         from featcache.experiments.comparison import Variant, compare_heads
 

@@ -35,9 +35,8 @@ def confusions(
     names = list(dict.fromkeys([head, *heads]))
     for name in names:
         get(name)  # an unknown one is refused before anything is extracted
-    with open_experiment(source, options, progress) as experiment:
+    with open_experiment(source, options, progress) as experiment, experiment.run("confusions") as run:
         plan = experiment.plan(seed)
-        run = experiment.cache.runs.start("confusions", experiment.root, experiment.spec.fingerprint)
 
         from featcache.evaluate import wilson
         from featcache.experiments.confusion import UNLEARNABLE

@@ -13,12 +13,12 @@ from featcache.api.extraction import extract
 from featcache.api.models import versions
 from featcache.api.options import Options, open_cache, places
 from featcache.api.usage import last_extraction, newest_uses, views_of
-from featcache.errors import BackboneError, DatasetError, MissingFeaturesError
+from featcache.errors import BackboneError, DatasetError, FeatcacheError, HeadError, MissingFeaturesError
 from featcache.load import load
 from featcache.records import Features, FeatureSpec, Progress
 from featcache.records.experiments import Setting
 from featcache.split import Plan, digest, plan
-from featcache.store import Cache, Row
+from featcache.store import Cache, Row, Run
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,16 @@ class Experiment:
         made = plan(self.features, seed, self.cache.splits.kept(self.root, seed), strict)
         self.cache.splits.keep(self.root, seed, made.made)
         return made
+
+    @contextmanager
+    def run(self, command: str) -> Iterator[Run]:
+        """Note that a command began; one that ends in a failure said to the user is taken back."""
+        run = self.cache.runs.start(command, self.root, self.spec.fingerprint)
+        try:
+            yield run
+        except FeatcacheError:
+            self.cache.runs.drop(run)
+            raise
 
     def setting(self, plans: Sequence[Plan], seeds: Sequence[int], train_views: bool, test_views: bool) -> Setting:
         """Return what the rows of a table share; sizes are those of the first seed."""
@@ -98,9 +108,19 @@ def open_experiment(
         yield Experiment(cache, extraction.root, spec, summary, features, tuple(_left_out(rows)))
 
 
+def seed_range(seed: int, n_seeds: int) -> range:
+    """Return the seeds from `seed` on; raises `HeadError` where they leave what numpy and scikit-learn take."""
+    if seed < 0 or seed + n_seeds > 2**32:
+        raise HeadError(f"seeds go from 0 to {2**32 - 1:,}: {n_seeds:,} from {seed:,} on are not among them")
+    return range(seed, seed + n_seeds)
+
+
 def _views(cache: Cache, root: str, known: Mapping[str, str], rows: Sequence[Row]) -> dict[str, Any]:
     if not known:
-        raise DatasetError(f"no view of {root} is in the cache: run `featcache extract {root} --views flip,crops5`")
+        raise DatasetError(
+            f"no view of {root} is in the cache: run `featcache extract {root} --views flip,crops5`, "
+            "with the --backbone and --weights that it was extracted with"
+        )
     found = {}
     for view, fingerprint in known.items():
         try:

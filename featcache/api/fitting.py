@@ -36,10 +36,9 @@ def fit(
     scored split. The model file is kept in the cache. Raises `FeatcacheError`.
     """
     chosen = get(head, sweep)
-    with open_experiment(source, options, progress, train_views or tta) as experiment:
+    with open_experiment(source, options, progress, train_views or tta) as experiment, experiment.run("fit") as run:
         cache = experiment.cache
         plan = experiment.plan(seed)
-        run = cache.runs.start("fit", experiment.root, experiment.spec.fingerprint)
 
         from featcache.evaluate import score
         from featcache.experiments.fitting import fit_head

@@ -129,9 +129,9 @@ def _scores(run: Run) -> dict[str, tuple[float | None, tuple[float, float] | Non
     if run.command == "bench":
         whole = (row for row in summary.get("rows", []) if row["classes"] is None and row["per_class"] is None)
         return {row["head"]: (row["accuracy"], None) for row in whole}
-    if run.command == "confusions" and summary:
+    if run.command == "confusions" and "accuracy" in summary:
         return {summary["head"]: (summary["accuracy"], _pair(summary["accuracy_interval"]))}
-    if run.command == "fit" and summary:
+    if run.command == "fit" and "accuracy" in summary:
         return {summary["head"]: (summary["accuracy"], (summary["accuracy_low"], summary["accuracy_high"]))}
     return {}
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from featcache.api.options import Options, open_cache
 from featcache.api.usage import last_extraction, views_of
@@ -21,7 +24,7 @@ def ledger(source: str | Path | None = None, options: Options | None = None) -> 
     Raises `DatasetError` where there is none.
     """
     with open_cache(options or Options(), create=False) as cache:
-        root = None if source is None else str(Path(source).absolute())
+        root = None if source is None else os.path.abspath(source)  # noqa: PTH100 - as datasets are named
         extraction = last_extraction(cache, root)
         views = set(views_of(cache, extraction).values())
         finished = [run for run in cache.runs.all() if run.root == extraction.root and run.summary is not None]
@@ -35,7 +38,7 @@ def ledger(source: str | Path | None = None, options: Options | None = None) -> 
         network = _network_seconds(cache, own, extraction)
         experiments = sum(len(spent[command]) for command in EXPERIMENTS)
         heads = sum(sum(spent[command]) for command in EXPERIMENTS)
-        extracting = sum(spent["extract"])
+        extracting = sum(spent["extract"]) + sum(spent["extract views"])
         return LedgerSummary(
             cache=str(cache.folder),
             dataset=extraction.root,
@@ -53,15 +56,13 @@ def ledger(source: str | Path | None = None, options: Options | None = None) -> 
 
 
 def _network_seconds(cache: Cache, runs: list[Run], extraction: Run) -> float:
-    """Return the seconds of one run of the network over the dataset, by the extractions that computed something."""
-    computed = seconds = 0.0
-    for run in runs:
-        summary = run.summary or {}
-        if run.command == "extract" and summary["computed"]:
-            computed += summary["computed"]
-            seconds += summary["seconds"]["total"]
+    """Return the seconds of one run of the network over the dataset, by the extraction that computed the most."""
+    summaries = [run.summary or {} for run in runs if run.command == "extract"]
+    most: Mapping[str, Any] = max(
+        summaries, key=lambda summary: int(summary["computed"]), default={"computed": 0, "seconds": {}}
+    )
     pictures = len({row.key for row in cache.catalog.dataset(extraction.root) if row.key is not None})
-    return pictures * seconds / computed if computed else 0.0
+    return pictures * float(most["seconds"]["total"]) / int(most["computed"]) if most["computed"] else 0.0
 
 
 def _seconds(run: Run) -> float:

@@ -48,7 +48,7 @@ def predict(
                 raise DatasetError(f"no picture in {dataset.root} can be read ({first.path}: {first.reason})")
             features = load(work.rows, cache.store(backbone.spec.fingerprint))
             views = [features.X]
-            for view in fitted.scores["test_views"]:
+            for view in fitted.scores.get("test_views", ()):
                 seen = backbone.viewing(view)
                 work = compute(cache, dataset.items, seen, options, progress)
                 views.append(load(work.rows, cache.store(seen.spec.fingerprint)).X)

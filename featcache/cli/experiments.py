@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from featcache.cli.options import (
     show,
     show_page,
     table_options,
+    words,
 )
 from featcache.errors import HeadError
 
@@ -39,17 +41,19 @@ class _Numbers(click.ParamType[Any]):
 
     name = "n,n,..."
 
-    def __init__(self, kind: type[int] | type[float], has_all: bool = False) -> None:
-        self._kind, self._has_all = kind, has_all
+    def __init__(self, kind: type[int] | type[float], has_all: bool = False, has_zero: bool = False) -> None:
+        self._kind, self._has_all, self._has_zero = kind, has_all, has_zero
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
         try:
-            found = [None if self._has_all and part == "all" else self._kind(part) for part in value.split(",")]
+            parts = [part.strip() for part in value.split(",")]
+            found = [None if self._has_all and part == "all" else self._kind(part) for part in parts]
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers with commas between them", param, ctx)
-        if any(number is not None and number <= 0 for number in found):
+        numbers = [number for number in found if number is not None]
+        if not all(math.isfinite(number) and (number > 0 or (self._has_zero and number == 0)) for number in numbers):
             self.fail(f"{value!r} has a number that is not above zero", param, ctx)
         return tuple(found)
 
@@ -58,7 +62,7 @@ def _heads(default: str) -> Callable[[Command], Command]:
     def split(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, ...]:
         from featcache.heads import FLOOR, HEADS
 
-        return (*HEADS, FLOOR) if value == "all" else tuple(value.split(","))
+        return (*HEADS, FLOOR) if value == "all" else words(value)
 
     return click.option(
         "--heads", default=default, show_default=True, callback=split, help="Names with commas, or all."
@@ -71,7 +75,7 @@ _sweep = several(
     ),
     click.option("--lr", type=_Numbers(float), default=(), help="Learning rates to try."),
     click.option("--activation", default="", help="Activations to try: relu, tanh, logistic, identity."),
-    click.option("--alpha", type=_Numbers(float), default=(), help="L2 penalties to try."),
+    click.option("--alpha", type=_Numbers(float, has_zero=True), default=(), help="L2 penalties to try."),
 )
 
 
@@ -216,6 +220,8 @@ def confusions(
 def runs(context: click.Context, /, as_json: bool, csv: Path | None, md: Path | None, **options: Any) -> None:
     """List what was run, oldest first; `runs show` and `runs compare` look closer."""
     if context.invoked_subcommand is not None:
+        if as_json or csv or md or options["cache"]:
+            raise click.UsageError(f"put the options behind `runs {context.invoked_subcommand}`")
         return
     from featcache import api, report
 
@@ -259,5 +265,5 @@ def ledger(source: Path | None, as_json: bool, csv: Path | None, md: Path | None
 def _make_sweep(options: dict[str, Any]) -> Sweep:
     from featcache.records.experiments import Sweep
 
-    activation = tuple(filter(None, options.pop("activation").split(",")))
+    activation = words(options.pop("activation"))
     return Sweep(tuple(options.pop("hidden")), options.pop("lr"), activation, options.pop("alpha"))

@@ -62,6 +62,11 @@ table_options = several(
 )
 
 
+def words(value: str) -> tuple[str, ...]:
+    """Return the words between the commas of a value; none of an empty one."""
+    return tuple(word.strip() for word in value.split(",")) if value else ()
+
+
 def make_options(values: dict[str, Any]) -> Options:
     """Return the API's options from a command's."""
     from featcache.api import Options
@@ -77,10 +82,9 @@ def show(as_json: bool, summary: Any, text: Callable[[Any], str]) -> None:
 
 
 def show_page(as_json: bool, summary: Any, page: Callable[[Any], Page], csv: Path | None, md: Path | None) -> None:
-    """Print a summary of tables, and write it to the files that were asked for; raises `OutputError`."""
+    """Write a summary of tables to the files that were asked for, then print it; raises `OutputError`."""
     from featcache.report import tables
 
-    show(as_json, summary, lambda found: tables.text(page(found)))
     rows = getattr(summary, "rows", None) or getattr(summary, "classes", None) or [summary]
     files = [(csv, tables.records_csv(rows) if csv else ""), (md, tables.markdown(page(summary)) if md else "")]
     for path, content in files:
@@ -89,6 +93,7 @@ def show_page(as_json: bool, summary: Any, page: Callable[[Any], Page], csv: Pat
                 path.write_text(content, encoding="utf-8", errors="backslashreplace")
             except OSError as error:
                 raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    show(as_json, summary, lambda found: tables.text(page(found)))
 
 
 def fail_if(problems: list[str], kind: type[FeatcacheError]) -> None:

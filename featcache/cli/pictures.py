@@ -17,6 +17,7 @@ from featcache.cli.options import (
     running_options,
     show,
     weights_option,
+    words,
 )
 
 
@@ -36,7 +37,7 @@ def extract(source: Path, views: str, as_json: bool, **options: Any) -> None:
     from featcache import api, report
 
     with Bar() as bar:
-        summary = api.extract(source, make_options(options), bar, tuple(filter(None, views.split(","))))
+        summary = api.extract(source, make_options(options), bar, words(views))
     show(as_json, summary, report.extract_text)
 
 

@@ -177,9 +177,15 @@ def _try(head: Head, prepared: Prepared, group: Sequence[dict[str, Any]], fold: 
 
 
 def _temperature(scores: FloatArray, truth: npt.NDArray[np.intp]) -> float:
-    """Return the temperature that makes softmax(scores / temperature) the most likely (Guo et al. 2017)."""
+    """Return the temperature that makes softmax(scores / temperature) the most likely (Guo et al. 2017).
+
+    One part in n + 2 of each label is spread over all classes, so that few pictures, all right, do not make it certain
+    (Platt 1999).
+    """
     below = scores - scores.max(1, keepdims=True)
-    missed = -float(below[np.arange(len(truth)), truth].mean())
+    spread_part = 1 / (len(truth) + 2)
+    right = below[np.arange(len(truth)), truth]
+    missed = -float(((1 - spread_part) * right + spread_part * below.mean(1)).mean())
 
     def loss(log_temperature: float) -> float:
         sharpness = np.exp(-log_temperature)

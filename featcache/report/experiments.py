@@ -140,13 +140,18 @@ def bench_page(summary: BenchSummary) -> Page:
     ):
         other = "per_class" if name == "classes" else "classes"
         rows = [row for row in summary.rows if getattr(row, other) is None]
-        if len({getattr(row, name) for row in rows}) > 1 or name == "classes":
+        if any(getattr(row, name) is not None for row in rows) or (
+            name == "classes" and len(rows) == len(summary.rows)
+        ):
             tables += [
                 _grid(title.format("accuracy"), rows, name, _score_cell),
                 _grid(title.format("seconds of choosing and fitting").replace(spread, ""), rows, name, _seconds_cell),
             ]
-    problems = {(row.error or row.problem or ""): row for row in summary.rows if row.problem or row.error}
-    said = [("problem", f"{_cell_name(row)}: {text}") for text, row in problems.items()]
+    problems: dict[str, dict[str, None]] = {}
+    for row in summary.rows:
+        if row.error or row.problem:
+            problems.setdefault(row.error or row.problem or "", {})[_cell_name(row)] = None
+    said = [("problem", f"{'; '.join(cells)}: {text}") for text, cells in problems.items()]
     cells = f"{summary.computed:,} fits computed, {summary.reused:,} known from before"
     return Page(
         tables,

@@ -54,7 +54,8 @@ def records_csv(records: Iterable[Any]) -> str:
     for record in records:
         row = dict(_columns(record))
         if writer is None:
-            writer = csv.DictWriter(out, list(row), lineterminator="\n")
+            # All text is quoted: a name with a lone carriage return would not be, and would tear its row.
+            writer = csv.DictWriter(out, list(row), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
             writer.writeheader()
         writer.writerow(row)
     return out.getvalue()
@@ -76,7 +77,7 @@ def _render(table: Table, style: str) -> str:
     clean = _escaped if style == "github" else one_line
     return tabulate(
         [[clean(cell) for cell in row] for row in table.rows],
-        headers=[header.strip() for header in table.headers],
+        headers=[clean(header.strip()) for header in table.headers],
         tablefmt=style,
         disable_numparse=True,
         colalign=["left" if header.startswith(" ") else "right" for header in table.headers] if table.rows else None,
@@ -85,4 +86,4 @@ def _render(table: Table, style: str) -> str:
 
 def _escaped(value: str) -> str:
     """Return text that stays what it is in Markdown, also names with bars, stars and angle brackets."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|" else c for c in one_line(value))
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|&~" else c for c in one_line(value))
