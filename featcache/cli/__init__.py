@@ -53,6 +53,7 @@ def main() -> NoReturn:
     """Run the command line and exit; every failure a user can meet is one line on stderr."""
     signal.signal(signal.SIGTERM, _terminate)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of a broken picture the reason is listed once, by us
+    warnings.filterwarnings("ignore", message="The number of unique classes is greater")  # few images a class are fine
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:

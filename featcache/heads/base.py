@@ -93,7 +93,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _enter(self, X: FloatArray, y: npt.NDArray[Any]) -> tuple[FloatArray, Codes]:
         X, y = validate_data(self, X, y, dtype=(np.float32, np.float64))
-        check_classification_targets(y)
+        if y.dtype.kind == "f":  # of names and numbers of classes it only warns that there are few images of each
+            check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"Classifier can't train when only one class is present: {self.classes_[0]}")

@@ -36,7 +36,10 @@ def extract_text(summary: ExtractSummary) -> str:
     ]
     if summary.unreadable_file:
         lines.append(f"             all of them: {summary.unreadable_file}")
-    lines += [f"view {view.name:7} {view.reused:,} reused, {view.computed:,} computed" for view in summary.views]
+    lines += [
+        f"view {view.name:7} {view.reused:,} reused, {view.computed:,} computed, {view.seconds:.1f} s"
+        for view in summary.views
+    ]
     lines += [
         f"seconds      {took.total:.1f} in all: forward {took.forward:.1f}, write {took.write:.1f}; "
         f"meanwhile read {took.read:.1f}, decode {took.decode:.1f} (sums over threads)",
