@@ -44,7 +44,7 @@ def _make(seed: int, n_rows: int) -> Any:
     network = MLPClassifier(
         (256,),
         batch_size=min(200, max(32, n_rows // 16), n_rows),
-        learning_rate_init=0.003,
+        learning_rate_init=0.002,
         tol=0.01,
         n_iter_no_change=3,
         max_iter=100,
@@ -56,7 +56,7 @@ def _make(seed: int, n_rows: int) -> Any:
 HEAD = Head(
     "mlp",
     _make,
-    {"mlp__alpha": (1.0, 0.1)},
+    {"mlp__alpha": (1.0, 0.3)},
     {"mlp__alpha": 1.0},
     rough={"mlp__max_iter": 12},
     one_fold_from=0,
