@@ -650,3 +650,12 @@ def test_a_fitted_pipeline_leaves_the_vectors_it_is_given() -> None:
     first = fitted.estimator.predict_proba(new)
     np.testing.assert_array_equal(new, given.X)
     np.testing.assert_array_equal(fitted.estimator.predict_proba(new), first)
+
+
+def test_a_learning_rate_that_breaks_the_network_loses_and_stops_nothing() -> None:
+    data = ready({"train": 20, "test": 5})
+    fitted = fit_head(heads.get("mlp", Sweep(hidden=((8,),), lr=(1e30, 0.01))), data, 0)
+    assert fitted.params["lr"] == 0.01
+    assert {trial.params["mlp__learning_rate_init"]: trial.accuracy for trial in fitted.trials}[1e30] == 0.0
+    with pytest.raises(HeadError, match="mlp cannot be fitted"):
+        fit_head(heads.get("mlp", Sweep(hidden=((8,),), lr=(1e30,))), data, 0)

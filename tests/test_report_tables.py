@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from featcache.records.experiments import BenchRow, BenchSummary, CompareRow, Setting, TrialRow
@@ -159,6 +159,7 @@ def test_a_curve_falls_from_the_highest_bar_to_the_lowest() -> None:
 
 
 @settings(derandomize=True, deadline=None)
+@example(values=[0.0, 1.1125369292536007e-308], width=24)
 @given(values=st.lists(st.floats(-1e6, 1e6), max_size=300), width=st.integers(1, 40))
 def test_a_curve_is_bars_no_wider_than_asked(values: list[float], width: int) -> None:
     drawn = curve(values, width)

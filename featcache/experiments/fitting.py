@@ -165,7 +165,10 @@ def _try(head: Head, prepared: Prepared, group: Sequence[dict[str, Any]], fold: 
     estimator = head.make(seed, len(y)).set_params(**head.rough, **group[0])
     if not isinstance(estimator, Classifier):
         (params,) = group
-        right = estimator.fit(X, y).predict(held) == truth
+        try:
+            right = estimator.fit(X, y).predict(held) == truth
+        except ValueError:  # a learning rate at which the weights grow beyond all bounds
+            return [Trial(params, 0.0, 1.0)]
         return [Trial(params, float(right.mean()), 1.0, _loss_curve(estimator))]
     values, classes = [params[estimator.path] for params in group], np.unique(y)
     trials = []

@@ -352,8 +352,8 @@ def curve(values: Sequence[float], width: int = 24) -> str:
     step = max(1, -(-len(values) // width))
     points = values[::step]
     low, high = min(points), max(points)
-    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_BARS[round((point - low) * scale)] for point in points)
+    height = (high - low) or 1.0
+    return "".join(_BARS[round((point - low) / height * (len(_BARS) - 1))] for point in points)
 
 
 def _value(value: Any) -> str:
