@@ -55,6 +55,11 @@ __all__ = [
 __version__ = version("featcache")
 
 
+def __dir__() -> list[str]:
+    """List the API's names too, which are not loaded yet."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Load the API at its first use, so that `import featcache` stays instant."""
     if name in __all__:

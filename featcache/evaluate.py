@@ -78,7 +78,7 @@ class Interval:
 
 
 def bootstrap(outcomes: Sequence[Outcome], seed: int) -> dict[str, Interval]:
-    """Return intervals for each head: percentiles over resampled pictures and seeds.
+    """Return intervals for each head: percentiles over resampled pictures and seeds; Wilson's if none or all is right.
 
     Pictures are drawn with replacement, each with all its predictions, then seeds; the draws are the same for all
     heads (Efron and Tibshirani 1993, chapter 13). One outcome a seed.
@@ -92,15 +92,13 @@ def bootstrap(outcomes: Sequence[Outcome], seed: int) -> dict[str, Interval]:
         parts.append(_accuracies(outcomes, pictures, seeds))
     low, high = np.nanpercentile(np.concatenate(parts), (2.5, 97.5), axis=0)
     point = _accuracies(outcomes, np.ones((1, n_pictures)), np.ones((1, n_seeds)))[0]
-    return {
-        name: Interval(
-            float(point[h, 0]),
-            (float(low[h, 0]), float(high[h, 0])),
-            float(point[h, 1]),
-            (float(low[h, 1]), float(high[h, 1])),
-        )
-        for h, name in enumerate(outcomes[0].hits)
-    }
+    found = {}
+    for h, name in enumerate(outcomes[0].hits):
+        (accuracy, balanced), ends = point[h].tolist(), np.stack([low[h], high[h]], axis=1).tolist()
+        if accuracy in (0.0, 1.0):  # every draw is equal, which does not make it certain
+            ends = [wilson(round(accuracy * n_pictures), n_pictures)] * 2
+        found[name] = Interval(accuracy, tuple(ends[0]), balanced, tuple(ends[1]))
+    return found
 
 
 def _accuracies(outcomes: Sequence[Outcome], pictures: npt.NDArray[Any], seeds: npt.NDArray[Any]) -> Array:

@@ -14,6 +14,7 @@ from featcache.errors import DatasetError
 from featcache.records import Features
 
 TEST_FRACTION = 0.2
+MADE = "no test split in the dataset: it has a stratified 80/20 split of seed {}, kept in the cache"
 
 Rows = npt.NDArray[np.intp]
 
@@ -59,9 +60,7 @@ def plan(features: Features, seed: int, kept: Mapping[bytes, str], strict: bool 
     if present in ({""}, {"train"}):
         made = _make(features, labelled, seed, kept)
         names[labelled] = [made[features.keys[row]] for row in labelled]
-        notices.append(
-            f"no test split in the dataset: it has a stratified 80/20 split of seed {seed}, kept in the cache"
-        )
+        notices.append(MADE.format(seed))
     elif "" in present or "train" not in present:
         without = int((names[labelled] == "").sum())
         lacking = f"{without:,} of {len(labelled):,} pictures have none" if without else "`train` is not among them"
@@ -84,8 +83,8 @@ def plan(features: Features, seed: int, kept: Mapping[bytes, str], strict: bool 
 
 
 def digest(features: Features, plans: Sequence[Plan]) -> str:
-    """Return the sha256 (hex) of who is trained on, chosen on and scored in each of the plans, whatever their order."""
-    found = hashlib.sha256()
+    """Return the sha256 (hex) of who is trained on, chosen on and scored, of several different plans one of all."""
+    found = []
     for made in plans:
         parts = {"train": made.train, "val": made.val, made.scored_name: made.scored}
         lines = sorted(
@@ -94,8 +93,8 @@ def digest(features: Features, plans: Sequence[Plan]) -> str:
             if rows is not None
             for row in rows
         )
-        found.update("\n".join([*lines, ""]).encode(errors="surrogateescape"))
-    return found.hexdigest()
+        found.append(hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest())
+    return found[0] if len(set(found)) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()
 
 
 def _make(features: Features, labelled: Rows, seed: int, kept: Mapping[bytes, str]) -> dict[bytes, str]:

@@ -228,9 +228,10 @@ class TestBootstrap:
         assert found.accuracy == 0.5
         assert np.isfinite(found.accuracy_interval).all()
 
-    def test_always_right_has_no_width(self) -> None:
-        found = bootstrap([outcome({"a": share(20, 20)}, np.arange(20) % 2)], 0)["a"]
-        assert (found.accuracy_interval, found.balanced_interval) == ((1.0, 1.0), (1.0, 1.0))
+    @pytest.mark.parametrize("hits", [0, 20])
+    def test_all_or_nothing_right_is_not_certain(self, hits: int) -> None:
+        found = bootstrap([outcome({"a": share(hits, 20)}, np.arange(20) % 2)], 0)["a"]
+        assert (found.accuracy_interval, found.balanced_interval) == (wilson(hits, 20), wilson(hits, 20))
 
     def test_many_pictures_are_drawn_in_blocks(self) -> None:
         n = 17_500  # times 1000 draws is more than one block

@@ -617,7 +617,7 @@ def test_runs_of_other_features_differ_in_their_fingerprint(
     two = run("fit", source, "--backbone", "resnet18", "--weights", tmp_path / "other.pth", "--json").json
     numbers = [str(row["id"]) for row in run("runs", "--json").json["rows"] if row["command"] == "fit"]
     differences = run("runs", "compare", *numbers, "--json").json["differences"]
-    assert differences == [f"fingerprint: {one['fingerprint']} | {two['fingerprint']}"]
+    assert differences == [f"fingerprint: {one['fingerprint'][:16]} | {two['fingerprint'][:16]}"]
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=list(COMMANDS))

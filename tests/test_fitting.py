@@ -14,6 +14,7 @@ from scipy.spatial.distance import pdist
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import log_loss
 from sklearn.model_selection import ParameterGrid
+from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from featcache import heads
@@ -351,7 +352,7 @@ class TestChoice:
 
     def test_the_floor_has_nothing_to_choose(self) -> None:
         fitted = fit_head(heads.get(heads.FLOOR), ready({"train": 10, "test": 2}), 0)
-        assert (fitted.chosen_by, fitted.params) == ("nothing to choose", {})
+        assert (fitted.chosen_by, fitted.params) == ("default (nothing else to try)", {})
         assert fitted.probabilities == pytest.approx(np.full((6, 3), 1 / 3))
 
     @pytest.mark.parametrize("name", ALL)
@@ -639,7 +640,7 @@ class TestSweep:
 
     def test_one_value_of_each_is_nothing_to_choose(self) -> None:
         fitted = fit_head(heads.get("mlp", Sweep(hidden=((8,),), lr=(0.01,))), ready({"train": 10, "test": 2}), 0)
-        assert fitted.chosen_by == "nothing to choose"
+        assert fitted.chosen_by == "default (nothing else to try)"
         assert fitted.params == {"hidden": (8,), "lr": 0.01, "alpha": 1.0}
 
 
@@ -652,6 +653,7 @@ def test_a_fitted_pipeline_leaves_the_vectors_it_is_given() -> None:
     np.testing.assert_array_equal(fitted.estimator.predict_proba(new), first)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_learning_rate_that_breaks_the_network_loses_and_stops_nothing() -> None:
     data = ready({"train": 20, "test": 5})
     fitted = fit_head(heads.get("mlp", Sweep(hidden=((8,),), lr=(1e30, 0.01))), data, 0)
@@ -659,3 +661,22 @@ def test_a_learning_rate_that_breaks_the_network_loses_and_stops_nothing() -> No
     assert {trial.params["mlp__learning_rate_init"]: trial.accuracy for trial in fitted.trials}[1e30] == 0.0
     with pytest.raises(HeadError, match="mlp cannot be fitted"):
         fit_head(heads.get("mlp", Sweep(hidden=((8,),), lr=(1e30,))), data, 0)
+
+
+def test_an_interruption_of_the_network_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = MLPClassifier._backprop
+    calls = iter(range(10**6))
+
+    def interrupted(self: Any, *args: Any) -> Any:
+        if next(calls) == 5:  # inside the first trial; scikit-learn catches it and goes on with what it has
+            raise KeyboardInterrupt
+        return network(self, *args)
+
+    monkeypatch.setattr(MLPClassifier, "_backprop", interrupted)
+    data = ready({"train": 20, "test": 5})
+    with pytest.raises(KeyboardInterrupt):
+        fit_head(heads.get("mlp"), data, 0)
+    one = replace(heads.get("mlp"), grid={"mlp__alpha": (1.0,)})  # nothing to try: only the final fit
+    calls = iter(range(10**6))
+    with pytest.raises(KeyboardInterrupt):
+        fit_head(one, data, 0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from featcache.api.experiment import Experiment, open_experiment, seed_range
 from featcache.api.models import versions
 from featcache.api.options import Options
-from featcache.heads import HEADS, get
+from featcache.heads import HEADS, several
 from featcache.records import Progress
 from featcache.records.experiments import BenchSummary
 from featcache.split import Plan
@@ -42,7 +42,7 @@ def bench(
     cells are kept in the cache, and not computed again. A cell that has no score says why in its row. Other arguments
     as in `compare`. Raises `FeatcacheError`.
     """
-    chosen = [get(name) for name in dict.fromkeys(heads)]
+    chosen = several(heads)
     seeds = seed_range(seed, n_seeds)
     with open_experiment(source, options, progress) as experiment, experiment.run("bench") as run:
         plans = {number: experiment.plan(number, strict=False) for number in seeds}
@@ -63,7 +63,7 @@ def bench(
             rows=tuple(rows),
             computed=grid.computed,
             reused=grid.reused,
-            notices=(*experiment.notices, *plans[seed].notices),
+            notices=tuple(experiment.notes(plans)),
         )
         experiment.cache.runs.finish(run, asdict(summary))
         return summary

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from featcache.api.experiment import Experiment, open_experiment, seed_range
 from featcache.api.options import Options
-from featcache.heads import FLOOR, HEADS, get
+from featcache.heads import FLOOR, HEADS, several
 from featcache.records import Progress
 from featcache.records.experiments import CompareSummary
 from featcache.split import Plan
@@ -34,7 +34,7 @@ def compare(
     With `train_views` or `tta` every head but the floor has a second row, with views. Other arguments as in `fit`.
     Raises `FeatcacheError`; a head that cannot be fitted gives a row that says so.
     """
-    chosen = [get(name) for name in dict.fromkeys(heads)]
+    chosen = several(heads)
     seeds = seed_range(seed, n_seeds)
     with open_experiment(source, options, progress, train_views or tta) as experiment, experiment.run("compare") as run:
         plans = {seed: experiment.plan(seed) for seed in seeds}
@@ -46,13 +46,17 @@ def compare(
             variants += [Variant(head, train_views, tta) for head in chosen if head.name != FLOOR]
         rows, shared_seconds, notices = compare_heads(variants, _vectors(experiment, plans), seeds, progress)
         n_pictures = len({experiment.features.keys[row] for plan in plans.values() for row in plan.scored})
-        over = f"{n_pictures:,} scored pictures" + (f" and {n_seeds} seeds" if n_seeds > 1 else "")
+        n_scored = len(plans[seed].scored)
+        over = f"{n_pictures:,} scored pictures" + (
+            f", {n_scored:,} a seed," if plans[seed].made and n_seeds > 1 else ""
+        )
+        over += f" and {n_seeds} seeds" if n_seeds > 1 else ""
         summary = CompareSummary(
             setting=experiment.setting(list(plans.values()), seeds, train_views, tta),
             interval=f"95 % bootstrap over {over}",
             shared_seconds=shared_seconds,
             rows=tuple(rows),
-            notices=tuple(dict.fromkeys([*experiment.notices, *plans[seed].notices, *notices])),
+            notices=tuple(dict.fromkeys([*experiment.notes(plans), *notices])),
         )
         experiment.cache.runs.finish(run, asdict(summary))
         return summary

@@ -17,7 +17,7 @@ from featcache.errors import BackboneError, DatasetError, FeatcacheError, HeadEr
 from featcache.load import load
 from featcache.records import Features, FeatureSpec, Progress
 from featcache.records.experiments import Setting
-from featcache.split import Plan, digest, plan
+from featcache.split import MADE, Plan, digest, plan
 from featcache.store import Cache, Row, Run
 
 
@@ -42,6 +42,15 @@ class Experiment:
         made = plan(self.features, seed, self.cache.splits.kept(self.root, seed), strict)
         self.cache.splits.keep(self.root, seed, made.made)
         return made
+
+    def notes(self, plans: Mapping[int, Plan]) -> list[str]:
+        """Return what is to be said of the dataset and of the plans of several seeds."""
+        first, *others = plans
+        said = list(plans[first].notices)
+        if others and plans[first].made:
+            own = "no test split in the dataset: each seed has a stratified 80/20 split of its own, kept in the cache"
+            said = [own, *(notice for notice in said if notice != MADE.format(first))]
+        return [*self.notices, *said]
 
     @contextmanager
     def run(self, command: str) -> Iterator[Run]:

@@ -33,7 +33,17 @@ _RECORDS: dict[str, Any] = {
     "bench": BenchSummary,
     "confusions": ConfusionSummary,
 }
-_SAME = ("dataset", "fingerprint", "split_digest", "seeds", "train_views", "test_views", "versions")
+_SAME = (
+    "dataset",
+    "fingerprint",
+    "split_digest",
+    "split_sizes",
+    "n_classes",
+    "seeds",
+    "train_views",
+    "test_views",
+    "versions",
+)
 
 
 def runs(options: Options | None = None) -> RunList:
@@ -67,7 +77,9 @@ def runs_compare(first: int, second: int, options: Options | None = None) -> Run
             raise RunNotFoundError(f"run {run.id} ({run.command}) has no scores: `featcache runs` lists others")
     before, after = map(_setting, pair)
     differences = [
-        f"{name}: {before.get(name)} | {after.get(name)}" for name in _SAME if before.get(name) != after.get(name)
+        f"{name}: {_short(before.get(name))} | {_short(after.get(name))}"
+        for name in _SAME
+        if before.get(name) != after.get(name)
     ]
     scores, others = map(_scores, pair)
     rows = []
@@ -132,12 +144,17 @@ def _scores(run: Run) -> dict[str, tuple[float | None, tuple[float, float] | Non
     if run.command == "confusions" and "accuracy" in summary:
         return {summary["head"]: (summary["accuracy"], _pair(summary["accuracy_interval"]))}
     if run.command == "fit" and "accuracy" in summary:
-        return {summary["head"]: (summary["accuracy"], (summary["accuracy_low"], summary["accuracy_high"]))}
+        return {_name(summary): (summary["accuracy"], (summary["accuracy_low"], summary["accuracy_high"]))}
     return {}
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return f"{row['head']}{'+views' if row['train_views'] else ''}{'+tta' if row['test_views'] else ''}"
+    return f"{row['head']}{'+views' if row.get('train_views') else ''}{'+tta' if row.get('test_views') else ''}"
+
+
+def _short(value: Any) -> str:
+    """Return a value as text, of a digest its first digits."""
+    return value[:16] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def _pair(interval: Any) -> tuple[float, float] | None:

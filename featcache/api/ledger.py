@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,9 @@ def ledger(source: str | Path | None = None, options: Options | None = None) -> 
             elif run.fingerprint == extraction.fingerprint:
                 spent[run.command].append(_seconds(run))
         network = _network_seconds(cache, own, extraction)
-        experiments = sum(len(spent[command]) for command in EXPERIMENTS)
-        heads = sum(sum(spent[command]) for command in EXPERIMENTS)
+        experiments = [run for run in own if run.command in EXPERIMENTS]
+        passes = [_passes(run.summary or {}) for run in experiments]
+        heads = sum(map(_seconds, experiments))
         extracting = sum(spent["extract"]) + sum(spent["extract views"])
         return LedgerSummary(
             cache=str(cache.folder),
@@ -46,13 +47,31 @@ def ledger(source: str | Path | None = None, options: Options | None = None) -> 
             rows=tuple(
                 LedgerRow(work, len(seconds), round(sum(seconds), 3)) for work, seconds in spent.items() if seconds
             ),
-            experiments=experiments,
+            experiments=len(experiments),
             network_seconds=round(network, 3),
             with_cache=round(extracting + heads, 3),
-            without_cache=round(experiments * network + heads, 3),
-            break_even=math.ceil(extracting / network) if network else None,
+            without_cache=round(sum(passes) * network + heads, 3),
+            break_even=_break_even(extracting, [times * network for times in passes], network),
             notices=() if network else ("no extraction of these pictures was timed here, so nothing can be compared",),
         )
+
+
+def _passes(summary: Mapping[str, Any]) -> int:
+    """Return how often an experiment would have run the network over all pictures: once, and once for each view."""
+    setting = summary.get("setting", summary)
+    return 1 + len({*setting.get("train_views", ()), *setting.get("test_views", ())})
+
+
+def _break_even(extracting: float, costs: Sequence[float], network: float) -> int | None:
+    """Return the experiment at which running the network each time has cost as much, going on as one plain one each."""
+    if not network:
+        return None
+    spent = 0.0
+    for number, cost in enumerate(costs, 1):
+        spent += cost
+        if spent >= extracting:
+            return number
+    return len(costs) + max(1, math.ceil((extracting - spent) / network))
 
 
 def _network_seconds(cache: Cache, runs: list[Run], extraction: Run) -> float:

@@ -27,6 +27,9 @@ from featcache.records import FloatArray, Progress
 
 _SHORT = {"hidden_layer_sizes": "hidden", "learning_rate_init": "lr"}
 
+_INTERRUPTED = "Training interrupted by user"
+"""What MLPClassifier warns of when it swallows Ctrl-C and goes on with a network that is half trained."""
+
 SMALL = 2**20
 """A matrix with fewer values is worked on with one BLAS thread: more would wait for each other."""
 
@@ -66,6 +69,8 @@ def fit_head(head: Head, prepared: Prepared, seed: int, progress: Progress | Non
     try:
         with config_context(assume_finite=True, skip_parameter_validation=True):  # they were checked, and are ours
             return _fit_head(head, prepared, seed, progress)
+    except UserWarning as interruption:
+        raise KeyboardInterrupt from interruption
     except (ValueError, np.linalg.LinAlgError, MemoryError) as error:
         if isinstance(error, HeadError):
             raise
@@ -79,6 +84,7 @@ def _fit_head(head: Head, prepared: Prepared, seed: int, progress: Progress | No
     X, y = prepared.rows()
     with _blas(1 if X.size < SMALL else cpu_count()), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
+        warnings.filterwarnings("error", message=_INTERRUPTED)
         estimator = head.make(seed, len(y)).set_params(**best.params).fit(X, y)
         if isinstance(estimator, Classifier):
             estimator.set_params(temperature=best.temperature)
@@ -120,7 +126,7 @@ def _choose(head: Head, prepared: Prepared, seed: int, progress: Progress | None
         return [Trial(dict(head.default), 0.0, 1.0)], chosen_by
     candidates = list(ParameterGrid(dict(head.grid)))
     if len(candidates) == 1 and not isinstance(head.make(seed, len(prepared.y)), Classifier):
-        return [Trial(candidates[0], 0.0, 1.0)], "nothing to choose"
+        return [Trial(candidates[0], 0.0, 1.0)], "default (nothing else to try)"
     if head.one_fold_from is not None and len(prepared.y) >= head.one_fold_from and len(folds) > 1:
         folds, chosen_by = folds[:1], f"one fold of {chosen_by}"
     return _try_all(head, prepared, folds, seed, progress), chosen_by
@@ -143,6 +149,7 @@ def _try_all(
     n_jobs, n_threads = _cores(head, len(tasks), prepared.X.size)
     with _blas(n_threads), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate that needs longer just scores lower
+        warnings.filterwarnings("error", message=_INTERRUPTED)
         jobs = (delayed(_try)(head, prepared, group, fold, seed) for group, fold in tasks)
         for trials in Parallel(n_jobs, backend="threading", return_as="generator")(jobs):
             found.append(trials)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,19 @@ from featcache.records.experiments import Sweep
 if TYPE_CHECKING:
     from featcache.heads.base import Head
 
-__all__ = ["FLOOR", "HEADS", "Sweep", "get"]
+__all__ = ["FLOOR", "HEADS", "Sweep", "get", "several"]
 
 HEADS = ("logreg", "svm", "svm-rbf", "mlp", "knn", "centroid", "ridge", "lda")
 FLOOR = "dummy"
 """The names of all heads, and of the floor; each is the module of the same name in this package."""
+
+
+def several(names: str | Sequence[str]) -> list[Head]:
+    """Return the heads of these names, each once; raises `HeadError`, also where there is none."""
+    found = [get(name) for name in dict.fromkeys([names] if isinstance(names, str) else names)]
+    if not found:
+        raise HeadError(f"no head is named: use some of {', '.join((*HEADS, FLOOR))}")
+    return found
 
 
 def get(name: str, sweep: Sweep | None = None) -> Head:

@@ -305,9 +305,9 @@ def ledger_page(summary: LedgerSummary) -> Page:
             ("network", f"{summary.network_seconds:.1f} s to run over all pictures once"),
             ("with the cache", f"{summary.with_cache:.1f} s for {summary.experiments:,} experiments (fit, compare, "
              "bench and confusions, one each time they ran)"),
-            ("without it", f"{summary.without_cache:.1f} s, had each run the network first"),
-            ("break-even", f"experiment {summary.break_even:,}: "
-             + (f"{ahead:.1f} s saved so far" if ahead >= 0 else f"{-ahead:.1f} s behind so far")),
+            ("without it", f"{summary.without_cache:.1f} s, had each run the network first, once a view that it used"),
+            ("break-even", f"experiment {summary.break_even:,}"
+             + (f": {ahead:.1f} s saved so far" if ahead >= 0 else f", not reached yet: {-ahead:.1f} s behind so far")),
         ]  # fmt: skip
     return Page(
         [Table("", [" work", "runs", "seconds"], rows)], [*facts, *(("note", notice) for notice in summary.notices)]
