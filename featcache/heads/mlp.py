@@ -45,8 +45,8 @@ def _make(seed: int, n_rows: int) -> Any:
         (256,),
         batch_size=min(200, max(32, n_rows // 16), n_rows),
         learning_rate_init=0.002,
-        tol=0.01,
-        n_iter_no_change=3,
+        tol=0.02,
+        n_iter_no_change=2,
         max_iter=100,
         random_state=seed,
     )
@@ -58,7 +58,7 @@ HEAD = Head(
     _make,
     {"mlp__alpha": (1.0, 0.3)},
     {"mlp__alpha": 1.0},
-    rough={"mlp__max_iter": 12},
+    rough={"mlp__max_iter": 8},
     one_fold_from=0,
 )
 
