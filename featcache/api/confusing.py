@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from featcache.api.experiment import open_experiment
 from featcache.api.options import Options
 from featcache.errors import HeadError
-from featcache.heads import HEADS, get
+from featcache.heads import HEADS, several
 from featcache.records import Progress
 from featcache.records.experiments import ConfusionSummary
 
@@ -32,9 +32,7 @@ def confusions(
 
     Other arguments as in `fit`. Raises `FeatcacheError`; another head that cannot be fitted is named in `errors`.
     """
-    names = list(dict.fromkeys([head, *heads]))
-    for name in names:
-        get(name)  # an unknown one is refused before anything is extracted
+    chosen = several([head, *heads])
     with open_experiment(source, options, progress) as experiment, experiment.run("confusions") as run:
         plan = experiment.plan(seed)
 
@@ -44,7 +42,7 @@ def confusions(
         from featcache.experiments.prepared import prepare
 
         data = prepare(experiment.features, plan)
-        predicted, errors = _predict(data, [get(name) for name in names], seed, progress)
+        predicted, errors = _predict(data, chosen, seed, progress)
         if head not in predicted:
             raise HeadError(errors[0])
         found = count(data, predicted, head)
