@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import stat
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -81,23 +83,29 @@ def read(path: str) -> tuple[bytes, bytes, FileStat]:
     return data, hashlib.sha256(data).digest(), before
 
 
-def decode(data: bytes, preprocess: Preprocess, view: str = ORIGINAL) -> Pixels:
+def decode(data: bytes, preprocess: Preprocess, view: str = ORIGINAL, *, draft: bool = False) -> Pixels:
     """Decode a picture file's bytes to the (crop, crop, 3) uint8 RGB array that the backbone normalises.
 
     EXIF orientation is applied first; transparency is laid over white; of an animation the first frame is taken; the
-    view is made last. Raises `PictureError` with the reason in one line.
+    view is made last. With `draft` a large JPEG is decoded in fewer pixels, see `records.DRAFT`. Raises `PictureError`
+    with the reason in one line.
     """
+    return decode_views(data, preprocess, [view], draft=draft)[0]
+
+
+def decode_views(data: bytes, preprocess: Preprocess, views: Sequence[str], *, draft: bool = False) -> list[Pixels]:
+    """Decode a picture file's bytes once, as `decode` does, and return its array for each of several views."""
     try:
         if data[4:12] in _HEIC_BRANDS:
             _allow_heic()
         elif data.startswith(_EPS):  # Pillow would start Ghostscript on it
             raise PictureError("EPS is a program, not a photograph: convert it")
-        with Image.open(io.BytesIO(data)) as image, _room_for(image):
-            if "transparency" in image.info and "RGB;16B" in str(getattr(image, "tile", "")):
-                # Pillow keeps 8 bits of the pixels and all 16 of the transparent colour, so they cannot be compared.
-                raise PictureError("16-bit colour picture with one transparent colour: convert it to 8 bit")
-            ImageOps.exif_transpose(image, in_place=True)
-            return crop(to_rgb(image), preprocess, view)
+        with Image.open(io.BytesIO(data)) as image:
+            if draft:
+                scale = 2 * preprocess.resize / min(image.size)
+                image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+            with _room_for(image):
+                return crops(_upright_rgb(image), preprocess, views)
     except PictureError:
         raise
     except UnidentifiedImageError as error:
@@ -108,6 +116,14 @@ def decode(data: bytes, preprocess: Preprocess, view: str = ORIGINAL) -> Pixels:
         raise PictureError("not enough memory to decode it") from error
     except Exception as error:  # Pillow's plugins raise almost anything on broken files
         raise PictureError(f"broken picture: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    if "transparency" in image.info and "RGB;16B" in str(getattr(image, "tile", "")):
+        # Pillow keeps 8 bits of the pixels and all 16 of the transparent colour, so they cannot be compared.
+        raise PictureError("16-bit colour picture with one transparent colour: convert it to 8 bit")
+    ImageOps.exif_transpose(image, in_place=True)
+    return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -123,11 +139,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def crop(image: Image.Image, preprocess: Preprocess, view: str = ORIGINAL) -> Pixels:
-    """Resize an RGB picture and keep its centre, as torchvision's and timm's evaluation transforms do.
+def crops(image: Image.Image, preprocess: Preprocess, views: Sequence[str]) -> list[Pixels]:
+    """Resize an RGB picture once and keep its centre, as torchvision's and timm's evaluation transforms do.
 
     The view `flip` is the same mirrored; `crop-tl` and its like keep a corner instead of the centre.
     """
@@ -139,18 +155,22 @@ def crop(image: Image.Image, preprocess: Preprocess, view: str = ORIGINAL) -> Pi
         target = (size, int(size * height / width))
     else:
         target = (int(size * width / height), size)
-    left, top = (round((e - keep) / 2.0) if e >= keep else -((keep - e) // 2) for e in target)
-    if view in _CORNERS:
-        left, top = (at * max(e - keep, 0) for at, e in zip(_CORNERS[view], target, strict=True))
     resample = _FILTERS[preprocess.interpolation]
-    if max(target) > MAX_ASPECT * size:
-        x, y = width / target[0], height / target[1]
-        box = (left * x, top * y, (left + keep) * x, (top + keep) * y)
-        kept = image.resize((keep, keep), resample, box=box)
-    else:
-        resized = image if target == image.size else image.resize(target, resample)
-        kept = resized.crop((left, top, left + keep, top + keep))
-    return np.asarray(ImageOps.mirror(kept) if view == "flip" else kept)
+    is_long = max(target) > MAX_ASPECT * size
+    resized = image if is_long or target == image.size else image.resize(target, resample)
+    found = []
+    for view in views:
+        left, top = (round((e - keep) / 2.0) if e >= keep else -((keep - e) // 2) for e in target)
+        if view in _CORNERS:
+            left, top = (at * max(e - keep, 0) for at, e in zip(_CORNERS[view], target, strict=True))
+        if is_long:
+            x, y = width / target[0], height / target[1]
+            box = (left * x, top * y, (left + keep) * x, (top + keep) * y)
+            kept = image.resize((keep, keep), resample, box=box)
+        else:
+            kept = resized.crop((left, top, left + keep, top + keep))
+        found.append(np.asarray(ImageOps.mirror(kept) if view == "flip" else kept))
+    return found
 
 
 def _room_for(image: Image.Image) -> AbstractContextManager[object]:

@@ -33,6 +33,14 @@ class DeviceError(FeatcacheError, ValueError):
     """A device that was asked for by name and is not there."""
 
 
+class EngineError(FeatcacheError, RuntimeError):
+    """An engine that cannot run this backbone here, or would not give the same vectors."""
+
+
+class EngineMemoryError(EngineError, MemoryError):
+    """A batch that does not fit into the memory of the device."""
+
+
 class CacheError(FeatcacheError, RuntimeError):
     """A cache that cannot be opened or read as it is."""
 

@@ -29,10 +29,9 @@ from featcache.decode import Pixels, decode
 from featcache.embed import open_engine
 from featcache.embed.torch_engine import normalise
 from featcache.errors import BackboneError, WeightsError, WeightsUnavailableError
-from featcache.records import FeatureSpec, FloatArray, Preprocess
+from featcache.records import DRAFT, Calibration, FeatureSpec, FloatArray, Preprocess
 
 State = dict[str, torch.Tensor]
-CPU = torch.device("cpu")
 SIDE = 64
 """Convolutional networks take any size; a small one keeps the run short."""
 
@@ -64,12 +63,12 @@ def timm() -> Any:
 
 
 @pytest.fixture
-def closed_url(models: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Let torchvision's entry for resnet18 name a port of this computer that refuses every connection."""
+def closed_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Let the URL of resnet18's weights name a port of this computer that refuses every connection."""
     with socket.socket() as bound:  # bound and not listening
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/resnet18-f37072fd.pth"
-        monkeypatch.setattr(models.ResNet18_Weights.IMAGENET1K_V1.value, "url", url)
+        monkeypatch.setattr(torchvision_models, "RESNET18_URL", url)
         yield url
 
 
@@ -99,6 +98,10 @@ def _pixels(size: int = SIDE, n: int = 2, seed: int = 3) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
 
 
+def _input(pixels: Pixels, preprocess: Preprocess) -> torch.Tensor:
+    return normalise(torch.from_numpy(pixels), preprocess)
+
+
 def _features(backbone: Backbone, size: int = SIDE) -> FloatArray:
     return open_engine(backbone, "cpu").embed(_pixels(size))
 
@@ -119,7 +122,7 @@ def test_auto_is_resnet18_where_its_weights_are_and_does_not_import_torch(tmp_pa
     code = f"""
 import json, sys
 from featcache.backbones import resolve, torchvision_models
-torchvision_models.RESNET18_FILE = "resnet18-{digest[:8]}.pth"
+torchvision_models.RESNET18_URL = "http://nowhere.invalid/resnet18-{digest[:8]}.pth"
 backbone = resolve()
 loaded = [name for name in ("torch", "torchvision", "timm") if name in sys.modules]
 print(json.dumps([backbone.name, backbone.weights, backbone.spec.weights_sha256, loaded]))
@@ -196,7 +199,7 @@ def test_a_weights_file_that_is_not_there_is_unavailable(name: str, tmp_path: Pa
 def test_the_constants_of_resnet18_are_those_of_torchvision(models: Any) -> None:
     entry = models.ResNet18_Weights.IMAGENET1K_V1
     preset = entry.transforms()
-    assert entry.url.rsplit("/", 1)[1] == torchvision_models.RESNET18_FILE
+    assert entry.url == torchvision_models.RESNET18_URL
     assert (
         Preprocess(
             resize=preset.resize_size[0],
@@ -246,7 +249,7 @@ def resnet18_features(models: Any, resnet18_state: State) -> FloatArray:
     network.load_state_dict(resnet18_state)
     network.fc = torch.nn.Identity()
     with torch.no_grad():
-        vectors: FloatArray = network.eval()(normalise(_pixels(), torchvision_models.RESNET18_PREPROCESS, CPU)).numpy()
+        vectors: FloatArray = network.eval()(_input(_pixels(), torchvision_models.RESNET18_PREPROCESS)).numpy()
     return vectors
 
 
@@ -368,7 +371,7 @@ def test_every_packaged_tensor_of_efficientnet_lite0_is_in_the_network(packaged:
 
 def test_efficientnet_lite0_gives_the_features_of_timms_network(lite0: torch.nn.Module) -> None:
     backbone = resolve(LITE)
-    images = normalise(_pixels(224), backbone.spec.preprocess, CPU)
+    images = _input(_pixels(224), backbone.spec.preprocess)
     expected = _pooled(lite0, images)
     assert expected.shape == (2, 1280)
     with torch.no_grad():
@@ -407,6 +410,7 @@ def test_weights_of_another_network_do_not_fit_efficientnet_lite0(resnet18_state
 # Fingerprints
 
 SPEC = FeatureSpec("resnet18", "0" * 64, torchvision_models.RESNET18_PREPROCESS)
+CALIBRATION = Calibration("1" * 64, "static", 0, ("00", "22"))
 
 
 def test_the_fingerprint_of_a_spec_never_changes() -> None:
@@ -426,7 +430,9 @@ def test_the_fingerprint_is_the_same_in_every_process(tmp_path: Path) -> None:
 )
 def test_every_field_of_a_spec_is_in_its_fingerprint(field: str) -> None:
     value = getattr(SPEC, field)
-    other = dataclasses.replace(SPEC, **{field: value + (1 if isinstance(value, int) else "x")})
+    values = {"decoding": DRAFT, "calibration": CALIBRATION}
+    changed = values[field] if field in values else value + (1 if isinstance(value, int) else "x")
+    other = dataclasses.replace(SPEC, **{field: changed})
     assert other.fingerprint != SPEC.fingerprint
 
 
@@ -445,6 +451,17 @@ def test_every_field_of_a_spec_is_in_its_fingerprint(field: str) -> None:
 def test_every_step_of_the_preprocessing_is_in_the_fingerprint(change: dict[str, Any]) -> None:
     other = dataclasses.replace(SPEC, preprocess=dataclasses.replace(SPEC.preprocess, **change))
     assert other.fingerprint != SPEC.fingerprint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"network_sha256": "0" * 64}, {"method": "another"}, {"seed": 1}, {"keys": ("00", "11")}, {"keys": ("11", "00")}],
+    ids=str,
+)
+def test_every_part_of_a_calibration_is_in_the_fingerprint(change: dict[str, Any]) -> None:
+    int8 = dataclasses.replace(SPEC, precision="int8", calibration=CALIBRATION)
+    other = dataclasses.replace(int8, calibration=dataclasses.replace(CALIBRATION, **change))
+    assert other.fingerprint != int8.fingerprint
 
 
 def test_the_weights_bytes_and_not_their_path_are_in_the_fingerprint(tmp_path: Path) -> None:
@@ -549,7 +566,7 @@ def test_densenet_takes_the_names_of_its_old_files(
     assert ("features.denseblock1.denselayer1.norm.1.weight" in given) == old
     backbone = resolve("densenet121", _save(given, scratch / "net.pth"))
     with torch.no_grad():
-        vectors = backbone.build()(normalise(_pixels(n=1), backbone.spec.preprocess, CPU)).numpy()
+        vectors = backbone.build()(_input(_pixels(n=1), backbone.spec.preprocess)).numpy()
     assert np.array_equal(vectors, expected)
 
 
@@ -561,7 +578,7 @@ def densenet(models: Any) -> tuple[State, FloatArray]:
     network.load_state_dict(state)
     network.classifier = torch.nn.Identity()
     with torch.no_grad():
-        images = normalise(_pixels(n=1), torchvision_models.RESNET18_PREPROCESS, CPU)
+        images = _input(_pixels(n=1), torchvision_models.RESNET18_PREPROCESS)
         vectors: FloatArray = network.eval()(images).numpy()
     return state, vectors
 
@@ -574,7 +591,7 @@ def test_googlenet_prepares_its_input_as_its_weights_expect(models: Any, auxilia
     network.load_state_dict(state)
     network.fc = torch.nn.Identity()
     backbone = resolve("googlenet", _save(state, scratch / "net.pth"))
-    images = normalise(_pixels(n=1), backbone.spec.preprocess, CPU)
+    images = _input(_pixels(n=1), backbone.spec.preprocess)
     with torch.no_grad():
         expected = network.eval()(images).numpy()
         assert np.array_equal(backbone.build()(images).numpy(), expected)
@@ -600,7 +617,7 @@ def test_a_timm_model_gives_the_features_of_timms_own_network(
     backbone = resolve(name, _save(state, scratch / "net.safetensors"))
     assert backbone.name == name
     crop = backbone.spec.preprocess.crop
-    images = normalise(_pixels(crop), backbone.spec.preprocess, CPU)
+    images = _input(_pixels(crop), backbone.spec.preprocess)
     with torch.no_grad():
         expected = network.forward_head(network.forward_features(images), pre_logits=True).numpy()  # type: ignore[operator]
     vectors = _features(backbone, crop)
@@ -645,7 +662,7 @@ def test_the_crop_of_a_timm_model_is_timms_own(timm: Any, model: str, size: tupl
     preprocess = resolve(f"timm:{model}", path).spec.preprocess
     file = io.BytesIO()
     picture.save(file, "PNG")
-    found = normalise(np.stack([decode(file.getvalue(), preprocess)]), preprocess, CPU)[0].numpy()
+    found = _input(np.stack([decode(file.getvalue(), preprocess)]), preprocess)[0].numpy()
     assert found.shape == expected.shape == (3, preprocess.crop, preprocess.crop)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 

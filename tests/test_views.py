@@ -318,7 +318,7 @@ def test_predict_with_views_is_the_mean_of_their_probabilities(
     result = run("predict", fitted["model"], source, "--json")
     predicted = result.json["predictions"]
     assert [row["path"] for row in predicted] == [str(path) for path in new]
-    assert ("extract flip" in result.err) == (head == "logreg")
+    assert ("extract:" in result.err) == (head == "logreg")
     steps = resolve("resnet18", seeded_weights).spec.preprocess
     content = joblib.load(fitted["model"])
     views = [ORIGINAL, *NAMES]
@@ -430,13 +430,11 @@ def test_a_stopped_extraction_of_views_leaves_the_earlier_one(
 
     run("extract", listing, network=True)
     before = run("fit", "--json").json
-    compute, calls = extraction.compute, []
+    compute = extraction.compute
 
     def interrupted(*args: Any) -> Any:
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return compute(*args)
+        compute(*args)
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(extraction, "compute", interrupted)
@@ -446,7 +444,7 @@ def test_a_stopped_extraction_of_views_leaves_the_earlier_one(
     assert [after[name] for name in ("fingerprint", "accuracy", "log_loss", "split_digest")] == [
         before[name] for name in ("fingerprint", "accuracy", "log_loss", "split_digest")
     ]
-    assert run("fit", "--tta", "--json").json["test_views"] == ["flip"]  # the view that was finished
+    assert refused(run("fit", "--tta"), f"no view of {listing} is in the cache")  # they are finished together
     assert run("cache", "verify").code == 0
     assert [b["rows"] for b in run("cache", "info", "--json").json["backbones"]] == [COUNT] * 6
     whole = run("extract", listing, "--views", "flip,crops5", "--json", network=True).json
@@ -457,25 +455,32 @@ def test_a_stopped_extraction_of_views_leaves_the_earlier_one(
 def test_a_first_extraction_that_stops_among_its_views_has_no_base_yet(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featcache.api import extraction
+    from featcache.api.embedding import Embedder
 
     for label in ("a", "b"):
         for number in range(3):
             write_picture(tmp_path / "few" / label / f"{number}.png", 10 * ord(label) + number)
-    compute, calls = extraction.compute, []
+    add, calls = Embedder.add, []
 
-    def interrupted(*args: Any) -> Any:
+    def interrupted(*args: Any) -> None:
         calls.append(args)
-        if len(calls) == 2:
+        if len(calls) == 5:  # by then the batch of the first picture is finished
             raise KeyboardInterrupt
-        return compute(*args)
+        add(*args)
 
+    words = ["extract", "few", "--views", "flip,crops5", "--batch-size", "6", "--device", "cpu"]
     with monkeypatch.context() as patch:
-        patch.setattr(extraction, "compute", interrupted)
-        assert run("extract", "few", "--views", "flip,crops5", network=True).code == 130
+        patch.setattr(Embedder, "add", interrupted)
+        assert run(*words, network=True).code == 130
     assert refused(run("fit"), "featcache extract")
     assert refused(run("ledger"), "featcache extract")
-    assert run("fit", "few", "--tta", "--json", network=True).json["test_views"] == ["flip"]
+    kept = {backbone["view"]: backbone["rows"] for backbone in run("cache", "info", "--json").json["backbones"]}
+    (rows,) = set(kept.values())  # a batch holds all six views of one picture
+    assert (sorted(kept), 1 <= rows <= 4) == (sorted([ORIGINAL, *NAMES]), True)
+    found = run(*words, "--json", network=True).json
+    assert [(view["computed"], view["reused"]) for view in found["views"]] == [(6 - rows, rows)] * 5
+    assert (found["computed"], found["reused"]) == (6 - rows, rows)
+    assert run("fit", "few", "--tta", "--json", network=True).json["test_views"] == sorted(NAMES)
 
 
 def test_an_export_has_the_original_view(run: Run, photos: Path, tmp_path: Path) -> None:

@@ -294,14 +294,11 @@ def resnet18_bytes(direct: torch.nn.Module) -> bytes:
 
 
 @pytest.fixture
-def resnet18_url(
-    server: _Server, models: Any, resnet18_bytes: bytes, monkeypatch: pytest.MonkeyPatch
-) -> tuple[str, str]:
-    """Let torchvision's entry for resnet18 name a seeded file on the local server; its file name and its URL."""
+def resnet18_url(server: _Server, resnet18_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Let the URL of resnet18's weights name a seeded file on the local server; its file name and its URL."""
     name = _named(resnet18_bytes)
     url = server.offer(name, resnet18_bytes)
-    monkeypatch.setattr(models.ResNet18_Weights.IMAGENET1K_V1.value, "url", url)
-    monkeypatch.setattr(torchvision_models, "RESNET18_FILE", name)
+    monkeypatch.setattr(torchvision_models, "RESNET18_URL", url)
     return name, url
 
 
@@ -319,7 +316,7 @@ def test_resnet18_is_downloaded_once_built_and_gives_the_features_of_the_network
     pooled: list[torch.Tensor] = []
     hook = direct.fc.register_forward_pre_hook(lambda _, given: pooled.append(given[0]))
     with torch.no_grad():
-        direct(normalise(pixels, backbone.spec.preprocess, torch.device("cpu")))
+        direct(normalise(torch.from_numpy(pixels), backbone.spec.preprocess))
     hook.remove()
     np.testing.assert_allclose(vectors, pooled[0].numpy(), rtol=1e-4, atol=1e-5)
 

@@ -210,7 +210,7 @@ def _bring_back(cache: Cache, run: Run, options: Options, progress: Progress | N
     known = run.summary or {}
     weights = Path(known["weights_file"]) if known.get("weights_file") else None
     backbone = _remembered(cache, run, weights)
-    summary = extract_into(cache, discover(run.root), backbone, replace(options, weights=weights), progress, run)
+    summary = extract_into(cache, discover(run.root), backbone, replace(options, weights=weights), progress, run=run)
     return f"{run.root} extracted again: {summary.reused:,} reused, {summary.computed:,} computed ({summary.backbone})"
 
 

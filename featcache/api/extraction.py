@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from featcache.api.options import Options, open_cache
-from featcache.api.pipeline import compute
-from featcache.backbones import Backbone, resolve
+from featcache.api.options import Options, open_cache, places
+from featcache.api.pipeline import Work, compute
+from featcache.api.precision import as_asked
+from featcache.api.price import price
+from featcache.api.usage import newest_uses
+from featcache.backbones import Backbone, note, resolve
 from featcache.discover import discover
-from featcache.embed import check_device
-from featcache.errors import DatasetError
+from featcache.embed import check_running
+from featcache.errors import DatasetError, EngineError
 from featcache.records import ORIGINAL, VIEWS, Dataset, ExtractSummary, Failure, Progress, ViewSummary
-from featcache.store import Cache, Run
+from featcache.store import Cache, Cells, Run
 
 _logger = logging.getLogger(__name__)
 
@@ -26,27 +29,32 @@ def extract(
     options: Options | None = None,
     progress: Progress | None = None,
     views: Sequence[str] = (),
+    check: bool = False,
 ) -> ExtractSummary:
     """Run every picture of `source` whose vector is not in the cache through the backbone, once.
 
     `source` is a folder, a CSV manifest or a picture, see `discover`; `views` names groups of further views, see
-    `records.VIEWS`. `progress` is called for every picture that has to be read. Whatever was computed stays, also on
-    Ctrl-C. Raises `FeatcacheError`.
+    `records.VIEWS`. With `check` the price of less precision is measured, see `price`. `progress` is called for every
+    picture that has to be read. Whatever was computed stays, also on Ctrl-C. Raises `FeatcacheError`.
     """
     options = options or Options()
     unknown = [name for name in views if name not in VIEWS]
     if unknown:
         raise DatasetError(f"unknown view {unknown[0]!r}: use {', '.join(VIEWS)}, or several with commas")
+    if check and options.precision == "fp32" and not options.draft:
+        raise EngineError("fp32 is what a check compares with: ask for it with --precision int8, fp16 or --draft")
     dataset = discover(source)
-    check_device(options.device)
-    backbone = resolve(options.backbone, options.weights)
+    check_running(options.device, options.engine, options.precision)
+    backbone = resolve(options.backbone, options.weights, Cells(places(options)[0] / "backbones"))
     with open_cache(options) as cache, cache.in_use():
-        # The original view comes last, so that it is the extraction that the catalog knows as the dataset's.
-        done = []
-        for view in (name for group in dict.fromkeys(views) for name in VIEWS[group]):
-            found = extract_into(cache, dataset, backbone.viewing(view), options, progress)
-            done.append(ViewSummary(view, found.fingerprint, found.reused, found.computed, found.seconds.total))
-        return extract_into(cache, dataset, backbone, options, progress, views=tuple(done))
+        note(cache.backbones, backbone, options.weights)
+        backbone = as_asked(cache, backbone, dataset.items, options)
+        further = tuple(name for group in dict.fromkeys(views) for name in VIEWS[group])
+        summary = extract_into(cache, dataset, backbone, options, progress, further)
+        if check:
+            rows = cache.catalog.dataset(dataset.root)
+            summary = replace(summary, check=price(cache, rows, backbone, options, progress))
+        return summary
 
 
 def extract_into(
@@ -55,32 +63,68 @@ def extract_into(
     backbone: Backbone,
     options: Options,
     progress: Progress | None,
+    views: Sequence[str] = (),
     run: Run | None = None,
-    views: tuple[ViewSummary, ...] = (),
 ) -> ExtractSummary:
-    """Extract a dataset, and keep it in the catalog as the one last extracted, or as the one of an earlier `run`."""
-    for notice in dataset.notices if backbone.spec.view == ORIGINAL else ():
+    """Extract a dataset, and keep it in the catalog as the one last extracted, or as the one of an earlier `run`.
+
+    Each of the further `views` has a run of its own.
+    """
+    for notice in dataset.notices:
         _logger.warning("%s", notice)
-    fingerprint = backbone.spec.fingerprint
-    run = run or cache.runs.start("extract", dataset.root, fingerprint)
-    work = compute(cache, dataset.items, backbone, options, progress)
-    failures = work.failures
-    listing = str(cache.put(f"runs/{run.id:06d}-unreadable.csv", _failures_csv(failures))) if failures else None
+    # The original view comes last, so that it is the extraction that the catalog knows as the dataset's.
+    backbones = [*(backbone.viewing(view) for view in views), backbone]
+    runs = [cache.runs.start("extract", dataset.root, seen.spec.fingerprint) for seen in backbones[:-1]]
+    # Where views are stopped, an extraction before them stays as it was.
+    if not (views and _was_extracted(cache, dataset, backbone)):
+        run = run or cache.runs.start("extract", dataset.root, backbone.spec.fingerprint)
+    works = compute(cache, dataset.items, backbones, options, progress)
+    runs.append(run or cache.runs.start("extract", dataset.root, backbone.spec.fingerprint))
+    failures = works[-1].failures
+    listing = str(cache.put(f"runs/{runs[-1].id:06d}-unreadable.csv", _failures_csv(failures))) if failures else None
     if len(failures) == len(dataset.items):
-        cache.runs.drop(run)
+        for started in runs:
+            cache.runs.drop(started)
         raise DatasetError(
             f"no readable picture in {dataset.root}: {failures[0].reason} ({failures[0].path}); "
             f"files and reasons, {len(failures):,} in all, are listed in {listing}"
         )
-    cache.catalog.save_dataset(dataset.root, work.rows, run.id)
-    summary = ExtractSummary(
+    done: tuple[ViewSummary, ...] = ()
+    for seen, started, work in zip(backbones, runs, works, strict=True):
+        cache.catalog.save_dataset(dataset.root, work.rows, started.id)
+        summary = _summary(cache, dataset, seen, options, work, listing, done)
+        cache.runs.finish(started, asdict(replace(summary, failures=())))
+        took = summary.seconds.total
+        done = (*done, ViewSummary(seen.spec.view, summary.fingerprint, summary.reused, summary.computed, took))
+    return summary
+
+
+def _was_extracted(cache: Cache, dataset: Dataset, backbone: Backbone) -> bool:
+    known = newest_uses(cache).get(dataset.root)
+    return known is not None and known.fingerprint == backbone.spec.fingerprint
+
+
+def _summary(
+    cache: Cache,
+    dataset: Dataset,
+    backbone: Backbone,
+    options: Options,
+    work: Work,
+    listing: str | None,
+    views: tuple[ViewSummary, ...],
+) -> ExtractSummary:
+    failures = work.failures
+    return ExtractSummary(
         dataset=dataset.root,
         cache=str(cache.folder),
         backbone=backbone.name,
         weights=backbone.weights,
         weights_file=str(options.weights.absolute()) if options.weights else None,
-        fingerprint=fingerprint,
+        fingerprint=backbone.spec.fingerprint,
+        precision=backbone.spec.precision,
         dim=work.dim,
+        engine=work.engine,
+        engine_why=work.engine_why,
         device=work.device,
         found=len(work.rows),
         reused=work.distinct - work.computed,
@@ -92,10 +136,8 @@ def extract_into(
         failures=failures,
         notices=dataset.notices,
         view=backbone.spec.view,
-        views=views,
+        views=views if backbone.spec.view == ORIGINAL else (),
     )
-    cache.runs.finish(run, asdict(replace(summary, failures=())))
-    return summary
 
 
 def _failures_csv(failures: Sequence[Failure]) -> bytes:

@@ -15,10 +15,11 @@ CATALOG_VARIABLE = "FEATCACHE_CATALOG"
 
 @dataclass(frozen=True)
 class Options:
-    """How and where to extract: backbone, weights file, cache folder, device and batch size.
+    """How and where to extract: backbone, weights file, cache folder, device, batch size, engine, precision, decoding.
 
     Without `cache` it is the folder in `FEATCACHE_CACHE`, else `./cache`; without `batch_size` the engine chooses. With
-    `rehash` files that look unchanged (size, modification time, inode) are read again all the same.
+    `rehash` files that look unchanged (size, modification time, inode) are read again all the same. `precision` is one
+    of `records.PRECISIONS`; `draft` decodes large JPEG files in fewer pixels. Both give other features.
     """
 
     backbone: str = AUTO
@@ -27,6 +28,9 @@ class Options:
     device: str = "auto"
     batch_size: int | None = None
     rehash: bool = False
+    engine: str = "auto"
+    precision: str = "fp32"
+    draft: bool = False
 
 
 def open_cache(options: Options, *, create: bool = True) -> Cache:

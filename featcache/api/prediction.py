@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +9,15 @@ import numpy as np
 from featcache.api.models import Model, load_model
 from featcache.api.options import Options, open_cache
 from featcache.api.pipeline import compute
-from featcache.backbones import Backbone, reproduce
+from featcache.backbones import Backbone, note, reproduce
 from featcache.discover import discover
-from featcache.embed import check_device
+from featcache.embed import check_running
 from featcache.errors import DatasetError, ModelError, OutputError, WeightsError
 from featcache.load import load
 from featcache.records import Progress
 from featcache.records.experiments import Prediction, PredictSummary
 from featcache.report import predict_csv
+from featcache.store import Cache
 
 
 def predict(
@@ -36,23 +36,18 @@ def predict(
     """
     options = options or Options()
     dataset = discover(source, labelled=False)
-    check_device(options.device)
+    check_running(options.device, options.engine)
     with open_cache(options) as cache:
         fitted = load_model(cache, Path(model), trust)
-        backbone = _same_backbone(fitted, Path(model), options.weights)
+        backbone = _same_backbone(cache, fitted, Path(model), options.weights)
         with cache.in_use():
-            options = replace(options, backbone=backbone.name)
-            work = compute(cache, dataset.items, backbone, options, progress)
+            backbones = [backbone, *map(backbone.viewing, fitted.scores.get("test_views", ()))]
+            work, *_ = compute(cache, dataset.items, backbones, options, progress)
             if len(work.failures) == len(dataset.items):
                 first = work.failures[0]
                 raise DatasetError(f"no picture in {dataset.root} can be read ({first.path}: {first.reason})")
-            features = load(work.rows, cache.store(backbone.spec.fingerprint))
-            views = [features.X]
-            for view in fitted.scores.get("test_views", ()):
-                seen = backbone.viewing(view)
-                work = compute(cache, dataset.items, seen, options, progress)
-                views.append(load(work.rows, cache.store(seen.spec.fingerprint)).X)
-    probabilities = np.mean([fitted.estimator.predict_proba(X) for X in views], axis=0)
+            features, *others = (load(work.rows, cache.store(seen.spec.fingerprint)) for seen in backbones)
+    probabilities = np.mean([fitted.estimator.predict_proba(seen.X) for seen in (features, *others)], axis=0)
     labels = probabilities.argmax(1)
     summary = PredictSummary(
         model=str(model),
@@ -76,11 +71,13 @@ def _write(path: Path, content: str) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _same_backbone(model: Model, path: Path, weights: Path | None) -> Backbone:
+def _same_backbone(cache: Cache, model: Model, path: Path, weights: Path | None) -> Backbone:
     file = weights or (Path(model.weights_file) if model.weights_file else None)
     try:
-        return reproduce(model.spec, file)
+        found = reproduce(model.spec, file, cache.backbones)
     except WeightsError as error:
         spec = model.spec
         needs = f"{path} needs {spec.backbone} with weights of sha256 {spec.weights_sha256[:16]}"
         raise ModelError(f"{needs}: {error}") from error
+    note(cache.backbones, found, file)
+    return found

@@ -206,4 +206,4 @@ def _kind(cache: Cache, fingerprint: str) -> Hashable:
         spec = cache.spec(fingerprint)
     except CacheError:
         return fingerprint
-    return spec.backbone, spec.layer, spec.pooling, spec.view, spec.precision, spec.dtype
+    return spec.backbone, spec.layer, spec.pooling, spec.view, spec.precision, spec.dtype, spec.decoding

@@ -7,17 +7,20 @@ from pathlib import Path
 
 from featcache.backbones import efficientnet_lite0, timm_models, torchvision_models
 from featcache.backbones.base import Backbone
+from featcache.backbones.notes import Notes, note, recall
 from featcache.errors import BackboneError, WeightsError, WeightsUnavailableError
 from featcache.records import FeatureSpec
 
-__all__ = ["AUTO", "Backbone", "reproduce", "resolve"]
+__all__ = ["AUTO", "Backbone", "note", "reproduce", "resolve"]
 
 AUTO = "auto"
 _logger = logging.getLogger(__name__)
 
 
-def resolve(name: str = AUTO, weights: Path | None = None) -> Backbone:
+def resolve(name: str = AUTO, weights: Path | None = None, notes: Notes | None = None) -> Backbone:
     """Find a backbone and its weights; the network itself is built later, by `Backbone.build`.
+
+    With `notes` it is looked for there first, where that spares importing torch.
 
     `auto` is resnet18 where its weights can be had, else efficientnet_lite0 with a notice in the log; any other name
     is strict. `weights` names a `.pth` or `.safetensors` state dict. Raises `BackboneError` and `WeightsError`.
@@ -36,14 +39,19 @@ def resolve(name: str = AUTO, weights: Path | None = None) -> Backbone:
             return efficientnet_lite0.resolve(None)
     if name == efficientnet_lite0.NAME:
         return efficientnet_lite0.resolve(weights)
+    if name == "resnet18":
+        return torchvision_models.resolve(name, weights)
+    found = recall(notes, name, weights, lambda: resolve(name, weights).build()) if notes is not None else None
+    if found is not None:
+        return found
     if name.startswith(timm_models.PREFIX):
         return timm_models.resolve(name, weights)
     return torchvision_models.resolve(name, weights)
 
 
-def reproduce(spec: FeatureSpec, weights: Path | None = None) -> Backbone:
+def reproduce(spec: FeatureSpec, weights: Path | None = None, notes: Notes | None = None) -> Backbone:
     """Find the backbone that makes exactly these features; raises `WeightsError` where it comes out different here."""
-    found = resolve(spec.backbone, weights).viewing(spec.view)
+    found = resolve(spec.backbone, weights, notes).making(spec)
     if found.spec.fingerprint != spec.fingerprint:
         here = found.spec.weights_sha256[:16]
         why = f"here they have {here}" if here != spec.weights_sha256[:16] else "made differently here"

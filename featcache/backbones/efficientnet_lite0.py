@@ -42,7 +42,7 @@ def resolve(weights: Path | None) -> Backbone:
     path = weights or _packaged()
     digest = sha256(path)
     said = f"{path.name}, sha256 {digest[:8]}" if weights else "ImageNet"
-    return Backbone(FeatureSpec(NAME, digest, PREPROCESS), said, lambda: _build(path))
+    return Backbone(FeatureSpec(NAME, digest, PREPROCESS), said, lambda: _build(path), path)
 
 
 def _packaged() -> Path:

@@ -46,7 +46,7 @@ def resolve(name: str, weights: Path | None) -> Backbone:
     path = weights or _download(name, config)
     digest = sha256(path)
     said = f"{path.name}, sha256 {digest[:8]}" if weights else str(config.get("tag") or "pretrained")
-    return Backbone(FeatureSpec(name, digest, preprocess), said, lambda: _build(model, path))
+    return Backbone(FeatureSpec(name, digest, preprocess), said, lambda: _build(model, path), path)
 
 
 def _preprocess(name: str, config: dict[str, Any]) -> Preprocess:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.backbones.base import Backbone
 from featcache.backbones.vision_import import import_torchvision
-from featcache.backbones.weights import fill, hub_file, obtain, read_state, sha256
+from featcache.backbones.weights import fill, obtain, read_state, sha256
 from featcache.errors import BackboneError
 from featcache.records import FeatureSpec, Preprocess
 
 if TYPE_CHECKING:
     from torch import nn
 
-RESNET18_FILE = "resnet18-f37072fd.pth"
+RESNET18_URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
 RESNET18_PREPROCESS = Preprocess(
     resize=256, crop=224, interpolation="bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
 )
@@ -38,9 +38,7 @@ def resolve(name: str, weights: Path | None) -> Backbone:
     """
     if name == "resnet18":
         preprocess, said = RESNET18_PREPROCESS, "IMAGENET1K_V1"
-        path = weights or hub_file(RESNET18_FILE)
-        if not path.exists() and not weights:
-            path = obtain(_entry(name).url)
+        path = weights or obtain(RESNET18_URL)
     else:
         entry = _entry(name)
         preprocess, said = _preprocess(entry.transforms()), entry.name
@@ -48,7 +46,7 @@ def resolve(name: str, weights: Path | None) -> Backbone:
     digest = sha256(path)
     if weights:
         said = f"{path.name}, sha256 {digest[:8]}"
-    return Backbone(FeatureSpec(name, digest, preprocess), said, lambda: _build(name, path))
+    return Backbone(FeatureSpec(name, digest, preprocess), said, lambda: _build(name, path), path)
 
 
 def names() -> list[str]:

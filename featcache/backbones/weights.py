@@ -10,10 +10,12 @@ import re
 import socket
 import sys
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 from featcache.errors import WeightsError, WeightsUnavailableError
 
@@ -44,12 +46,14 @@ def obtain(url: str) -> Path:
     promised = promised_hash(name)
     if promised is None:  # a download that was cut short could not be told from a whole one
         raise WeightsUnavailableError(f"{url} has no hash in its name: download it yourself and name it with --weights")
-    from torch.hub import download_url_to_file
-
-    _logger.warning("downloading %s to %s", url, path)
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
+        with suppress(HTTPError):  # the server answers; without a network this ends before torch is imported
+            urlopen(Request(url, method="HEAD")).close()
+        from torch.hub import download_url_to_file
+
+        _logger.warning("downloading %s to %s", url, path)
         path.parent.mkdir(parents=True, exist_ok=True)
         download_url_to_file(url, str(path), promised, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, http.client.HTTPException) as error:

@@ -41,7 +41,8 @@ seed_option = click.option(
 )
 running_options = several(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
-    click.option("--batch-size", type=click.IntRange(min=1), help="Pictures a batch  [default: by device]."),
+    click.option("--engine", default="auto", show_default=True, help="auto, torch or onnx (ONNX Runtime, CPU only)."),
+    click.option("--batch-size", type=click.IntRange(min=1), help="Pictures a batch  [default: by engine]."),
 )
 weights_option = click.option("--weights", type=FILE, help="State dict of the backbone: .pth or .safetensors.")
 network_options = several(
@@ -53,6 +54,13 @@ network_options = several(
         "any torchvision classification model, or timm:NAME.",
     ),
     weights_option,
+    click.option(
+        "--precision",
+        default="fp32",
+        show_default=True,
+        help="fp32, fp16 (for GPUs) or int8: other vectors each.",
+    ),
+    click.option("--draft", is_flag=True, help="Decode large JPEG files in fewer pixels; gives other vectors."),
     running_options,
 )
 table_options = several(

@@ -26,9 +26,10 @@ from featcache.cli.options import (
 @network_options
 @click.option("--views", default="", help="Also extract these views: flip, crops5 (the corners), or both: flip,crops5.")
 @click.option("--rehash", is_flag=True, help="Read every file again, also those that look unchanged.")
+@click.option("--check", is_flag=True, help="Measure what int8, fp16 or --draft costs: cosines, and a head's accuracy.")
 @cache_option
 @json_option
-def extract(source: Path, views: str, as_json: bool, **options: Any) -> None:
+def extract(source: Path, views: str, check: bool, as_json: bool, **options: Any) -> None:
     """Compute the vectors of SOURCE that the cache lacks.
 
     SOURCE is a folder (class/*, train|val|test|holdout/class/*, or flat), a CSV with the columns path,label[,split], or
@@ -37,7 +38,7 @@ def extract(source: Path, views: str, as_json: bool, **options: Any) -> None:
     from featcache import api, report
 
     with Bar() as bar:
-        summary = api.extract(source, make_options(options), bar, words(views))
+        summary = api.extract(source, make_options(options), bar, words(views), check)
     show(as_json, summary, report.extract_text)
 
 

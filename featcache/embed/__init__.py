@@ -2,26 +2,122 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+import platform
+from pathlib import Path
 
 from featcache.backbones.base import Backbone
+from featcache.embed.engine import ENGINES, Engine, Shelf, keep_freed_memory
+from featcache.errors import DeviceError, EngineError
+from featcache.records import PRECISIONS
 
-if TYPE_CHECKING:
+__all__ = ["ENGINES", "EXPORT_PAYS", "Engine", "Shelf", "check_running", "exported", "keep_freed_memory", "open_engine"]
+
+EXPORT_PAYS = 1000
+"""From so many pictures on an export, which takes 4 to 8 seconds, is won back by the faster engine: see benchmarks."""
+
+_logger = logging.getLogger(__name__)
+
+
+def open_engine(
+    backbone: Backbone, device: str = "auto", engine: str = "auto", shelf: Shelf | None = None, pictures: int = 1
+) -> Engine:
+    """Load the network; `auto` takes the engine that is fastest for this many `pictures`, and says why.
+
+    The ONNX engine needs a `shelf` where exported networks are kept. Raises `DeviceError`, `BackboneError`,
+    `EngineError` and `WeightsError`.
+    """
+    check_running(device, engine, backbone.spec.precision)
+    name, why = _choose(backbone, device, engine, shelf, pictures)
+    if name == "onnx" and shelf is not None:
+        try:
+            return _onnx(backbone, shelf, pictures, why)
+        except EngineError as error:
+            if engine != "auto" or backbone.spec.precision == "int8":
+                raise
+            why = "ONNX Runtime cannot be used"
+            _logger.warning("%s; the torch engine is used instead", error)
     from featcache.embed.torch_engine import TorchEngine
 
-__all__ = ["check_device", "open_engine"]
+    return TorchEngine(backbone, device, why)
 
 
-def open_engine(backbone: Backbone, device: str = "auto") -> TorchEngine:
-    """Load the network onto a device (this imports torch); raises `DeviceError`, `BackboneError`, `WeightsError`."""
-    from featcache.embed.torch_engine import TorchEngine
+def check_running(device: str, engine: str, precision: str = "fp32") -> None:
+    """Raise `DeviceError` or `EngineError` unless the engine and the device are there and fit the precision.
 
-    return TorchEngine(backbone, device)
+    `auto` and `cpu` always are; a device with another name imports torch.
+    """
+    for kind, found, known in (("engine", engine, ENGINES), ("precision", precision, PRECISIONS)):
+        if found not in known:
+            raise EngineError(f"unknown {kind} {found!r}: use {', '.join(known)}")
+    if engine == "torch" and precision == "int8":
+        raise EngineError("the torch engine has no int8: use --engine onnx or auto")
+    if engine == "onnx" and precision == "fp16":
+        raise EngineError("the ONNX engine has no fp16, which is for GPUs: use --engine torch or auto")
+    if device in ("auto", "cpu"):
+        return
+    from featcache.embed.torch_engine import choose_device
+
+    if choose_device(device).type != "cpu" and (engine == "onnx" or precision == "int8"):
+        wanted = "int8" if precision == "int8" else "the ONNX engine"
+        raise DeviceError(f"{wanted} runs on the CPU only, not on {device!r}: use --device cpu")
 
 
-def check_device(name: str) -> None:
-    """Raise `DeviceError` unless the device is there; `auto` always is (any other name imports torch)."""
-    if name != "auto":
+def _choose(backbone: Backbone, device: str, engine: str, shelf: Shelf | None, pictures: int) -> tuple[str, str]:
+    """Return the name of the engine to use, and the reason."""
+    precision = backbone.spec.precision
+    if engine != "auto":
+        return engine, "asked for"
+    if precision != "fp32":
+        return ("onnx", "it has int8") if precision == "int8" else ("torch", "it has fp16")
+    if shelf is None:
+        return "torch", "there is no cache for an export"
+    if (device == "auto" and _may_have_gpu()) or device not in ("auto", "cpu"):
         from featcache.embed.torch_engine import choose_device
 
-        choose_device(name)
+        found = choose_device(device)
+        if found.type != "cpu":
+            return "torch", f"it runs on {found}"
+    if shelf.find(backbone.spec.network.fingerprint):
+        return "onnx", "the network is exported already"
+    if pictures >= EXPORT_PAYS:
+        return "onnx", f"{pictures:,} pictures are worth the export"
+    return "torch", f"fewer than {EXPORT_PAYS:,} pictures are not worth an export"
+
+
+def _may_have_gpu() -> bool:
+    """Tell whether torch is worth asking for a GPU; importing it takes a second."""
+    # NVIDIA, AMD, Windows' subsystem for Linux.
+    drivers = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    return platform.system() != "Linux" or any(Path(path).exists() for path in drivers)
+
+
+def _onnx(backbone: Backbone, shelf: Shelf, pictures: int, why: str) -> Engine:
+    from featcache.embed.onnx_engine import OnnxEngine
+
+    spec = backbone.spec
+    if spec.calibration is None:
+        return OnnxEngine(exported(backbone, shelf), spec, pictures, why)
+    path = shelf.find(spec.calibrated.fingerprint)
+    if path is None:
+        raise EngineError(
+            f"the int8 network of {backbone.name} that made these vectors (sha256 "
+            f"{spec.calibration.network_sha256[:16]}) is not in this cache, and nothing else gives the same: "
+            "extract with --precision int8, and fit again"
+        )
+    return OnnxEngine(path, spec, pictures, why)
+
+
+def exported(backbone: Backbone, shelf: Shelf) -> Path:
+    """Return the backbone's exact network in ONNX format, exported now if it never was (this imports torch).
+
+    Raises `EngineError` where it cannot be exported.
+    """
+    spec = backbone.spec.network
+    path = shelf.find(spec.fingerprint)
+    if path is None:
+        from featcache.embed.exporting import export
+
+        _logger.info("exporting %s to ONNX, once for this cache", backbone.name)
+        path = shelf.keep(spec.fingerprint, export(backbone))
+    return path

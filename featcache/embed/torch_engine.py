@@ -2,52 +2,115 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+
 import numpy as np
 import torch
+from torch import nn
 
 from featcache.backbones.base import Backbone
 from featcache.decode import Pixels
-from featcache.errors import BackboneError, DeviceError
+from featcache.embed.engine import available_memory, batch_that_fits
+from featcache.errors import BackboneError, DeviceError, EngineMemoryError
 from featcache.records import FloatArray, Preprocess
+
+BATCH = {"cpu": 32, "cuda": 128, "mps": 64}
 
 
 class TorchEngine:
-    """Runs a backbone in eager torch, float32, without gradients, on the CPU, CUDA or MPS."""
+    """Runs a backbone in torch, without gradients, on the CPU, CUDA or MPS; fp32, or fp16 where the spec says so.
 
-    def __init__(self, backbone: Backbone, device: str = "auto") -> None:
-        self.device = choose_device(device)
+    BatchNorm is folded into the convolutions where the network can be traced. On CUDA two batches are in flight, each
+    in a stream of its own, so that copying the one hides behind computing the other.
+    """
+
+    name = "torch"
+
+    def __init__(self, backbone: Backbone, device: str = "auto", why: str = "asked for") -> None:
+        self.why = why
+        self._place = choose_device(device)
+        self.device = str(self._place)
+        self.lanes = 2 if self._place.type == "cuda" else 1
         self._preprocess = backbone.spec.preprocess
-        self._name = backbone.name
+        self._backbone = backbone.name
+        self._dtype = torch.float16 if backbone.spec.precision == "fp16" else torch.float32
+        self._local = threading.local()
+        network = backbone.build()
+        wide = layer_bytes(network, self._preprocess.crop, torch.device("cpu"))
+        memory = torch.cuda.mem_get_info(self._place)[0] if self._place.type == "cuda" else available_memory()
+        self.batch_size = batch_that_fits(wide, self.lanes, BATCH[self._place.type], memory)
         # channels_last measures about twice as fast on the CPU, and is what a GPU's convolutions prefer.
-        self._network = backbone.build().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    @property
-    def batch_size(self) -> int:
-        """The number of pictures a batch has unless the caller says otherwise."""
-        return 32 if self.device.type == "cpu" else 128
+        self._network = _folded(network).to(self._place, self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def embed(self, pixels: Pixels) -> FloatArray:
-        """Return the vectors (n, d), float32, of uint8 pictures (n, crop, crop, 3), in their order.
-
-        A picture's vector does not depend on the others beyond 1e-4 relative. Raises `BackboneError` where a vector is
-        not finite.
-        """
-        # TF32 would cost three digits, and an fp32 fingerprint promises them.
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            vectors = self._network(normalise(pixels, self._preprocess, self.device)).flatten(1).float().cpu().numpy()
+        """Return the vectors of pictures as `Engine.embed` says."""
+        try:
+            # TF32 would cost three digits, and an fp32 fingerprint promises them.
+            with (
+                torch.inference_mode(),
+                torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+                self._stream(),
+            ):
+                images = normalise(self._upload(pixels), self._preprocess)
+                vectors = self._network(images.to(self._dtype)).flatten(1).float().cpu().numpy()
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate" not in str(error):
+                raise
+            if self._place.type == "cuda":
+                torch.cuda.empty_cache()
+            raise EngineMemoryError(f"no memory on {self.device} for a batch of {len(pixels)}") from error
         if not np.isfinite(vectors).all():
-            raise BackboneError(f"{self._name} gave values that are not finite: its weights are broken, give others")
+            why = "fp16 is too coarse for it, use fp32" if self._dtype == torch.float16 else "its weights are broken"
+            raise BackboneError(f"{self._backbone} gave values that are not finite: {why}, or give other weights")
         return np.ascontiguousarray(vectors)
 
+    def _upload(self, pixels: Pixels) -> torch.Tensor:
+        """Return the pictures on the device, as uint8: a quarter of what floats would take on the way."""
+        found = torch.from_numpy(pixels)
+        if self._place.type != "cuda":
+            return found.to(self._place)
+        return found.pin_memory().to(self._place, non_blocking=True)
 
-def normalise(pixels: Pixels, preprocess: Preprocess, device: torch.device) -> torch.Tensor:
-    """Return network input (n, 3, crop, crop), float32, equal to the bit to torchvision's own transform."""
+    def _stream(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context of this thread's own stream; only CUDA has them."""
+        if self._place.type != "cuda":
+            return contextlib.nullcontext()
+        if not hasattr(self._local, "stream"):
+            self._local.stream = torch.cuda.Stream(self._place)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._local.stream)
+
+
+def normalise(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
+    """Return network input (n, 3, crop, crop), float32, of uint8 pictures (n, crop, crop, 3).
+
+    It is equal to the bit to torchvision's own transform.
+    """
     mean, std = (
-        torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+        torch.tensor(values, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
         for values in (preprocess.mean, preprocess.std)
     )
-    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
-    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+    return ((pixels.permute(0, 3, 1, 2).to(torch.float32) / 255) - mean) / std
+
+
+def layer_bytes(network: nn.Module, crop: int, device: torch.device) -> int:
+    """Return the most bytes that one layer reads and writes for one picture."""
+    most = 0
+
+    def note(_: nn.Module, given: tuple[object, ...], made: object) -> None:
+        nonlocal most
+        found = [tensor for tensor in (*given, made) if isinstance(tensor, torch.Tensor)]
+        most = max(most, sum(tensor.nbytes for tensor in found))
+
+    leaves = [module for module in network.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(note) for module in leaves]
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, 3, crop, crop, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return most
 
 
 def choose_device(name: str) -> torch.device:
@@ -68,3 +131,16 @@ def choose_device(name: str) -> torch.device:
     if (device.index or 0) >= present:
         raise DeviceError(f"there is no device {name!r} on this computer: use --device auto or cpu")
     return device
+
+
+def _folded(network: nn.Module) -> nn.Module:
+    """Return the network with BatchNorm folded into the convolutions before it, or as it is where it has none.
+
+    A network whose Python code cannot be traced stays as it is too, and is a little slower.
+    """
+    from torch.fx.experimental.optimization import fuse
+
+    try:
+        return fuse(network)
+    except Exception:  # tracing runs the network's own code, which may raise anything
+        return network

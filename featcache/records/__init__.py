@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,26 @@ class Preprocess:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """The int8 network that makes the vectors: its sha256, and the pictures that its ranges were measured on.
+
+    `keys` are the first 16 hex digits of their content keys, drawn from a dataset with `seed`.
+    """
+
+    network_sha256: str
+    method: str
+    seed: int
+    keys: tuple[str, ...]
+
+
+PRECISIONS = ("fp32", "fp16", "int8")
+"""How exactly a network calculates: 32-bit floats, 16-bit floats, or 8-bit integers."""
+
+DRAFT = "JPEG drafted at 1/2, 1/4 or 1/8, the short edge at least twice what it is resized to"
+"""How large JPEG files are decoded where speed was asked for: in fewer pixels, by libjpeg."""
+
+
+@dataclass(frozen=True)
 class FeatureSpec:
     """Everything that can change a vector; two specs are the same features only if all of it is equal."""
 
@@ -73,6 +93,18 @@ class FeatureSpec:
     precision: str = "fp32"
     dtype: str = "float32"
     schema_version: int = SCHEMA_VERSION
+    decoding: str | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def network(self) -> FeatureSpec:
+        """The spec of the exact network alone: full precision, and the original view of pictures fully decoded."""
+        return replace(self, view=ORIGINAL, precision="fp32", decoding=None, calibration=None)
+
+    @property
+    def calibrated(self) -> FeatureSpec:
+        """The spec of the calibrated network alone: the original view of pictures fully decoded."""
+        return replace(self, view=ORIGINAL, decoding=None)
 
     @property
     def fingerprint(self) -> str:
@@ -81,7 +113,11 @@ class FeatureSpec:
 
     def to_json(self) -> str:
         """Return the spec as canonical JSON."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec as plain values; what is `None` is left out, so that a new field keeps old fingerprints."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, text: str) -> FeatureSpec:
@@ -89,7 +125,9 @@ class FeatureSpec:
         values = json.loads(text)
         steps = values.pop("preprocess")
         steps["mean"], steps["std"] = tuple(steps["mean"]), tuple(steps["std"])
-        return cls(preprocess=Preprocess(**steps), **values)
+        known = values.pop("calibration", None)
+        calibration = Calibration(**known | {"keys": tuple(known["keys"])}) if known else None
+        return cls(preprocess=Preprocess(**steps), calibration=calibration, **values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +149,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Where the time of an extraction went; read and decode are summed over threads, total is wall time."""
+    """Where the time of an extraction went: total and write are wall time, the others are summed over threads."""
 
     read: float
     decode: float
@@ -122,13 +160,42 @@ class Seconds:
 
 @dataclass(frozen=True)
 class ViewSummary:
-    """What an extraction did for one further view."""
+    """What an extraction did for one further view; `seconds` is its share of the time of all views."""
 
     name: str
     fingerprint: str
     reused: int
     computed: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The accuracy of a head on the scored split, with its 95 % Wilson interval."""
+
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+
+
+@dataclass(frozen=True)
+class PrecisionCheck:
+    """Vectors of less precision beside those of the exact network, on the same pictures: cosines, and a head on each.
+
+    Without labels or a split to train on, the probes are `None`, and `note` says why.
+    """
+
+    pictures: int
+    cosine_mean: float
+    cosine_least: float
+    head: str
+    seed: int
+    scored_split: str | None
+    n_train: int
+    n_test: int
+    probe: Probe | None
+    exact_probe: Probe | None
+    note: str | None
 
 
 @dataclass(frozen=True)
@@ -157,6 +224,10 @@ class ExtractSummary:
     notices: tuple[str, ...] = ()
     view: str = ORIGINAL
     views: tuple[ViewSummary, ...] = ()
+    precision: str = "fp32"
+    engine: str | None = None
+    engine_why: str | None = None
+    check: PrecisionCheck | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from featcache.errors import one_line
-from featcache.records import ExtractSummary
+from featcache.records import ExtractSummary, PrecisionCheck
 from featcache.records.experiments import DemoSummary, PredictSummary, RunDetail
 from featcache.report.cache import exchange_text
 from featcache.report.experiments import bench_page, compare_page, confusions_page, fit_page
@@ -24,10 +24,11 @@ def extract_text(summary: ExtractSummary) -> str:
     took = summary.seconds
     lines = [
         f"dataset      {summary.dataset}",
-        f"backbone     {summary.backbone} ({summary.weights}), {summary.dim}-d, fingerprint {summary.fingerprint[:16]}",
+        f"backbone     {summary.backbone} ({summary.weights}), {summary.precision}, {summary.dim}-d, "
+        f"fingerprint {summary.fingerprint[:16]}",
         f"found        {summary.found:,}",
         f"reused       {summary.reused:,}",
-        f"computed     {summary.computed:,}" + (f" on {summary.device}" if summary.device else ""),
+        f"computed     {summary.computed:,}",
         f"duplicates   {summary.duplicates:,}",
         f"unreadable   {summary.unreadable:,}",
     ]
@@ -36,16 +37,39 @@ def extract_text(summary: ExtractSummary) -> str:
     ]
     if summary.unreadable_file:
         lines.append(f"             all of them: {summary.unreadable_file}")
+    if summary.engine:
+        lines.append(f"engine       {summary.engine} on {summary.device}: {summary.engine_why}")
     lines += [
         f"view {view.name:7} {view.reused:,} reused, {view.computed:,} computed, {view.seconds:.1f} s"
         for view in summary.views
     ]
     lines += [
-        f"seconds      {took.total:.1f} in all: forward {took.forward:.1f}, write {took.write:.1f}; "
-        f"meanwhile read {took.read:.1f}, decode {took.decode:.1f} (sums over threads)",
-        f"cache        {summary.cache}",
+        f"seconds      {took.total:.1f} in all, write {took.write:.1f}; summed over threads: read {took.read:.1f}, "
+        f"decode {took.decode:.1f}, forward {took.forward:.1f}",
     ]
-    return "\n".join(lines)
+    if summary.check:
+        lines += _check_lines(summary.check)
+    return "\n".join([*lines, f"cache        {summary.cache}"])
+
+
+def _check_lines(check: PrecisionCheck) -> list[str]:
+    first = (
+        f"check        cosine to exact vectors {check.cosine_mean:.4f} on average, {check.cosine_least:.4f} at least, "
+        f"n={check.pictures:,}"
+    )
+    if check.probe is None or check.exact_probe is None:
+        return [first, f"             no head was tried: {check.note}"]
+    found = [
+        f"{name} {probe.accuracy:.3f} ({probe.accuracy_low:.3f}-{probe.accuracy_high:.3f})"
+        for name, probe in (("these", check.probe), ("exact", check.exact_probe))
+    ]
+    lost = 100 * (check.exact_probe.accuracy - check.probe.accuracy)
+    return [
+        first,
+        f"             {check.head} on {check.scored_split}, n={check.n_test:,}, fitted on {check.n_train:,}, "
+        f"seed {check.seed}: {', '.join(found)}",
+        f"             {abs(lost):.2f} points {'gained' if lost < 0 else 'lost'}",
+    ]
 
 
 def demo_text(summary: DemoSummary) -> str:

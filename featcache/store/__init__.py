@@ -8,7 +8,6 @@ import logging
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,11 +18,12 @@ from featcache.store.catalog import Catalog, Row
 from featcache.store.cells import Cells
 from featcache.store.features import FeatureStore, FeatureWriter
 from featcache.store.files import exclusive, move, remove, remove_abandoned, shared, sync_names, write_atomic
+from featcache.store.networks import Networks
 from featcache.store.runs import EXTRACTIONS, Run, Runs
 from featcache.store.segment import declared_fingerprint
 from featcache.store.splits import Splits
 
-__all__ = ["EXTRACTIONS", "Cache", "Catalog", "FeatureStore", "FeatureWriter", "Row", "Run", "Runs", "Splits"]
+__all__ = ["EXTRACTIONS", "Cache", "Catalog", "Cells", "FeatureStore", "FeatureWriter", "Row", "Run", "Runs", "Splits"]
 
 FORMAT_VERSION = 1
 _logger = logging.getLogger(__name__)
@@ -32,7 +32,10 @@ _MARKS = {
     ".gitignore": b"*\n!.gitignore\n",
     "CACHEDIR.TAG": b"Signature: 8a477f597d28d172789f06886806bc55\n# A featcache cache.\n",
 }
-_OWN = {"format.json", "segments", "bad", "models", "runs", "splits", "cells", "demo", "catalog.sqlite", *_MARKS}
+_OWN = {
+    *("format.json", "segments", "bad", "models", "runs", "splits", "cells", "demo", "catalog.sqlite"),
+    *("networks", "backbones", *_MARKS),
+}
 
 
 class Cache:
@@ -67,6 +70,8 @@ class Cache:
         self.runs = Runs(self.folder / "runs", name)
         self.splits = Splits(self.folder / "splits")
         self.cells = Cells(self.folder / "cells")
+        self.backbones = Cells(self.folder / "backbones")
+        self.networks = Networks(self.folder / "networks", self.folder / "bad")
         self.catalog_path = self.folder / "catalog.sqlite" if catalog is None else Path(catalog).absolute()
         is_new = not self.catalog_path.exists()
         self.catalog = Catalog(self.catalog_path)
@@ -107,7 +112,7 @@ class Cache:
         """Open the vectors of `spec`, made on first use, with the whole spec beside them in `spec.json`."""
         folder = self._segments(spec.fingerprint)
         note = folder / "spec.json"
-        content = json.dumps({"fingerprint": spec.fingerprint, "spec": asdict(spec)}, indent=2).encode()
+        content = json.dumps({"fingerprint": spec.fingerprint, "spec": spec.to_dict()}, indent=2).encode()
         if not note.exists() or note.read_bytes() != content:
             write_atomic(note, content)
         sync_names(folder.parent, self.folder)

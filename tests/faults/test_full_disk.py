@@ -316,7 +316,7 @@ def extract(pictures: Path, seeded_weights: Path, one_thread: None, monkeypatch:
     monkeypatch.setattr("featcache.store.features.COMMIT_ROWS", 4)
     monkeypatch.setattr("featcache.api.pipeline.COMPACT_AT", 2)
     monkeypatch.setattr("featcache.api.extraction.resolve", lambda *_: backbone)
-    monkeypatch.setattr("featcache.api.pipeline.open_engine", lambda *_: engine)
+    monkeypatch.setattr("featcache.api.embedding.open_engine", lambda *_: engine)
     options = functools.partial(featcache.Options, "resnet18", seeded_weights, device="cpu", batch_size=4)
     return lambda folder: featcache.extract(pictures / "a", options(cache=folder))
 

@@ -1,0 +1,142 @@
+"""Decoded pictures enter; their vectors, computed in batches of which several are under way, leave to the writers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import numpy as np
+
+from featcache.api.options import Options
+from featcache.api.reading import Picture
+from featcache.backbones import Backbone
+from featcache.decode import Pixels
+from featcache.embed import Engine, keep_freed_memory, open_engine
+from featcache.errors import EngineMemoryError
+from featcache.records import FloatArray
+from featcache.store import Cache, FeatureWriter
+
+Entry = tuple[int, bytes, Pixels]
+"""The number of a view, the content key of a picture, and its pixels."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Embedder:
+    """Collects pictures into batches and sends them through the network, which is loaded at the first one.
+
+    `expected` is how many vectors are to be computed, at most. Batches reach the writers in order. One that does not fit
+    into memory is halved, and so are those after it. Leaving the `with` block drops what was not finished.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        backbones: Sequence[Backbone],
+        options: Options,
+        expected: int,
+        writers: Sequence[FeatureWriter],
+    ) -> None:
+        keep_freed_memory()
+        self.seconds = 0.0
+        self.engine: Engine | None = None
+        self._cache = cache
+        self._backbones = backbones
+        self._options = options
+        self._expected = expected
+        self._writers = writers
+        self._batch: list[Entry] = []
+        self._flying: deque[tuple[list[Entry], Future[FloatArray]]] = deque()
+        self._threads: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._size = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many pictures wait for a vector."""
+        return len({key for batch in (self._batch, *(flown for flown, _ in self._flying)) for _, key, _ in batch})
+
+    def add(self, picture: Picture) -> None:
+        """Take a picture, and wait while as many batches are under way as the engine can have."""
+        if picture.key is None or not picture.views:
+            return
+        engine = self.engine or self._open()
+        self._batch += [(view, picture.key, pixels) for view, pixels in picture.views]
+        while len(self._batch) >= self._size:
+            self._send(engine, self._batch[: self._size])
+            self._batch = self._batch[self._size :]
+
+    def finish(self) -> None:
+        """Compute what is left, and wait for all of it."""
+        if self._batch:
+            self._send(self.engine or self._open(), self._batch)
+            self._batch = []
+        while self._flying:
+            self._land()
+
+    def __enter__(self) -> Embedder:
+        """Return the embedder itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for the batches that are under way; on a failure or Ctrl-C those not begun are given up."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self._flying = deque(entry for entry in self._flying if _succeeded(entry[1]))
+            while self._flying:
+                self._land()
+
+    def _open(self) -> Engine:
+        options, networks = self._options, self._cache.networks
+        engine = open_engine(self._backbones[0], options.device, options.engine, networks, self._expected)
+        self._size = options.batch_size or engine.batch_size
+        self._threads = ThreadPoolExecutor(engine.lanes, thread_name_prefix="featcache-embed")
+        self.engine = engine
+        return engine
+
+    def _send(self, engine: Engine, batch: list[Entry]) -> None:
+        assert self._threads is not None  # made with the engine
+        self._flying.append((batch, self._threads.submit(self._run, engine, [pixels for _, _, pixels in batch])))
+        # One batch more than there are lanes, so that none waits for the next.
+        while self._flying and (len(self._flying) > engine.lanes + 1 or self._flying[0][1].done()):
+            self._land()
+
+    def _land(self) -> None:
+        batch, future = self._flying.popleft()
+        vectors = future.result()
+        views = np.array([view for view, _, _ in batch])
+        for view in np.unique(views):
+            rows = np.flatnonzero(views == view)
+            self._writers[view].append([batch[row][1] for row in rows], vectors[rows])
+
+    def _run(self, engine: Engine, pixels: list[Pixels]) -> FloatArray:
+        start = time.perf_counter()
+        vectors = self._embed(engine, pixels)
+        with self._lock:
+            self.seconds += time.perf_counter() - start
+        return vectors
+
+    def _embed(self, engine: Engine, pixels: list[Pixels]) -> FloatArray:
+        try:
+            return engine.embed(np.stack(pixels))
+        except EngineMemoryError as error:
+            if len(pixels) == 1:
+                raise EngineMemoryError(f"{error}, one picture: use --device cpu, or a smaller backbone") from error
+            half = len(pixels) // 2
+            with self._lock:
+                if half < self._size:
+                    _logger.warning("%s: going on with batches of %d", error, half)
+                    self._size = half
+        return np.concatenate([self._embed(engine, pixels[:half]), self._embed(engine, pixels[half:])])
+
+
+def _succeeded(future: Future[FloatArray]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None

@@ -1,0 +1,96 @@
+"""A backbone and a dataset enter; the backbone at the precision that was asked for, calibrated if need be, leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from featcache.api.options import Options
+from featcache.backbones import Backbone
+from featcache.decode import Pixels, decode, read
+from featcache.embed import exported
+from featcache.errors import CacheError, DatasetError, PictureError
+from featcache.records import DRAFT, Calibration, FeatureSpec, Item
+from featcache.store import Cache
+
+CALIBRATION_PICTURES = 128
+CALIBRATION_SEED = 0
+
+_logger = logging.getLogger(__name__)
+
+
+def as_asked(cache: Cache, backbone: Backbone, items: Sequence[Item], options: Options) -> Backbone:
+    """Return the backbone with the precision and the decoding of the options.
+
+    The int8 network that the cache has of a backbone is used again, so that vectors stay comparable; the first time it
+    is calibrated on a seeded sample of `items`. Raises `DatasetError` where none of them can be read.
+    """
+    spec = replace(backbone.spec, precision=options.precision, decoding=DRAFT if options.draft else None)
+    if spec.precision == "int8":
+        calibration = _known(cache, spec)
+        if calibration is None:
+            calibration = _calibrate(cache, backbone, items)
+        spec = replace(spec, calibration=calibration)
+    return replace(backbone, spec=spec)
+
+
+def _known(cache: Cache, spec: FeatureSpec) -> Calibration | None:
+    """Return the newest calibration of this network that the cache has, if any."""
+    found = []
+    for fingerprint in cache.fingerprints():
+        try:
+            other = cache.spec(fingerprint)
+        except CacheError:
+            continue
+        if other.calibration is not None and other.network == spec.network:
+            path = cache.networks.find(other.calibrated.fingerprint)
+            if path is not None:
+                found.append((path.stat().st_mtime_ns, fingerprint, other.calibration))
+    return max(found)[-1] if found else None
+
+
+def _calibrate(cache: Cache, backbone: Backbone, items: Sequence[Item]) -> Calibration:
+    from featcache.embed.quantising import METHOD, quantise
+
+    keys, pixels = _sample(backbone.spec, items)
+    _logger.warning("int8: calibrating %s on %d pictures, once for this cache", backbone.name, len(keys))
+    network = quantise(exported(backbone, cache.networks), pixels)
+    calibration = Calibration(
+        network_sha256=hashlib.sha256(network).hexdigest(),
+        method=METHOD,
+        seed=CALIBRATION_SEED,
+        keys=tuple(key.hex()[:16] for key in keys),
+    )
+    spec = replace(backbone.spec, precision="int8", calibration=calibration)
+    cache.networks.keep(spec.calibrated.fingerprint, network)
+    return calibration
+
+
+def _sample(spec: FeatureSpec, items: Sequence[Item]) -> tuple[list[bytes], Pixels]:
+    """Return content keys and pixels of up to `CALIBRATION_PICTURES` readable pictures, drawn with a seed."""
+    paths = sorted({item.path for item in items})
+    drawn = np.random.default_rng(CALIBRATION_SEED).permutation(len(paths))
+    found: dict[bytes, Pixels] = {}
+
+    def load(at: int) -> tuple[bytes, Pixels] | None:
+        try:
+            data, key, _ = read(paths[at])
+            return key, decode(data, spec.preprocess)
+        except PictureError:
+            return None
+
+    with ThreadPoolExecutor(thread_name_prefix="featcache-read") as executor:
+        for start in range(0, len(drawn), CALIBRATION_PICTURES):
+            part = drawn[start : start + CALIBRATION_PICTURES].tolist()
+            found.update(picture for picture in executor.map(load, part) if picture is not None)
+            if len(found) >= CALIBRATION_PICTURES:
+                break
+    if not found:
+        raise DatasetError("none of the pictures can be read, so that int8 cannot be calibrated on them")
+    keys = list(found)[:CALIBRATION_PICTURES]
+    return keys, np.stack([found[key] for key in keys])

@@ -1,0 +1,93 @@
+"""A backbone enters; its network in ONNX format, with its normalisation inside, leaves."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from featcache.backbones.base import Backbone
+from featcache.embed.reference import LAYER_BYTES, REFERENCE, probe
+from featcache.embed.torch_engine import layer_bytes, normalise
+from featcache.errors import EngineError
+from featcache.records import FloatArray, Preprocess
+
+OPSET = 20
+
+
+class _FromPixels(nn.Module):
+    """Normalises uint8 pictures and runs the network on them."""
+
+    def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.network = network
+        self.preprocess = preprocess
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.network(normalise(pixels, self.preprocess))
+        return features.flatten(1)
+
+
+def export(backbone: Backbone) -> bytes:
+    """Return the network as ONNX: uint8 pixels (n, crop, crop, 3) in, float32 features (n, d) out, any n.
+
+    The vectors of made-up pictures, as torch computes them, are in its metadata. Raises `EngineError` where the network
+    cannot be exported.
+    """
+    preprocess = backbone.spec.preprocess
+    network = backbone.build()
+    pixels = torch.from_numpy(probe(preprocess.crop))
+    whole = _FromPixels(network, preprocess).eval()
+    with torch.inference_mode():
+        reference = whole(pixels).float().numpy()
+    notes = {LAYER_BYTES: str(layer_bytes(network, preprocess.crop, torch.device("cpu")))}
+    try:
+        with silence():
+            program = torch.onnx.export(
+                whole,
+                (pixels,),
+                input_names=["pixels"],
+                output_names=["features"],
+                dynamic_shapes=({0: torch.export.Dim("n")},),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        if program is None:
+            raise RuntimeError("the exporter gave nothing")
+        return annotated(program.model_proto, reference, notes)
+    except Exception as error:  # the exporter raises almost anything
+        said = " ".join(str(error).split())[:200]
+        raise EngineError(f"{backbone.name} cannot be exported to ONNX ({type(error).__name__}: {said})") from error
+
+
+def annotated(model: Any, reference: FloatArray, notes: Mapping[str, str] | None = None) -> bytes:
+    """Return an ONNX model as bytes, with the vectors of `probe` and further notes in its metadata."""
+    import onnx
+
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    text = base64.b64encode(np.ascontiguousarray(reference, np.float32).tobytes()).decode()
+    onnx.helper.set_model_props(model, {**known, **(notes or {}), REFERENCE: text})
+    data: bytes = model.SerializeToString()
+    return data
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keep what libraries print, warn and log from the user: it is about their own code."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

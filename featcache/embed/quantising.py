@@ -1,0 +1,64 @@
+"""An exported network and pictures enter; the network in 8-bit integers, with ranges measured on them, leaves."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from featcache.decode import Pixels
+from featcache.embed.exporting import annotated, silence
+from featcache.embed.reference import probe
+from featcache.errors import EngineError
+
+METHOD = "static, weights int8 a channel, activations uint8 between the least and the greatest seen"
+
+_STEP = 8
+
+
+class _Pictures(CalibrationDataReader):  # type: ignore[misc] # onnxruntime has no types
+    """Hands out the pictures a few at a time."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        self._parts: Iterator[Pixels] = iter(np.split(pixels, range(_STEP, len(pixels), _STEP)))
+
+    def get_next(self) -> dict[str, Pixels] | None:
+        """Return the next pictures as the network's input, or `None` at the end."""
+        part = next(self._parts, None)
+        return None if part is None else {"pixels": part}
+
+
+def quantise(network: Path, pixels: Pixels) -> bytes:
+    """Return an exported network in int8, calibrated on pictures (n, crop, crop, 3), with its own vectors of `probe`.
+
+    Raises `EngineError` where it cannot be quantised.
+    """
+    with tempfile.TemporaryDirectory(prefix="featcache-") as folder:
+        prepared, small = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        try:
+            with silence():
+                quant_pre_process(network, prepared, skip_symbolic_shape=True)
+                quantize_static(
+                    prepared,
+                    small,
+                    _Pictures(pixels),
+                    quant_format=QuantFormat.QDQ,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                    per_channel=True,
+                    calibrate_method=CalibrationMethod.MinMax,
+                )
+                model = onnx.load(small)
+                session = onnxruntime.InferenceSession(small, providers=["CPUExecutionProvider"])
+                reference = session.run(None, {"pixels": probe(pixels.shape[1])})[0]
+        except Exception as error:  # the quantiser raises almost anything
+            said = " ".join(str(error).split())[:200]
+            raise EngineError(f"the network cannot be made int8 ({type(error).__name__}: {said}): use fp32") from error
+    notes = {entry.key: entry.value for entry in onnx.load(network, load_external_data=False).metadata_props}
+    return annotated(model, reference, notes)
