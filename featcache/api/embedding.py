@@ -30,8 +30,8 @@ _logger = logging.getLogger(__name__)
 class Embedder:
     """Collects pictures into batches and sends them through the network, which is loaded at the first one.
 
-    `expected` is how many vectors are to be computed, at most. Batches reach the writers in order. One that does not fit
-    into memory is halved, and so are those after it. Leaving the `with` block drops what was not finished.
+    `expected` is how many vectors are to be computed, at most. Batches reach the writers in order; one that does not
+    fit into memory is halved, and so are those after it. On Ctrl-C those that are finished are kept.
     """
 
     def __init__(
@@ -112,9 +112,8 @@ class Embedder:
     def _land(self) -> None:
         batch, future = self._flying.popleft()
         vectors = future.result()
-        views = np.array([view for view, _, _ in batch])
-        for view in np.unique(views):
-            rows = np.flatnonzero(views == view)
+        for view in sorted({view for view, _, _ in batch}):
+            rows = [row for row, entry in enumerate(batch) if entry[0] == view]
             self._writers[view].append([batch[row][1] for row in rows], vectors[rows])
 
     def _run(self, engine: Engine, pixels: list[Pixels]) -> FloatArray:

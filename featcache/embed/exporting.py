@@ -48,7 +48,7 @@ def export(backbone: Backbone) -> bytes:
     whole = _FromPixels(network, preprocess).eval()
     with torch.inference_mode():
         reference = whole(pixels).float().numpy()
-    notes = {LAYER_BYTES: str(layer_bytes(network, preprocess.crop, torch.device("cpu")))}
+    notes = {LAYER_BYTES: str(layer_bytes(network, preprocess.crop))}
     try:
         with silence():
             program = torch.onnx.export(

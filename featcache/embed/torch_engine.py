@@ -36,8 +36,13 @@ class TorchEngine:
         self._backbone = backbone.name
         self._dtype = torch.float16 if backbone.spec.precision == "fp16" else torch.float32
         self._local = threading.local()
+        if self._place.type == "cuda":
+            # TF32 would cost three digits, and an fp32 fingerprint promises them. It is a setting of the process: put
+            # around each batch it would be taken back while another batch is under way.
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
         network = backbone.build()
-        wide = layer_bytes(network, self._preprocess.crop, torch.device("cpu"))
+        wide = layer_bytes(network, self._preprocess.crop)
         memory = torch.cuda.mem_get_info(self._place)[0] if self._place.type == "cuda" else available_memory()
         self.batch_size = batch_that_fits(wide, self.lanes, BATCH[self._place.type], memory)
         # channels_last measures about twice as fast on the CPU, and is what a GPU's convolutions prefer.
@@ -46,12 +51,7 @@ class TorchEngine:
     def embed(self, pixels: Pixels) -> FloatArray:
         """Return the vectors of pictures as `Engine.embed` says."""
         try:
-            # TF32 would cost three digits, and an fp32 fingerprint promises them.
-            with (
-                torch.inference_mode(),
-                torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-                self._stream(),
-            ):
+            with torch.inference_mode(), self._stream():
                 images = normalise(self._upload(pixels), self._preprocess)
                 vectors = self._network(images.to(self._dtype)).flatten(1).float().cpu().numpy()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -90,11 +90,11 @@ def normalise(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
         torch.tensor(values, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
         for values in (preprocess.mean, preprocess.std)
     )
-    return ((pixels.permute(0, 3, 1, 2).to(torch.float32) / 255) - mean) / std
+    return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
-def layer_bytes(network: nn.Module, crop: int, device: torch.device) -> int:
-    """Return the most bytes that one layer reads and writes for one picture."""
+def layer_bytes(network: nn.Module, crop: int) -> int:
+    """Return the most bytes that one layer of a network on the CPU reads and writes for one picture."""
     most = 0
 
     def note(_: nn.Module, given: tuple[object, ...], made: object) -> None:
@@ -106,7 +106,7 @@ def layer_bytes(network: nn.Module, crop: int, device: torch.device) -> int:
     hooks = [module.register_forward_hook(note) for module in leaves]
     try:
         with torch.inference_mode():
-            network(torch.zeros(1, 3, crop, crop, device=device))
+            network(torch.zeros(1, 3, crop, crop))
     finally:
         for hook in hooks:
             hook.remove()
