@@ -68,8 +68,9 @@ class Embedder:
         engine = self.engine or self._open()
         self._batch += [(view, picture.key, pixels) for view, pixels in picture.views]
         while len(self._batch) >= self._size:
-            self._send(engine, self._batch[: self._size])
-            self._batch = self._batch[self._size :]
+            part = self._batch[: self._size]  # another thread may halve the size at any moment
+            self._batch = self._batch[len(part) :]
+            self._send(engine, part)
 
     def finish(self) -> None:
         """Compute what is left, and wait for all of it."""
@@ -110,8 +111,9 @@ class Embedder:
             self._land()
 
     def _land(self) -> None:
-        batch, future = self._flying.popleft()
-        vectors = future.result()
+        batch, future = self._flying[0]
+        vectors = future.result()  # most of the time is spent here, and so it is here that Ctrl-C arrives
+        self._flying.popleft()
         for view in sorted({view for view, _, _ in batch}):
             rows = [row for row, entry in enumerate(batch) if entry[0] == view]
             self._writers[view].append([batch[row][1] for row in rows], vectors[rows])
@@ -126,7 +128,7 @@ class Embedder:
     def _embed(self, engine: Engine, pixels: list[Pixels]) -> FloatArray:
         try:
             return engine.embed(np.stack(pixels))
-        except EngineMemoryError as error:
+        except MemoryError as error:  # an EngineMemoryError is one too
             if len(pixels) == 1:
                 raise EngineMemoryError(f"{error}, one picture: use --device cpu, or a smaller backbone") from error
             half = len(pixels) // 2

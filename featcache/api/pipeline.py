@@ -51,7 +51,7 @@ def compute(
     start = perf_counter()
     stores = [cache.features(backbone.spec) for backbone in backbones]
     unchanged = _unchanged(cache, items)
-    account = _Account({} if options.rehash else _held(unchanged, stores, items))
+    account = _Account(_held({} if options.rehash else unchanged, stores, items))
     pending = account.pending(items)
     expected = _expected(unchanged, stores, pending)
     reader = Reader(stores, [backbone.spec for backbone in backbones])

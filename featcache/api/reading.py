@@ -18,7 +18,7 @@ READ_AHEAD = 8
 """How many more files are read at once than there are cores to decode them, so that a slow disk can keep up."""
 
 WINDOW = 64
-"""How many pictures a core may be ahead of the network."""
+"""How many decoded views a core may be ahead of the network."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,10 @@ class Reader:
         executor = ThreadPoolExecutor(self._cores + READ_AHEAD, thread_name_prefix="featcache-read")
         waiting: deque[Future[Picture]] = deque()
         try:
+            window = max(1, WINDOW * self._cores // len(self._specs))
             for path in paths:
                 waiting.append(executor.submit(self._load, path))
-                if len(waiting) >= WINDOW * self._cores:
+                if len(waiting) >= window:
                     yield self._account(waiting.popleft().result())
             while waiting:
                 yield self._account(waiting.popleft().result())

@@ -140,7 +140,8 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], droppable: Collection[
         raise WeightsError(
             f"the weights in {source} do not fit this backbone ({said}): give the file that belongs to it"
         )
-    network.load_state_dict({name: state[name] for name in target if name in state}, strict=False)
+    target.update({name: state[name] for name in target if name in state})
+    network.load_state_dict(target)  # with the versions of its layers, which some cannot do without
 
 
 def _listed(names: list[str], most: int = 4) -> str:
