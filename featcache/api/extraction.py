@@ -113,7 +113,7 @@ def _summary(
     listing: str | None,
     views: tuple[ViewSummary, ...],
 ) -> ExtractSummary:
-    failures = work.failures
+    failures, engine = work.failures, work.engine
     return ExtractSummary(
         dataset=dataset.root,
         cache=str(cache.folder),
@@ -123,9 +123,9 @@ def _summary(
         fingerprint=backbone.spec.fingerprint,
         precision=backbone.spec.precision,
         dim=work.dim,
-        engine=work.engine,
-        engine_why=work.engine_why,
-        device=work.device,
+        engine=engine.name if engine else None,
+        engine_why=engine.why if engine else None,
+        device=engine.device if engine else None,
         found=len(work.rows),
         reused=work.distinct - work.computed,
         computed=work.computed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -12,6 +12,7 @@ from featcache.api.options import Options
 from featcache.api.reading import Picture, Reader
 from featcache.backbones import Backbone
 from featcache.decode import FRESH_NS, file_stat
+from featcache.embed import Engine
 from featcache.errors import PictureError
 from featcache.records import Failure, FileStat, Item, Progress, Seconds
 from featcache.store import Cache, FeatureStore, FeatureWriter, Row
@@ -26,9 +27,7 @@ class Work:
     distinct: int
     computed: int
     dim: int
-    engine: str | None
-    engine_why: str | None
-    device: str | None
+    engine: Engine | None
     seconds: Seconds
 
     @property
@@ -60,45 +59,46 @@ def compute(
         remember = stack.enter_context(_remembering(cache, writers[-1]))
         embedder = stack.enter_context(Embedder(cache, backbones, options, expected, writers))
         pictures = stack.enter_context(closing(reader.read_all(pending)))
-        if progress and pending:
-            progress("extract", 0, len(pending))
-        for done, picture in enumerate(pictures, 1):
+        for picture in _counted(pictures, embedder, len(pending), progress):
             account.add(picture)
             remember(picture)
             embedder.add(picture)
-            if progress:
-                progress("extract", done - embedder.waiting, len(pending))
-        last = embedder.waiting
-        embedder.finish()
-        if progress and last:
-            progress("extract", len(pending), len(pending))
     for store in stores:
         store.refresh()
         if len(store.segments) >= COMPACT_AT:  # left by many short runs
             store.compact()
     rows = tuple(account.row(item) for item in items)
-    total = perf_counter() - start
-    computed = [writer.committed for writer in writers]
+    distinct = len({row.key for row in rows if row.key is not None})
+    engine, total = embedder.engine, perf_counter() - start
+    parts = _parts([writer.committed for writer in writers])
     return [
-        Work(
-            rows=rows,
-            distinct=len({row.key for row in rows if row.key is not None}),
-            computed=computed[at],
-            dim=stores[at].dim or 0,
-            engine=embedder.engine.name if embedder.engine else None,
-            engine_why=embedder.engine.why if embedder.engine else None,
-            device=embedder.engine.device if embedder.engine else None,
-            seconds=_share(computed, at, reader, embedder, writers[at], total),
-        )
-        for at in range(len(backbones))
+        Work(rows, distinct, writer.committed, store.dim or 0, engine, _share(part, reader, embedder, writer, total))
+        for writer, store, part in zip(writers, stores, parts, strict=True)
     ]
 
 
-def _share(
-    computed: Sequence[int], at: int, reader: Reader, embedder: Embedder, writer: FeatureWriter, total: float
-) -> Seconds:
-    """Return the part of the time that one view is answerable for, so that the parts add up."""
-    part = computed[at] / sum(computed) if any(computed) else 1 / len(computed)
+def _counted(
+    pictures: Iterable[Picture], embedder: Embedder, total: int, progress: Progress | None
+) -> Iterator[Picture]:
+    """Yield the pictures, let the embedder finish after the last one, and tell how many have got their vectors."""
+    if progress and total:
+        progress("extract", 0, total)
+    for done, picture in enumerate(pictures, 1):
+        yield picture
+        if progress:
+            progress("extract", done - embedder.waiting, total)
+    last = embedder.waiting
+    embedder.finish()
+    if progress and last:
+        progress("extract", total, total)
+
+
+def _parts(computed: Sequence[int]) -> list[float]:
+    """Return the part of the time that each view is answerable for, so that they add up to one."""
+    return [n / sum(computed) if any(computed) else 1 / len(computed) for n in computed]
+
+
+def _share(part: float, reader: Reader, embedder: Embedder, writer: FeatureWriter, total: float) -> Seconds:
     return Seconds(
         read=round(reader.read_seconds * part, 3),
         decode=round(reader.decode_seconds * part, 3),

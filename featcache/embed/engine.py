@@ -66,8 +66,9 @@ def available_memory() -> int:
         found = int(lines["MemAvailable"].split()[0]) * 1024
     try:
         limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])  # files read, and given up
+    except (OSError, ValueError, KeyError):
         return found
     return found if limit == "max" else max(0, min(found, int(limit) - used))
 
