@@ -15,7 +15,10 @@ from featcache.records import FeatureSpec, FileStat
 from featcache.store import FeatureStore
 
 READ_AHEAD = 8
-"""How many more files are read at once than there are cores to decode them, so that a slow disk can keep up."""
+"""How many more files are read at once from a slow disk than there are cores to decode them."""
+
+SLOW_READ = 0.005
+"""From so many seconds a file on a disk is slow; on a fast one more threads would only hinder each other."""
 
 WINDOW = 64
 """How many decoded views a core may be ahead of the network."""
@@ -53,8 +56,14 @@ class Reader:
         self._decoding = threading.BoundedSemaphore(self._cores)
 
     def read_all(self, paths: Sequence[str]) -> Generator[Picture]:
-        """Yield the pictures in order."""
-        executor = ThreadPoolExecutor(self._cores + READ_AHEAD, thread_name_prefix="featcache-read")
+        """Yield the pictures in order; the first few tell whether the disk is slow."""
+        first = 4 * self._cores
+        yield from self._read_in_threads(paths[:first], self._cores)
+        is_slow = self.read_seconds > SLOW_READ * first
+        yield from self._read_in_threads(paths[first:], self._cores + (READ_AHEAD if is_slow else 0))
+
+    def _read_in_threads(self, paths: Sequence[str], threads: int) -> Generator[Picture]:
+        executor = ThreadPoolExecutor(threads, thread_name_prefix="featcache-read")
         waiting: deque[Future[Picture]] = deque()
         try:
             window = max(1, WINDOW * self._cores // len(self._specs))
