@@ -154,7 +154,8 @@ def refused(result: Result, *words: str) -> None:
 
 
 def warnings_of(result: Result) -> list[str]:
-    return [line for line in result.err.splitlines() if line.startswith("featcache: ")]
+    lines = [line for line in result.err.splitlines() if line.startswith("featcache: ")]
+    return [line for line in lines if not line.startswith("featcache: exporting ")]
 
 
 # --- two engines, the same vectors ---

@@ -36,7 +36,9 @@ def as_asked(cache: Cache, backbone: Backbone, items: Sequence[Item], options: O
         if calibration is None:
             calibration = _calibrate(cache, backbone, items)
         spec = replace(spec, calibration=calibration)
-    return replace(backbone, spec=spec)
+    # Every output names the weights, and so it also tells vectors of less precision from exact ones.
+    others = ["draft"] * options.draft if spec.precision == "fp32" else [spec.precision] + ["draft"] * options.draft
+    return replace(backbone, spec=spec, weights=", ".join([backbone.weights, *others]))
 
 
 def _known(cache: Cache, spec: FeatureSpec) -> Calibration | None:
@@ -58,7 +60,11 @@ def _calibrate(cache: Cache, backbone: Backbone, items: Sequence[Item]) -> Calib
     from featcache.embed.quantising import METHOD, quantise
 
     keys, pixels = _sample(backbone.spec, items)
-    _logger.warning("int8: calibrating %s on %d pictures, once for this cache", backbone.name, len(keys))
+    few = f", fewer than the {CALIBRATION_PICTURES} that are usual: with more pictures use another --cache"
+    _logger.warning(
+        "int8: calibrating %s on %d picture%s, once for this cache%s",
+        *(backbone.name, len(keys), "" if len(keys) == 1 else "s", few if len(keys) < CALIBRATION_PICTURES else ""),
+    )
     network = quantise(exported(backbone, cache.networks), pixels)
     calibration = Calibration(
         network_sha256=hashlib.sha256(network).hexdigest(),

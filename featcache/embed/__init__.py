@@ -118,6 +118,6 @@ def exported(backbone: Backbone, shelf: Shelf) -> Path:
     if path is None:
         from featcache.embed.exporting import export
 
-        _logger.info("exporting %s to ONNX, once for this cache", backbone.name)
+        _logger.warning("exporting %s to ONNX, once for this cache", backbone.name)
         path = shelf.keep(spec.fingerprint, export(backbone))
     return path

@@ -24,8 +24,7 @@ def extract_text(summary: ExtractSummary) -> str:
     took = summary.seconds
     lines = [
         f"dataset      {summary.dataset}",
-        f"backbone     {summary.backbone} ({summary.weights}), {summary.precision}, {summary.dim}-d, "
-        f"fingerprint {summary.fingerprint[:16]}",
+        f"backbone     {summary.backbone} ({summary.weights}), {summary.dim}-d, fingerprint {summary.fingerprint[:16]}",
         f"found        {summary.found:,}",
         f"reused       {summary.reused:,}",
         f"computed     {summary.computed:,}",
