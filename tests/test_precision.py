@@ -164,7 +164,7 @@ def test_the_same_pictures_calibrated_anew_give_the_same_features(
     shutil.copytree(tmp_path / "cache" / "networks", tmp_path / "new" / "networks", copy_function=os.link)
     (tmp_path / "new" / "networks" / int8.name).unlink()  # the exact network spares an export
     result = run("extract", photos, "--precision", "int8", "--cache", "new", "--json", network=True)
-    assert "int8: calibrating resnet18 on 12 pictures, once for this cache" in result.err
+    assert "int8: calibrating resnet18 on 12 pictures, once for this cache, fewer than the 128" in result.err
     assert (result.json["fingerprint"], result.json["computed"]) == (made["fingerprint"], COUNT)
     np.testing.assert_array_equal(
         vectors(tmp_path / "new", made["fingerprint"], photos),
@@ -207,6 +207,7 @@ def test_int8_with_views_has_one_network_for_all(run: Run, photos: Path, made: A
     assert len(list((tmp_path / "cache" / "networks").iterdir())) == 2
     fitted = run("fit", "--tta", "--json").json
     assert (fitted["fingerprint"], fitted["test_views"]) == (made["fingerprint"], ["flip"])
+    assert fitted["weights"].endswith(", int8")
     write_picture(tmp_path / "new" / "0.png", 77, TINTS["sky"])
     assert run("predict", fitted["model"], "new", "--json").json["predictions"][0]["label"] == "sky"
 
