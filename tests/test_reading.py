@@ -425,18 +425,20 @@ def test_ctrl_c_while_the_network_is_waited_for_keeps_the_batch_that_was_under_w
     assert rows == sum(finished)
 
 
+def interrupt_at_the_fifth(number: int) -> None:
+    """Take a while over a batch, and press Ctrl-C in the fifth."""
+    time.sleep(0.05)
+    if number == 5:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
 def test_ctrl_c_loses_no_more_than_what_was_under_way(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "many", 40)
 
-    def interrupt(number: int) -> None:
-        time.sleep(0.05)
-        if number == 5:
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
     with monkeypatch.context() as patch:
-        finished = slowed(patch, interrupt)
+        finished = slowed(patch, interrupt_at_the_fifth)
         stopped = run("extract", "many", "--views", "flip", "--batch-size", "4", network=True)
     assert (stopped.code, stopped.out) == (130, "")
     assert "what was finished is kept" in stopped.err
@@ -452,13 +454,8 @@ def test_a_collection_after_an_interrupt_keeps_what_was_computed_of_every_view(
 ) -> None:
     write(tmp_path / "many", 40)
 
-    def interrupt(number: int) -> None:
-        time.sleep(0.05)
-        if number == 5:
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
     with monkeypatch.context() as patch:
-        slowed(patch, interrupt)
+        slowed(patch, interrupt_at_the_fifth)
         assert run("extract", "many", "--views", "flip", "--batch-size", "4", network=True).code == 130
     before = {b["view"]: b["rows"] for b in run("cache", "info", "--json").json["backbones"]}
     assert set(before) == {"original", "flip"}

@@ -37,8 +37,10 @@ def as_asked(cache: Cache, backbone: Backbone, items: Sequence[Item], options: O
             calibration = _calibrate(cache, backbone, items)
         spec = replace(spec, calibration=calibration)
     # Every output names the weights, and so it also tells vectors of less precision from exact ones.
-    others = ["draft"] * options.draft if spec.precision == "fp32" else [spec.precision] + ["draft"] * options.draft
-    return replace(backbone, spec=spec, weights=", ".join([backbone.weights, *others]))
+    others = {spec.precision: spec.precision != "fp32", "draft": options.draft}
+    return replace(
+        backbone, spec=spec, weights=", ".join([backbone.weights, *(name for name in others if others[name])])
+    )
 
 
 def _known(cache: Cache, spec: FeatureSpec) -> Calibration | None:

@@ -18,15 +18,19 @@ class Networks:
     def __init__(self, folder: Path, bad: Path) -> None:
         self._folder = folder
         self._bad = bad
+        self._whole: set[Path] = set()
 
     def find(self, fingerprint: str) -> Path | None:
         """Return the file kept for a fingerprint, whole and unchanged, or `None`."""
         for path in sorted(self._folder.glob(f"{fingerprint[:16]}-*.onnx")):
+            if path in self._whole:
+                return path
             try:
                 found = _digest(path.read_bytes())
             except OSError:
                 continue
             if path.stem.endswith(f"-{found}"):
+                self._whole.add(path)
                 return path
             kept = self._bad / f"{path.stem}.{time.time_ns()}.onnx"
             move(path, kept)
