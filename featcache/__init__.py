@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from featcache.api import (
         Options,
         Sweep,
+        Training,
         bench,
         cache_compact,
         cache_export,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         confusions,
         demo,
         extract,
+        finetune,
         fit,
         ledger,
         predict,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Options",
     "Sweep",
+    "Training",
     "__version__",
     "bench",
     "cache_compact",
@@ -44,6 +47,7 @@ __all__ = [
     "confusions",
     "demo",
     "extract",
+    "finetune",
     "fit",
     "ledger",
     "predict",

@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from featcache.augment import draw, is_drawn
 from featcache.errors import PictureError
 from featcache.records import ORIGINAL, FileStat, Preprocess
 
@@ -105,7 +107,7 @@ def decode_views(data: bytes, preprocess: Preprocess, views: Sequence[str], *, d
                 scale = 2 * preprocess.resize / min(image.size)
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             with _room_for(image):
-                return crops(_upright_rgb(image), preprocess, views)
+                return crops(_upright_rgb(image), preprocess, views, data)
     except PictureError:
         raise
     except UnidentifiedImageError as error:
@@ -142,10 +144,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def crops(image: Image.Image, preprocess: Preprocess, views: Sequence[str]) -> list[Pixels]:
+def crops(image: Image.Image, preprocess: Preprocess, views: Sequence[str], content: bytes = b"") -> list[Pixels]:
     """Resize an RGB picture once and keep its centre, as torchvision's and timm's evaluation transforms do.
 
-    The view `flip` is the same mirrored; `crop-tl` and its like keep a corner instead of the centre.
+    The view `flip` is the same mirrored; `crop-tl` and its like keep a corner instead of the centre; what is drawn of
+    the file's `content` is in `augment`.
     """
     width, height = image.size
     size, keep = preprocess.resize, preprocess.crop
@@ -157,20 +160,27 @@ def crops(image: Image.Image, preprocess: Preprocess, views: Sequence[str]) -> l
         target = (int(size * width / height), size)
     resample = _FILTERS[preprocess.interpolation]
     is_long = max(target) > MAX_ASPECT * size
-    resized = image if is_long or target == image.size else image.resize(target, resample)
-    found = []
-    for view in views:
+
+    @cache
+    def resized() -> Image.Image:
+        return image if target == image.size else image.resize(target, resample)
+
+    def kept(view: str) -> Image.Image:
         left, top = (round((e - keep) / 2.0) if e >= keep else -((keep - e) // 2) for e in target)
         if view in _CORNERS:
             left, top = (at * max(e - keep, 0) for at, e in zip(_CORNERS[view], target, strict=True))
         if is_long:
             x, y = width / target[0], height / target[1]
             box = (left * x, top * y, (left + keep) * x, (top + keep) * y)
-            kept = image.resize((keep, keep), resample, box=box)
-        else:
-            kept = resized.crop((left, top, left + keep, top + keep))
-        found.append(np.asarray(ImageOps.mirror(kept) if view == "flip" else kept))
-    return found
+            return image.resize((keep, keep), resample, box=box)
+        return resized().crop((left, top, left + keep, top + keep))
+
+    def seen(view: str) -> Image.Image:
+        if is_drawn(view):
+            return draw(image, view, content, keep, resample, lambda: kept(ORIGINAL))
+        return ImageOps.mirror(kept(ORIGINAL)) if view == "flip" else kept(view)
+
+    return [np.asarray(seen(view)) for view in views]
 
 
 def _room_for(image: Image.Image) -> AbstractContextManager[object]:

@@ -65,6 +65,10 @@ class HeadError(FeatcacheError, ValueError):
     """A head that is unknown, or that cannot be trained on these vectors."""
 
 
+class TrainingError(FeatcacheError, ValueError):
+    """A fine-tuning that cannot be done as asked, or that came to nothing."""
+
+
 class RunNotFoundError(FeatcacheError, LookupError):
     """A run that the cache does not hold, or that has nothing of what was asked for."""
 

@@ -20,6 +20,7 @@ LAYERS = [
     "errors",
     "records",
     "discover",
+    "augment",
     "decode",
     "backbones",
     "embed",

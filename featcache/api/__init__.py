@@ -10,17 +10,20 @@ from featcache.api.confusing import confusions
 from featcache.api.demonstration import demo
 from featcache.api.exchange import cache_export, cache_import
 from featcache.api.extraction import extract
+from featcache.api.finetuning import finetune
 from featcache.api.fitting import fit
 from featcache.api.history import runs, runs_compare, runs_show
 from featcache.api.ledger import ledger
 from featcache.api.options import CACHE_VARIABLE, Options
 from featcache.api.prediction import predict
 from featcache.records.experiments import Sweep
+from featcache.records.finetuning import Training
 
 __all__ = [
     "CACHE_VARIABLE",
     "Options",
     "Sweep",
+    "Training",
     "bench",
     "cache_compact",
     "cache_export",
@@ -32,6 +35,7 @@ __all__ = [
     "confusions",
     "demo",
     "extract",
+    "finetune",
     "fit",
     "ledger",
     "predict",

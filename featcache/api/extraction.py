@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from featcache.api.options import Options, open_cache, places
+from featcache.api.options import Options, find_weights, open_cache, places
 from featcache.api.pipeline import Work, compute
 from featcache.api.precision import as_asked
 from featcache.api.price import price
@@ -37,7 +37,7 @@ def extract(
     `records.VIEWS`. With `check` the price of less precision is measured, see `price`. `progress` is called for every
     picture that has to be read. Whatever was computed stays, also on Ctrl-C. Raises `FeatcacheError`.
     """
-    options = options or Options()
+    options = find_weights(options or Options())
     unknown = [name for name in views if name not in VIEWS]
     if unknown:
         raise DatasetError(f"unknown view {unknown[0]!r}: use {', '.join(VIEWS)}, or several with commas")

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 
-from featcache.errors import ModelError
+from featcache.backbones import finetuned, resolve
+from featcache.errors import ModelError, WeightsError
 from featcache.records import FeatureSpec
 from featcache.store import Cache
 
@@ -63,6 +65,8 @@ def load_model(cache: Cache, path: Path, trust: bool) -> Model:
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"cannot read the model {path}: {error.strerror}") from error
+    if path.suffix == finetuned.SUFFIX:
+        return _load_finetuned(path)
     if not trust and not cache.runs.made_model(hashlib.sha256(data).hexdigest()):
         raise ModelError(
             f"{path} was not made by the cache {cache.folder}, and opening a model file can run any code: "
@@ -92,3 +96,18 @@ def load_model(cache: Cache, path: Path, trust: bool) -> Model:
             f"{path} was made with scikit-learn {made_with}, here is {here}: install that, or fit it again"
         )
     return model
+
+
+def _load_finetuned(path: Path) -> Model:
+    """Read a fine-tuned network as a backbone and a linear head; its file holds nothing that could run."""
+    from featcache.heads.logreg import LogisticRegression
+
+    try:
+        known = finetuned.read(path)
+        backbone = resolve(f"{finetuned.PREFIX}{known.run}", path).making(known.spec)
+    except WeightsError as error:
+        raise ModelError(str(error)) from error
+    head = LogisticRegression()
+    head.coef_, head.intercept_ = known.top
+    head.classes_, head.n_features_in_ = np.arange(len(known.classes)), head.coef_.shape[1]
+    return Model(head, known.classes, backbone.spec, str(path.absolute()), known.scores, known.versions)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from featcache.backbones import AUTO
-from featcache.store import Cache
+from featcache.backbones import AUTO, finetuned
+from featcache.errors import RunNotFoundError
+from featcache.store import Cache, Runs
 
 CACHE_VARIABLE = "FEATCACHE_CACHE"
 CATALOG_VARIABLE = "FEATCACHE_CATALOG"
@@ -36,6 +37,21 @@ class Options:
 def open_cache(options: Options, *, create: bool = True) -> Cache:
     """Open the cache that the options name, its catalog where `FEATCACHE_CATALOG` says; raises `CacheError`."""
     return Cache(*places(options), create=create)
+
+
+def find_weights(options: Options) -> Options:
+    """Return the options, for a network `runs:N` with the file that run N left; raises `RunNotFoundError`."""
+    number = options.backbone.removeprefix(finetuned.PREFIX)
+    if options.weights is not None or number == options.backbone:
+        return options
+    folder = places(options)[0].absolute()
+    for run in Runs(folder / "runs").all():
+        if str(run.id) == number and run.command == "finetune" and run.summary is not None:
+            # The cache may have been moved since.
+            return replace(options, weights=folder / "models" / Path(run.summary["model"]).name)
+    raise RunNotFoundError(
+        f"run {number} of {folder} fine-tuned no network: `featcache runs` lists those that did, as finetune"
+    )
 
 
 def places(options: Options) -> tuple[Path, Path | None]:

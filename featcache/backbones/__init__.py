@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from featcache.backbones import efficientnet_lite0, timm_models, torchvision_models
+from featcache.backbones import efficientnet_lite0, finetuned, scratch_cnn, timm_models, torchvision_models
 from featcache.backbones.base import Backbone
 from featcache.backbones.notes import Notes, note, recall
 from featcache.errors import BackboneError, WeightsError, WeightsUnavailableError
@@ -37,6 +37,10 @@ def resolve(name: str = AUTO, weights: Path | None = None, notes: Notes | None =
                 efficientnet_lite0.NAME,
             )
             return efficientnet_lite0.resolve(None)
+    if name.startswith(finetuned.PREFIX):
+        return finetuned.resolve(name, weights, resolve)
+    if name == scratch_cnn.NAME:
+        return scratch_cnn.resolve(weights)
     if name == efficientnet_lite0.NAME:
         return efficientnet_lite0.resolve(weights)
     if name == "resnet18":

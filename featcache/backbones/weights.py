@@ -22,6 +22,9 @@ from featcache.errors import WeightsError, WeightsUnavailableError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+TOP = "featcache_top."
+"""What the names of a new top's tensors begin with, in files of fine-tuned networks."""
+
 DOWNLOAD_TIMEOUT = 30.0
 """Seconds a silent server is waited for."""
 
@@ -132,7 +135,7 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], droppable: Collection[
     needed = [name for name in target if not name.endswith("num_batches_tracked")]
     complaints = {
         "missing": [name for name in needed if name not in state],
-        "unexpected": [name for name in state if name not in target and name not in droppable],
+        "unexpected": [n for n in state if n not in target and n not in droppable and not n.startswith(TOP)],
         "of another shape": [n for n in needed if n in state and state[n].shape != target[n].shape],
     }
     if any(complaints.values()):

@@ -16,6 +16,7 @@ from featcache.errors import CacheError, CacheVersionError, CacheWriteError, Cat
 from featcache.records import FeatureSpec, Progress
 from featcache.store.catalog import Catalog, Row
 from featcache.store.cells import Cells
+from featcache.store.checkpoints import Checkpoint
 from featcache.store.features import FeatureStore, FeatureWriter
 from featcache.store.files import exclusive, move, remove, remove_abandoned, shared, sync_names, write_atomic
 from featcache.store.networks import Networks
@@ -23,7 +24,19 @@ from featcache.store.runs import EXTRACTIONS, Run, Runs
 from featcache.store.segment import declared_fingerprint
 from featcache.store.splits import Splits
 
-__all__ = ["EXTRACTIONS", "Cache", "Catalog", "Cells", "FeatureStore", "FeatureWriter", "Row", "Run", "Runs", "Splits"]
+__all__ = [
+    "EXTRACTIONS",
+    "Cache",
+    "Catalog",
+    "Cells",
+    "Checkpoint",
+    "FeatureStore",
+    "FeatureWriter",
+    "Row",
+    "Run",
+    "Runs",
+    "Splits",
+]
 
 FORMAT_VERSION = 1
 _logger = logging.getLogger(__name__)
@@ -34,7 +47,7 @@ _MARKS = {
 }
 _OWN = {
     *("format.json", "segments", "bad", "models", "runs", "splits", "cells", "demo", "catalog.sqlite"),
-    *("networks", "backbones", *_MARKS),
+    *("networks", "backbones", "trainings", *_MARKS),
 }
 
 
@@ -171,6 +184,10 @@ class Cache:
                     "wait until it is done, then try again"
                 )
             yield
+
+    def checkpoint(self, digest: str) -> Checkpoint:
+        """Return where the state of a training is kept while it is under way."""
+        return Checkpoint(self.folder / "trainings" / f"{digest}.pt")
 
     def put(self, name: str, data: bytes) -> Path:
         """Write one file of the cache, whole or not at all, and return its path."""

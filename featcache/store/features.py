@@ -20,6 +20,7 @@ from featcache.records import FloatArray, Progress
 from featcache.store import compaction
 from featcache.store.files import sync_folder
 from featcache.store.index import KeyIndex, stack_keys
+from featcache.store.mapped import MappedRows
 from featcache.store.segment import (
     KEY_BYTES,
     Header,
@@ -29,6 +30,7 @@ from featcache.store.segment import (
     Writer,
     check_features,
     commit,
+    map_features,
     read_features,
     read_keys,
     read_rows,
@@ -38,6 +40,7 @@ ATTEMPTS = 100
 """How often a listing is tried whose files vanish while it is read; a compaction makes that happen once."""
 
 COMMIT_ROWS = 8192
+COMMIT_BYTES = 64 * 2**20
 COMMIT_SECONDS = 5.0
 COMPACT_AT = 32
 """A writer merges the small segments whenever it has committed this many."""
@@ -131,6 +134,20 @@ class FeatureStore:
         for _ in range(ATTEMPTS):
             with self.mending():
                 return self._read(wanted)
+        raise CacheError(f"{self.folder} changes faster than it can be read: run the same command again")
+
+    def mapped(self, keys: Sequence[bytes]) -> MappedRows:
+        """Return the vectors of `keys` (n) as rows that are fetched from the disk when they are asked for.
+
+        Every segment that holds one is checked against its crc now. Raises as `read` does.
+        """
+        for _ in range(ATTEMPTS):
+            self.verify(keys)
+            rows = self._find(stack_keys(keys))
+            with self.mending():
+                maps = [map_features(self.folder / segment.name, segment.header) for segment in self.live]
+                numbers = np.searchsorted(self._offsets, rows, side="right") - 1
+                return MappedRows(maps, numbers, rows - self._offsets[numbers])
         raise CacheError(f"{self.folder} changes faster than it can be read: run the same command again")
 
     def verify(self, keys: Sequence[bytes] | None = None, progress: Progress | None = None) -> int:
@@ -233,12 +250,7 @@ class FeatureStore:
         return Segment(name, header, keys)
 
     def _read(self, keys: Keys) -> FloatArray:
-        rows = self._index.find(keys)
-        missing = int((rows < 0).sum())
-        if missing:
-            raise MissingFeaturesError(
-                f"{missing:,} of {len(keys):,} vectors are not in {self.folder}: run `featcache extract` again"
-            )
+        rows = self._find(keys)
         segments = self.live
         dtype = segments[0].header.dtype if segments else "float32"
         result = np.empty((len(rows), self.dim or 0), dtype)
@@ -255,6 +267,15 @@ class FeatureStore:
         for _ in _in_threads(fill, np.flatnonzero(np.diff(starts)).tolist()):
             pass
         return result
+
+    def _find(self, keys: Keys) -> npt.NDArray[np.intp]:
+        rows = self._index.find(keys)
+        missing = int((rows < 0).sum())
+        if missing:
+            raise MissingFeaturesError(
+                f"{missing:,} of {len(keys):,} vectors are not in {self.folder}: run `featcache extract` again"
+            )
+        return rows
 
     def _check(self, segment: Segment) -> _BrokenSegmentError | None:
         path = self.folder / segment.name
@@ -308,8 +329,8 @@ def _in_threads(function: Callable[[Any], Result], values: Sequence[Any]) -> Ite
 class FeatureWriter:
     """Buffers vectors and commits them as segments; leaving the `with` block commits what is left.
 
-    At most `COMMIT_ROWS` rows or `COMMIT_SECONDS` seconds of work are lost to a kill. When a commit fails the buffer is
-    kept, so that `flush` can be tried again. Small segments are merged on the way.
+    At most `COMMIT_ROWS` rows, `COMMIT_BYTES` or `COMMIT_SECONDS` of work are lost to a kill. When a commit fails the
+    buffer is kept, so that `flush` can be tried again. Small segments are merged on the way.
     """
 
     def __init__(self, store: FeatureStore, dtype: str) -> None:
@@ -327,9 +348,12 @@ class FeatureWriter:
         """Add rows: `keys` (n) of 32 bytes and `vectors` (n, d).
 
         Raises `ValueError` where they do not belong together or in this store, and `CacheWriteError` when a due commit
-        fails.
+        fails. A value beyond what the store's dtype can hold raises `CacheError`.
         """
-        rows = vectors.astype(self._dtype)
+        with np.errstate(over="ignore"):
+            rows = vectors.astype(self._dtype)
+        if rows.dtype != vectors.dtype and not np.isfinite(rows).all():
+            raise CacheError(f"values up to {np.abs(vectors).max():g} do not fit into {self._dtype}")
         dim = self._vectors[0].shape[1] if self._vectors else self._store.dim
         if rows.ndim != 2 or len(rows) != len(keys) or any(len(key) != KEY_BYTES for key in keys):
             raise ValueError(f"{len(keys)} keys and vectors of shape {rows.shape} do not belong together")
@@ -339,7 +363,8 @@ class FeatureWriter:
             self._oldest = time.monotonic()
         self._keys += keys
         self._vectors.append(rows)
-        if len(self._keys) >= COMMIT_ROWS or time.monotonic() - self._oldest >= COMMIT_SECONDS:
+        is_full = len(self._keys) >= COMMIT_ROWS or len(self._keys) * rows[0].nbytes >= COMMIT_BYTES
+        if is_full or time.monotonic() - self._oldest >= COMMIT_SECONDS:
             self.flush()
 
     def flush(self) -> None:

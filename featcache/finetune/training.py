@@ -1,0 +1,356 @@
+"""A network cut in two, inputs and labels enter; its upper part, trained to its best epoch, leaves."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional
+
+from featcache.errors import EngineMemoryError, TrainingError
+from featcache.finetune.blocks import Cut
+from featcache.finetune.inputs import Inputs, Rows
+from featcache.records import FloatArray, Progress
+from featcache.records.finetuning import EpochRow, Training
+
+MOMENTUM = 0.9
+STEP, GAMMA = 7, 0.1
+WEIGHT_DECAY = 0.01
+"""Of AdamW; plain SGD has none, as in the lessons."""
+
+EVALUATED = 64
+"""Pictures a batch where nothing is trained."""
+
+Codes = npt.NDArray[np.intp]
+
+_logger = logging.getLogger(__name__)
+
+
+class Checkpoint(Protocol):
+    """Keeps the state of a training that is under way."""
+
+    def load(self) -> bytes | None:
+        """Return what was kept, or `None`."""
+        ...
+
+    def save(self, data: bytes) -> None:
+        """Keep the state, whole or not at all."""
+        ...
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to; the network is left as it was after `best_epoch`."""
+
+    history: tuple[EpochRow, ...]
+    best_epoch: int
+    stopped: str | None
+
+
+class _Diverged(Exception):  # noqa: N818 - not an error: training ends, and the best is kept
+    """The loss is not finite."""
+
+
+class Trainer:
+    """Trains the unfrozen blocks of a network and a new linear top on `inputs` with labels `y` (n, class numbers).
+
+    `start` gives the top's weights (K, d) and biases (K), else they are drawn with `seed`. What is best on the
+    validation pictures is kept, the state before training included; of equals the one with the lower loss. A batch that
+    does not fit into memory is computed in parts, which gives the same gradients but for BatchNorm's statistics.
+    """
+
+    def __init__(
+        self,
+        cut: Cut,
+        inputs: Inputs,
+        y: Codes,
+        validation: tuple[Inputs, Codes],
+        n_classes: int,
+        training: Training,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        start: tuple[FloatArray, FloatArray] | None = None,
+    ) -> None:
+        self.cut, self.training, self.seed = cut, training, seed
+        self.device = torch.device(device)
+        self._inputs, self._y = inputs, torch.from_numpy(y)
+        self._validation = validation
+        self._size = training.batch_size
+        cut.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.linear = self._make_linear(n_classes, start)
+        self.top = nn.Sequential(nn.Dropout(training.dropout), self.linear).to(self.device)
+        self._weights = self._class_weights(n_classes) if training.class_weights else None
+        self._optimizer, self._schedule = self._optimization()
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=training.mixed_precision)
+        self.history: list[EpochRow] = []
+        self._best: dict[str, Any] = {}
+        self._best_epoch = 0
+
+    def run(
+        self,
+        checkpoint: Checkpoint | None = None,
+        identity: str = "",
+        progress: Progress | None = None,
+        on_epoch: Callable[[EpochRow], None] = lambda row: None,
+    ) -> Trained:
+        """Train to the end, going on from the `checkpoint` of the same `identity` where there is one.
+
+        Raises `TrainingError` where the checkpoint is another's, or the first epoch already leads to nothing.
+        """
+        stopped = None
+        with self._own_randomness():
+            if checkpoint is not None and self._resume(checkpoint, identity):
+                for row in self.history:
+                    on_epoch(row)
+            else:
+                self._close_epoch(0, None, None, time.perf_counter(), on_epoch)
+            while stopped is None and len(self.history) <= self.training.epochs:
+                epoch = len(self.history)
+                try:
+                    self._epoch(epoch, progress, on_epoch)
+                except _Diverged as diverged:
+                    stopped = f"{diverged}: a lower learning rate may help"
+                    break
+                stopped = self._out_of_patience(epoch)
+                if checkpoint is not None:
+                    checkpoint.save(self._state(identity))
+        self._load(self._best)
+        return Trained(tuple(self.history), self._best_epoch, stopped)
+
+    def predict_proba(self, inputs: Inputs) -> tuple[Rows, npt.NDArray[np.float64]]:
+        """Return the rows that could be read, and their probabilities (m, K)."""
+        rows, logits = self._logits(inputs, 0)
+        return rows, torch.softmax(logits.double(), 1).numpy()
+
+    def _epoch(self, epoch: int, progress: Progress | None, on_epoch: Callable[[EpochRow], None]) -> None:
+        start = time.perf_counter()
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._inputs))
+        batches = [order[at : at + self.training.batch_size] for at in range(0, len(order), self.training.batch_size)]
+        if len(batches) > 1 and len(batches[-1]) == 1:  # BatchNorm has no statistics of one vector
+            batches[-2:] = [np.concatenate(batches[-2:])]
+        self._set_modes(epoch)
+        loss, hits, seen, total = 0.0, 0, 0, len(batches) * self.training.epochs
+        for number, (rows, x) in enumerate(self._inputs.batches(batches, epoch - 1), 1):
+            step = (epoch - 1) * len(batches) + number
+            batch_loss, right = self._step(x, self._y[rows])
+            if not math.isfinite(batch_loss):
+                raise _Diverged(f"the loss was {batch_loss} at step {step:,} (epoch {epoch})")
+            loss, hits, seen = loss + batch_loss * len(rows), hits + right, seen + len(rows)
+            if progress:
+                progress("finetune", step, total)
+        if not seen:
+            raise TrainingError("no picture of the training set can be read any more: put them back, and run it again")
+        self._close_epoch(epoch, loss / seen, hits / seen, start, on_epoch)
+        self._schedule.step()
+
+    def _close_epoch(
+        self,
+        epoch: int,
+        loss: float | None,
+        accuracy: float | None,
+        start: float,
+        on_epoch: Callable[[EpochRow], None],
+    ) -> None:
+        """Evaluate, note the epoch, and keep it if it is the best so far."""
+        rows, logits = self._logits(self._validation[0], epoch)
+        truth = torch.from_numpy(self._validation[1][rows])
+        val_loss = float(functional.cross_entropy(logits, truth))
+        if not math.isfinite(val_loss):
+            raise _Diverged(f"the validation loss was {val_loss} after epoch {epoch}")
+        val_accuracy = float((logits.argmax(1) == truth).double().mean())
+        lr = self._optimizer.param_groups[0]["lr"]
+        row = EpochRow(epoch, lr, loss, accuracy, val_loss, val_accuracy, time.perf_counter() - start)
+        self.history.append(row)
+        best = self.history[self._best_epoch]
+        if epoch == 0 or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss):
+            self._best_epoch, self._best = epoch, deepcopy(self._modules())
+        on_epoch(row)
+
+    def _step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
+        """Make one step of the optimizer, and return the mean loss and how many were right."""
+        while True:
+            try:
+                self._optimizer.zero_grad()
+                loss, right = self._gradients(x, y)
+                break
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate" not in str(error):
+                    raise
+            self._halve(min(self._size, len(y)))
+        if self.training.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._parameters(), self.training.clip_norm)
+        if math.isfinite(loss):
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        return loss, right
+
+    def _gradients(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
+        """Add up the gradients of a batch, in as many parts as the memory asks for."""
+        weights = None if self._weights is None else self._weights[y]
+        mass = float(len(y) if weights is None else weights.sum())
+        loss, right = 0.0, 0
+        for part_x, part_y in zip(torch.split(x, self._size), torch.split(y, self._size), strict=True):
+            part_y = part_y.to(self.device)
+            with self._autocast():
+                logits = self.top(self._upper(part_x, self._inputs).flatten(1))
+                part = functional.cross_entropy(
+                    logits,
+                    part_y,
+                    None if self._weights is None else self._weights.to(self.device),
+                    reduction="sum",
+                    label_smoothing=self.training.label_smoothing,
+                )
+            torch.autograd.backward(self._scaler.scale(part / mass))
+            loss, right = loss + float(part.detach()) / mass, right + int((logits.argmax(1) == part_y).sum())
+        return loss, right
+
+    def _upper(self, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        x = x.to(self.device, memory_format=torch.channels_last) if x.ndim == 4 else x.to(self.device)
+        if self.cut.lower is not None and not inputs.are_activations:
+            with torch.no_grad():
+                x = self.cut.lower(x)
+        result: torch.Tensor = self.cut.upper(x)
+        return result
+
+    def _logits(self, inputs: Inputs, epoch: int) -> tuple[Rows, torch.Tensor]:
+        """Return the rows that could be read, and the scores (m, K) of their plain view, on the CPU."""
+        self.cut.network.eval()
+        self.top.eval()
+        every = np.arange(len(inputs))
+        size = min(EVALUATED, max(self._size, 1))
+        rows, found = [], []
+        with torch.no_grad(), self._autocast():
+            for part, x in inputs.batches([every[at : at + size] for at in range(0, len(every), size)], epoch):
+                rows.append(part)
+                found.append(self.top(self._upper(x, inputs).flatten(1)).float().cpu())
+        if not rows:
+            raise TrainingError("no picture of the validation set can be read any more: put them back, and run again")
+        return np.concatenate(rows), torch.cat(found)
+
+    def _make_linear(self, n_classes: int, start: tuple[FloatArray, FloatArray] | None) -> nn.Linear:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            linear = nn.Linear(self.cut.dim, n_classes)
+        if start is not None:
+            with torch.no_grad():
+                linear.weight.copy_(torch.from_numpy(start[0]))
+                linear.bias.copy_(torch.from_numpy(start[1]))
+        return linear
+
+    def _optimization(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        training = self.training
+        groups: list[dict[str, Any]] = [{"params": list(self.top.parameters()), "lr": training.lr}]
+        if self.cut.unfrozen:
+            params = [p for module in self.cut.unfrozen for p in module.parameters()]
+            groups.append({"params": params, "lr": training.lr * training.backbone_lr})
+        optimizer: torch.optim.Optimizer
+        if training.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=training.lr, momentum=MOMENTUM)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=training.lr, weight_decay=WEIGHT_DECAY)
+        if training.schedule == "step":
+            return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, STEP, GAMMA)
+        return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, training.epochs))
+
+    def _set_modes(self, epoch: int) -> None:
+        """Let the top, and after the warm-up the unfrozen blocks, learn; all else stays in eval mode, BatchNorm too."""
+        self.cut.network.eval()
+        self.top.train()
+        for module in self.cut.unfrozen:
+            module.train(epoch > self.training.warmup).requires_grad_(epoch > self.training.warmup)
+
+    def _class_weights(self, n_classes: int) -> torch.Tensor:
+        counts = np.bincount(self._y.numpy(), minlength=n_classes)
+        return torch.from_numpy(len(self._y) / (n_classes * np.maximum(counts, 1))).float()
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        for group in self._optimizer.param_groups:
+            yield from group["params"]
+
+    def _out_of_patience(self, epoch: int) -> str | None:
+        patience = self.training.patience
+        if patience is None or epoch - self._best_epoch < patience or epoch == self.training.epochs:
+            return None
+        return f"no better epoch in {patience}"
+
+    def _halve(self, size: int) -> None:
+        if size == 1:
+            raise EngineMemoryError(
+                f"no memory on {self.device} for training on one picture: unfreeze less, or use a smaller network"
+            )
+        self._size = size // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        _logger.warning("no memory on %s for a batch of %d: going on with parts of %d", self.device, size, self._size)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.float16, enabled=self.training.mixed_precision)
+
+    @contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        """Draw dropout from the seed, and leave the process's generators as they were."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed)
+            yield
+
+    def _modules(self) -> dict[str, Any]:
+        return {"top": self.top.state_dict(), "blocks": [module.state_dict() for module in self.cut.unfrozen]}
+
+    def _load(self, modules: Mapping[str, Any]) -> None:
+        self.top.load_state_dict(modules["top"])
+        for module, state in zip(self.cut.unfrozen, modules["blocks"], strict=True):
+            module.load_state_dict(state)
+
+    def _state(self, identity: str) -> bytes:
+        state = {
+            "identity": identity,
+            "modules": self._modules(),
+            "best": self._best,
+            "best_epoch": self._best_epoch,
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "size": self._size,
+            "history": [asdict(row) for row in self.history],
+        }
+        out = io.BytesIO()
+        torch.save(state, out)
+        return out.getvalue()
+
+    def _resume(self, checkpoint: Checkpoint, identity: str) -> bool:
+        """Take up the state that was kept, and tell whether there was one."""
+        data = checkpoint.load()
+        if data is None:
+            return False
+        try:
+            state = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
+            if state["identity"] != identity:
+                raise TrainingError(f"it belongs to {state['identity']}")
+            self._load(state["modules"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._schedule.load_state_dict(state["schedule"])
+            self._scaler.load_state_dict(state["scaler"])
+            torch.set_rng_state(state["random"].cpu())
+            if state["random_cuda"] is not None:
+                torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
+            self.history = [EpochRow(**row) for row in state["history"]]
+            self._best, self._best_epoch, self._size = state["best"], state["best_epoch"], state["size"]
+        except Exception as error:  # reading broken bytes raises almost anything
+            raise TrainingError(f"the checkpoint cannot be gone on from ({error})") from error
+        _logger.warning("going on after epoch %d of %d", len(self.history) - 1, self.training.epochs)
+        return True
