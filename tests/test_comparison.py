@@ -49,7 +49,7 @@ def unsplit(n: int = 30, **kwargs: Any) -> Features:
 
 
 def rows_of(given: Features, names: Sequence[str], seeds: Sequence[int] = (0,)) -> dict[str, CompareRow]:
-    return {row.head: row for row in compare_heads(variants(*names), source(given), seeds)[0]}
+    return {row.head: row for row in compare_heads(variants(*names), source(given), seeds).rows}
 
 
 def without_times(row: CompareRow) -> CompareRow:
@@ -59,7 +59,7 @@ def without_times(row: CompareRow) -> CompareRow:
 class TestValues:
     def test_rows_come_in_the_order_asked_for(self) -> None:
         names = ("dummy", "ridge", "lda", "centroid")
-        rows, _, _ = compare_heads(variants(*names), source(unsplit()), [0, 1])
+        rows = compare_heads(variants(*names), source(unsplit()), [0, 1]).rows
         assert tuple(row.head for row in rows) == names
 
     def test_every_value_is_that_of_fits_and_scores_made_alone(self) -> None:
@@ -98,13 +98,13 @@ class TestValues:
     def test_the_interval_of_pictures_scored_in_every_seed_is_that_of_one_seed(self) -> None:
         given, _ = pictures({"train": 20, "test": 40}, apart=0.6)
         alike = [Variant(replace(heads.get("lda"), grid=ONE))]
-        one, five = (compare_heads(alike, source(given), range(n))[0][0] for n in (1, 5))
+        one, five = (compare_heads(alike, source(given), range(n)).rows[0] for n in (1, 5))
         assert five.accuracies == one.accuracies * 5
         assert np.diff(five.accuracy_interval or ()) == pytest.approx(np.diff(one.accuracy_interval or ()), rel=0.15)
 
     def test_equal_seeds_give_equal_rows(self) -> None:
         given = unsplit()
-        one, two = (compare_heads(variants(*CHEAP, "mlp"), source(given), [0, 1])[0] for _ in range(2))
+        one, two = (compare_heads(variants(*CHEAP, "mlp"), source(given), [0, 1]).rows for _ in range(2))
         assert list(map(without_times, one)) == list(map(without_times, two))
 
     def test_a_head_is_scored_the_same_beside_others(self) -> None:
@@ -120,22 +120,23 @@ class TestValues:
 
     def test_shared_seconds_are_those_of_what_was_prepared(self) -> None:
         prepared = source(unsplit())
-        _, shared, _ = compare_heads(variants("ridge", "lda"), prepared, [0, 1])
+        shared = compare_heads(variants("ridge", "lda"), prepared, [0, 1]).shared_seconds
         assert shared == pytest.approx(sum(prepared(seed, False, False).seconds for seed in (0, 1)))
         assert shared > 0
 
     def test_notices_are_said_once(self) -> None:
         slow = replace(heads.get("mlp"), grid={"mlp__alpha": (1.0,), "mlp__max_iter": (2,)}, rough={})
-        _, _, notices = compare_heads([Variant(slow), *variants("ridge")], source(unsplit()), [0, 1])
+        notices = compare_heads([Variant(slow), *variants("ridge")], source(unsplit()), [0, 1]).notices
         assert notices == ["mlp stopped at its iteration limit before it converged"]
 
 
 class TestVerdicts:
     def test_best_tie_worse_and_floor(self) -> None:
         twin, guess = replace(heads.get("lda"), name="twin"), dummy_head("guess")
-        rows, _, _ = compare_heads(
+        found = compare_heads(
             [Variant(guess), *variants("dummy", "lda"), Variant(twin)], source(unsplit(60, apart=2.0)), [0]
         )
+        rows = found.rows
         assert [row.verdict for row in rows] == ["worse", "floor", "best", "tie"]
         guessed, floor, best, tied = rows
         assert guessed.p_value is not None
@@ -146,16 +147,16 @@ class TestVerdicts:
 
     def test_the_floor_is_never_the_best(self) -> None:
         guess = dummy_head("guess")
-        rows, _, _ = compare_heads([*variants("dummy"), Variant(guess)], source(unsplit()), [0])
+        rows = compare_heads([*variants("dummy"), Variant(guess)], source(unsplit()), [0]).rows
         assert [row.verdict for row in rows] == ["floor", "best"]
 
     def test_the_floor_alone_is_the_floor(self) -> None:
-        (row,) = compare_heads(variants("dummy"), source(unsplit()), [0, 1])[0]
+        (row,) = compare_heads(variants("dummy"), source(unsplit()), [0, 1]).rows
         assert (row.verdict, row.p_value) == ("floor", None)
         assert row.accuracy == pytest.approx(1 / 3)
 
     def test_one_head_alone_is_the_best(self) -> None:
-        (row,) = compare_heads(variants("ridge"), source(unsplit()), [0])[0]
+        (row,) = compare_heads(variants("ridge"), source(unsplit()), [0]).rows
         assert (row.verdict, row.p_value) == ("best", None)
 
     def test_the_floor_is_not_counted_in_the_correction(self) -> None:
@@ -168,11 +169,11 @@ class TestFailures:
     @pytest.mark.parametrize("at", [0, 1, 3])
     def test_one_that_fails_leaves_the_others(self, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
         given = unsplit(apart=0.5)
-        expected = compare_heads(variants("ridge", "lda", "dummy"), source(given), [0, 1])[0]
+        expected = compare_heads(variants("ridge", "lda", "dummy"), source(given), [0, 1]).rows
         monkeypatch.setattr(svm_rbf, "MAX_ROWS", 10)
         names = ["ridge", "lda", "dummy"]
         names.insert(at, "svm-rbf")
-        rows, _, _ = compare_heads(variants(*names), source(given), [0, 1])
+        rows = compare_heads(variants(*names), source(given), [0, 1]).rows
         failed = rows.pop(at)
         assert failed.verdict == "failed"
         assert (failed.error or "").startswith("svm-rbf cannot be fitted: it compares all pairs")
@@ -183,7 +184,7 @@ class TestFailures:
     def test_one_that_fails_in_a_later_seed_has_failed(self) -> None:
         head = heads.get("lda")
         odd = Variant(replace(head, make=lambda seed, n_rows: Failing() if seed else head.make(seed, n_rows), grid=ONE))
-        rows, _, _ = compare_heads([odd, *variants("ridge")], source(unsplit()), [0, 1, 2])
+        rows = compare_heads([odd, *variants("ridge")], source(unsplit()), [0, 1, 2]).rows
         assert [row.verdict for row in rows] == ["failed", "best"]
         assert rows[0].error == "lda cannot be fitted: of no use"
         assert rows[0].accuracies == ()
@@ -202,7 +203,8 @@ class TestFailures:
 
     def test_all_may_fail(self) -> None:
         odd = [Variant(dummy_head(name, Failing)) for name in ("odd", "dummy")]
-        rows, shared, notices = compare_heads(odd, source(unsplit()), [0, 1])
+        found = compare_heads(odd, source(unsplit()), [0, 1])
+        rows, shared, notices = found.rows, found.shared_seconds, found.notices
         assert [(row.verdict, row.error) for row in rows] == [
             ("failed", "odd cannot be fitted: of no use"),
             ("failed", "dummy cannot be fitted: of no use"),
@@ -211,7 +213,7 @@ class TestFailures:
         assert notices == []
 
     def test_the_rest_is_judged_where_only_the_floor_is_left(self) -> None:
-        rows, _, _ = compare_heads([Variant(dummy_head("odd", Failing)), *variants("dummy")], source(unsplit()), [0])
+        rows = compare_heads([Variant(dummy_head("odd", Failing)), *variants("dummy")], source(unsplit()), [0]).rows
         assert [row.verdict for row in rows] == ["failed", "floor"]
 
 
@@ -222,7 +224,8 @@ class TestViews:
         assert [variant.name for variant in asked] == ["ridge", "ridge+views", "ridge+tta", "ridge+views+tta"]
         given = unsplit(views=["flip"], apart=0.5)
         prepared = source(given, ["flip"])
-        rows, shared, _ = compare_heads(asked, prepared, [0, 1])
+        found = compare_heads(asked, prepared, [0, 1])
+        rows, shared = found.rows, found.shared_seconds
         assert [(row.head, row.train_views, row.test_views) for row in rows] == [
             ("ridge", variant.train_views, variant.test_views) for variant in asked
         ]
@@ -243,7 +246,7 @@ class TestViews:
         given = unsplit(views=["flip"])
         monkeypatch.setattr(svm_rbf, "MAX_ROWS", 100)  # of 72 pictures that are fitted on, or 144 with views
         head = heads.get("svm-rbf")
-        rows, _, _ = compare_heads([Variant(head), Variant(head, True)], source(given, ["flip"]), [0])
+        rows = compare_heads([Variant(head), Variant(head, True)], source(given, ["flip"]), [0]).rows
         assert [row.verdict for row in rows] == ["best", "failed"]
         assert rows[1].train_views
 
@@ -255,7 +258,8 @@ class TestScoredRowsAreNotSeen:
         names = [*heads.HEADS, heads.FLOOR]
         asked = [*variants(*names), Variant(heads.get("ridge"), True, True)]
         clean, bad = (
-            compare_heads(asked, source(found, ["flip"]), [0, 1])[0] for found in (given, poisoned(given, made.scored))
+            compare_heads(asked, source(found, ["flip"]), [0, 1]).rows
+            for found in (given, poisoned(given, made.scored))
         )
         for one, other in zip(clean, bad, strict=True):
             assert one.params == other.params

@@ -23,6 +23,8 @@ from featcache.records.experiments import (
     RunRow,
     ScoreChange,
 )
+from featcache.records.finetuning import FinetuneSummary
+from featcache.report.finetuning import name_of
 from featcache.store import Cache, Run
 
 _RECORDS: dict[str, Any] = {
@@ -32,6 +34,7 @@ _RECORDS: dict[str, Any] = {
     "compare": CompareSummary,
     "bench": BenchSummary,
     "confusions": ConfusionSummary,
+    "finetune": FinetuneSummary,
 }
 _SAME = (
     "dataset",
@@ -145,6 +148,9 @@ def _scores(run: Run) -> dict[str, tuple[float | None, tuple[float, float] | Non
         return {summary["head"]: (summary["accuracy"], _pair(summary["accuracy_interval"]))}
     if run.command == "fit" and "accuracy" in summary:
         return {_name(summary): (summary["accuracy"], (summary["accuracy_low"], summary["accuracy_high"]))}
+    if run.command == "finetune" and "accuracy" in summary:
+        named = name_of(summary["network"], summary["unfreeze"])
+        return {named: (summary["accuracy"], (summary["accuracy_low"], summary["accuracy_high"]))}
     return {}
 
 

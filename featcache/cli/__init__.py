@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 import featcache
-from featcache.cli import experiments, pictures
+from featcache.cli import experiments, finetuning, pictures
 from featcache.cli.cache import cache
 from featcache.cli.options import StderrHandler
 from featcache.errors import FeatcacheError, one_line
@@ -40,6 +40,7 @@ for command in (
     experiments.compare,
     experiments.bench,
     experiments.confusions,
+    finetuning.finetune,
     pictures.predict,
     experiments.runs,
     experiments.ledger,

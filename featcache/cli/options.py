@@ -97,11 +97,16 @@ def show_page(as_json: bool, summary: Any, page: Callable[[Any], Page], csv: Pat
     files = [(csv, tables.records_csv(rows) if csv else ""), (md, tables.markdown(page(summary)) if md else "")]
     for path, content in files:
         if path:
-            try:
-                path.write_text(content, encoding="utf-8", errors="backslashreplace")
-            except OSError as error:
-                raise OutputError(f"cannot write {path}: {error.strerror}") from error
+            write(path, content.encode(errors="backslashreplace"))
     show(as_json, summary, lambda found: tables.text(page(found)))
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file that the user named; raises `OutputError`."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def fail_if(problems: list[str], kind: type[FeatcacheError]) -> None:
@@ -117,6 +122,7 @@ class Bar:
     def __init__(self) -> None:
         self._bar: Any = None
         self._stage = ""
+        self._said = ""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show how far a stage has come."""
@@ -129,10 +135,18 @@ class Bar:
                 ("img" if stage.startswith(("extract", "verify")) else "step"),
                 (0.1 if sys.stderr.isatty() else 10.0),
             )
-            self._bar = tqdm(total=total, desc=stage, unit=unit, mininterval=interval, file=sys.stderr)
+            self._bar = tqdm(
+                total=total, desc=stage, unit=unit, mininterval=interval, file=sys.stderr, postfix=self._said or None
+            )
         self._bar.update(done - self._bar.n)
         if done == total:
             self._close()
+
+    def say(self, text: str) -> None:
+        """Show a few words behind the bar of the running stage."""
+        self._said = text
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
 
     def __enter__(self) -> Bar:
         """Return the bar itself."""

@@ -33,7 +33,22 @@ class Variant:
     @property
     def name(self) -> str:
         """The head's name, with the views it uses."""
-        return self.head.name + self.train_views * "+views" + self.test_views * "+tta"
+        return variant_name(self.head.name, self.train_views, self.test_views)
+
+
+def variant_name(head: str, train_views: bool, test_views: bool) -> str:
+    """Return the name of a head with the views it uses."""
+    return head + train_views * "+views" + test_views * "+tta"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row a variant in order, what each predicted with each seed, seconds of what they share, and notices."""
+
+    rows: list[CompareRow]
+    outcomes: list[Outcome]
+    shared_seconds: float
+    notices: list[str]
 
 
 def compare_heads(
@@ -41,8 +56,8 @@ def compare_heads(
     prepared: Callable[[int, bool, bool], Prepared],
     seeds: Sequence[int],
     progress: Progress | None = None,
-) -> tuple[list[CompareRow], float, list[str]]:
-    """Fit every variant once a seed, and return their rows in order, the seconds of what they share, and notices.
+) -> Comparison:
+    """Fit every variant once a seed, on the same pictures.
 
     `prepared(seed, train_views, test_views)` gives the vectors. A head that cannot be fitted gives a row that says so.
     """
@@ -80,7 +95,7 @@ def compare_heads(
     sound = {name: None for name in fits if name not in errors}
     outcomes = [replace(outcome, hits={name: outcome.hits[name] for name in sound}) for outcome in outcomes]
     rows = _rows(variants, fits, scores, outcomes, errors, seeds[0])
-    return rows, shared, list(notices)
+    return Comparison(rows, outcomes, shared, list(notices))
 
 
 def _rows(

@@ -147,12 +147,14 @@ class Trainer:
             if not math.isfinite(batch_loss):
                 raise _Diverged(f"the loss was {batch_loss} at step {step:,} (epoch {epoch})")
             loss, hits, seen = loss + batch_loss * len(rows), hits + right, seen + len(rows)
-            if progress:
+            if progress and step < total:
                 progress("finetune", step, total)
         if not seen:
             raise TrainingError("no picture of the training set can be read any more: put them back, and run it again")
         self._close_epoch(epoch, loss / seen, hits / seen, start, on_epoch)
         self._schedule.step()
+        if progress and epoch == self.training.epochs:  # the last step is done when its epoch has been evaluated
+            progress("finetune", total, total)
 
     def _close_epoch(
         self,

@@ -131,7 +131,8 @@ class CompareRow:
 
     `p_value` belongs to the paired test against the best head, corrected for the number of heads; `verdict` is best,
     tie, worse, floor or failed. Seconds are means a seed: `fit_seconds` with the choice of parameters, without what
-    all heads share.
+    all heads share. A fine-tuned network stands beside the best head on the split of its own seed: `verdict` is better,
+    tie or worse, `gain` the difference in accuracy, and `gain_per_minute` is in points.
     """
 
     head: str
@@ -152,6 +153,8 @@ class CompareRow:
     fit_seconds: float | None = None
     predict_seconds: float | None = None
     error: str | None = None
+    gain: float | None = None
+    gain_per_minute: float | None = None
 
 
 @dataclass(frozen=True)

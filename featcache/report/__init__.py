@@ -12,6 +12,7 @@ from featcache.report.experiments import (
     runs_compare_page,
     runs_page,
 )
+from featcache.report.finetuning import finetune_page
 from featcache.report.text import demo_text, extract_text, predict_csv, predict_text, run_text
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "demo_text",
     "exchange_text",
     "extract_text",
+    "finetune_page",
     "fit_page",
     "gc_text",
     "info_text",

@@ -19,12 +19,13 @@ from featcache.records.experiments import (
     RunList,
     Setting,
 )
+from featcache.report.finetuning import verdict
+from featcache.report.formats import curve, interval, number, params_text, sizes_text
 from featcache.report.tables import Page, Table
 
 SHOWN_PAIRS = 10
 SHOWN_MATRIX = 12
 SHOWN_CLASSES = 20
-_BARS = "▁▂▃▄▅▆▇█"
 
 
 def fit_page(rows: Sequence[FitSummary]) -> Page:
@@ -51,7 +52,7 @@ def fit_page(rows: Sequence[FitSummary]) -> Page:
     return Page(
         [scores, *(trials_table(row) for row in rows if any(trial.loss_curve for trial in row.trials))],
         [
-            ("dataset", f"{first.dataset}: {first.n_classes:,} classes; {_sizes(first.split_sizes)}"),
+            ("dataset", f"{first.dataset}: {first.n_classes:,} classes; {sizes_text(first.split_sizes)}"),
             (
                 "scored",
                 f"{first.scored_split}, n={first.n_test:,}; fitted on {first.fitted_on}, n={first.n_train:,}; "
@@ -120,7 +121,17 @@ def compare_page(summary: CompareSummary) -> Page:
             if not row.error
         ],
     )
+    best = next((row for row in ranked if row.verdict == "best"), None)
+    tuned = [
+        (
+            "finetuned",
+            f"{row.head}: {verdict(row.gain, row.p_value, _name(best), row.fit_seconds, best.fit_seconds or 0)}",
+        )
+        for row in ranked
+        if best and row.gain is not None and row.p_value is not None and row.fit_seconds is not None
+    ]
     facts = [
+        *tuned,
         ("intervals", summary.interval),
         ("p", "paired sign-flip test against the best head on the same pictures, Holm-corrected; a tie from 0.05 on"),
         ("seconds", f"means a seed, the choice of parameters included; besides, {summary.shared_seconds:.1f} s in all "
@@ -319,7 +330,7 @@ def setting_facts(setting: Setting) -> list[tuple[str, str]]:
     seeds = setting.seeds
     said = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]}-{seeds[-1]}"
     return [
-        ("dataset", f"{setting.dataset}: {setting.n_classes:,} classes; {_sizes(setting.split_sizes)}"),
+        ("dataset", f"{setting.dataset}: {setting.n_classes:,} classes; {sizes_text(setting.split_sizes)}"),
         (
             "scored",
             f"{setting.scored_split}, n={setting.n_test:,}; fitted on {setting.fitted_on}, n={setting.n_train:,}; "
@@ -328,38 +339,6 @@ def setting_facts(setting: Setting) -> list[tuple[str, str]]:
         ("backbone", f"{setting.backbone} ({setting.weights}), fingerprint {setting.fingerprint[:16]}"),
         *_view_facts(setting.train_views, setting.test_views),
     ]
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number with as many digits, empty where there is none."""
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def interval(value: tuple[float, float] | None) -> str:
-    """Return the two ends of an interval."""
-    return "" if value is None else f"{value[0]:.3f}-{value[1]:.3f}"
-
-
-def params_text(params: Mapping[str, Any]) -> str:
-    """Return parameters and their values in a few words."""
-    return " ".join(f"{name}={_value(value)}" for name, value in params.items())
-
-
-def curve(values: Sequence[float], width: int = 24) -> str:
-    """Return numbers as a row of bars from the lowest to the highest, at most `width` of them."""
-    if not values:
-        return ""
-    step = max(1, -(-len(values) // width))
-    points = values[::step]
-    low, high = min(points), max(points)
-    height = (high - low) or 1.0
-    return "".join(_BARS[round((point - low) / height * (len(_BARS) - 1))] for point in points)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _chosen(params: Sequence[Mapping[str, Any]]) -> str:
@@ -386,7 +365,3 @@ def _view_facts(train_views: Sequence[str], test_views: Sequence[str]) -> list[t
     if test_views:
         facts.append(("+tta", f"mean probability of the original and {', '.join(test_views)}"))
     return facts
-
-
-def _sizes(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {size:,}" for name, size in sizes.items())

@@ -14,6 +14,7 @@ from featcache.records import ExtractSummary, PrecisionCheck
 from featcache.records.experiments import DemoSummary, PredictSummary, RunDetail
 from featcache.report.cache import exchange_text
 from featcache.report.experiments import bench_page, compare_page, confusions_page, fit_page
+from featcache.report.finetuning import finetune_page
 from featcache.report.tables import text
 
 SHOWN_FAILURES = 10
@@ -96,6 +97,7 @@ _PRINTED: dict[str, Callable[[Any], str]] = {
     "compare": lambda found: text(compare_page(found)),
     "bench": lambda found: text(bench_page(found)),
     "confusions": lambda found: text(confusions_page(found)),
+    "finetune": lambda found: text(finetune_page(found)),
 }
 
 

@@ -1,0 +1,96 @@
+"""The summary of a fine-tuning enters; a page of tables, and whether it was worth it in a sentence, leave."""
+
+from __future__ import annotations
+
+from featcache.records.finetuning import FinetuneSummary
+from featcache.report.formats import curve, interval, number, sizes_text
+from featcache.report.tables import Page, Table
+
+SURE = 0.05
+
+
+def finetune_page(summary: FinetuneSummary) -> Page:
+    """Return the network's score beside the head's, how the training went, and what both share."""
+    head = (summary.head_low, summary.head_high)
+    scores = Table(
+        "",
+        [" classifier", "accuracy", " 95 % interval", "balanced", "macro-F1", "log loss", "seconds"],
+        [
+            (
+                name_of(summary.network, summary.unfreeze),
+                number(summary.accuracy),
+                interval((summary.accuracy_low, summary.accuracy_high)),
+                number(summary.balanced_accuracy),
+                number(summary.macro_f1),
+                number(summary.log_loss),
+                number(summary.seconds, 1),
+            ),
+            (summary.head, number(summary.head_accuracy), interval(head), "", "", "", number(summary.head_seconds, 1)),
+        ],
+    )
+    scored = f"{summary.scored_split}, n={summary.n_test:,}; seed {summary.seed}; split {summary.split_digest[:16]}"
+    return Page(
+        [scores, _epochs(summary)],
+        [
+            ("verdict", verdict(summary.gain, summary.p_value, summary.head, summary.seconds, summary.head_seconds)),
+            ("dataset", f"{summary.dataset}: {summary.n_classes:,} classes; {sizes_text(summary.split_sizes)}"),
+            ("scored", scored),
+            (
+                "trained",
+                f"on {summary.n_train:,}, epochs judged on {summary.validated_on} (n={summary.n_val:,}); "
+                f"epoch {summary.best_epoch} of {summary.history[-1].epoch} is kept; top begun from {summary.start}",
+            ),
+            *([("stopped", summary.stopped)] if summary.stopped else []),
+            (
+                "network",
+                f"{summary.network} ({summary.weights}), trained from {_from(summary)} on, on {summary.device}",
+            ),
+            *([("cached", _cached(summary))] if summary.cached_bytes else []),
+            *(("note", notice) for notice in summary.notices),
+            ("epochs", summary.history_file),
+            ("model", summary.model),
+        ],
+    )
+
+
+def name_of(network: str, unfreeze: str) -> str:
+    """Return what a fine-tuned network is called in tables."""
+    return f"{network} finetuned {unfreeze}" if network != "scratch-cnn" else network
+
+
+def verdict(gain: float, p_value: float, head: str, seconds: float, head_seconds: float) -> str:
+    """Say in a sentence whether fine-tuning was worth it, by a paired test and by its time."""
+    points, chance = f"{100 * gain:+.1f} points", f"p={p_value:.3f}"
+    cost = f"for {_time(seconds)} instead of {_time(head_seconds)}, {100 * gain / (seconds / 60):.2f} points a minute"
+    if gain <= 0:
+        return f"not worth it: {points} beside {head} ({chance}), {cost}"
+    if p_value < SURE:
+        return f"worth it: {points} over {head} ({chance}), {cost}"
+    return f"not shown to be worth it: {points} over {head} can be chance on these pictures ({chance}), {cost}"
+
+
+def _epochs(summary: FinetuneSummary) -> Table:
+    """Return how loss and accuracy went on the pictures trained on, as the epoch went, and on the others after it."""
+    rows = []
+    for title, name in (("training", "train"), ("validation", "val")):
+        kept = [row for row in summary.history if getattr(row, f"{name}_loss") is not None]
+        cells = [title]
+        for what in ("loss", "accuracy"):
+            values = [getattr(row, f"{name}_{what}") for row in kept]
+            best = [value for row, value in zip(kept, values, strict=True) if row.epoch == summary.best_epoch]
+            cells += [number(found[0]) if found else "" for found in (values, best, values[-1:])] + [curve(values)]
+        rows.append(tuple(cells))
+    headers = [f"{what}{which}" for what in ("loss", "accuracy") for which in (" at first", " kept", " at last")]
+    return Table("", [" pictures", *headers[:3], " by epoch", *headers[3:], " by epoch"], rows)
+
+
+def _from(summary: FinetuneSummary) -> str:
+    return summary.unfrozen[0] if summary.unfrozen else "the new top"
+
+
+def _cached(summary: FinetuneSummary) -> str:
+    return f"{summary.cached_bytes / 1e6:,.1f} MB of activations, {summary.computed:,} of them computed now"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 90 else f"{seconds:.1f} s"

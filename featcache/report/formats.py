@@ -1,0 +1,45 @@
+"""Values enter; short text for tables leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number with as many digits, empty where there is none."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def interval(value: tuple[float, float] | None) -> str:
+    """Return the two ends of an interval."""
+    return "" if value is None else f"{value[0]:.3f}-{value[1]:.3f}"
+
+
+def params_text(params: Mapping[str, Any]) -> str:
+    """Return parameters and their values in a few words."""
+    return " ".join(f"{name}={_value(value)}" for name, value in params.items())
+
+
+def curve(values: Sequence[float], width: int = 24) -> str:
+    """Return numbers as a row of bars from the lowest to the highest, at most `width` of them."""
+    if not values:
+        return ""
+    step = max(1, -(-len(values) // width))
+    points = values[::step]
+    low, high = min(points), max(points)
+    height = (high - low) or 1.0
+    return "".join(_BARS[round((point - low) / height * (len(_BARS) - 1))] for point in points)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def sizes_text(sizes: Mapping[str, int]) -> str:
+    """Return how many pictures each split has."""
+    return ", ".join(f"{name} {size:,}" for name, size in sizes.items())
