@@ -9,6 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from featcache.records import DRAWN
+
 AUGMENTATIONS = ("none", "flip", "crop", "full")
 """Mirrored or not; also a random part of the picture; also other brightness, contrast and saturation."""
 
@@ -24,12 +26,7 @@ _TRIES = 10
 
 def drawn_view(augment: str, seed: int, number: int) -> str:
     """Return the name of the view that is drawn with a seed as the `number`th of each picture."""
-    return f"{augment}#{seed}.{number}"
-
-
-def is_drawn(view: str) -> bool:
-    """Tell whether a view is a random draw."""
-    return "#" in view
+    return f"{augment}{DRAWN}{seed}.{number}"
 
 
 def draw(
@@ -44,7 +41,7 @@ def draw(
 
     `plain()` returns the picture as it is looked at without augmentation, which is all that `flip` may mirror.
     """
-    name = view.partition("#")[0]
+    name = view.partition(DRAWN)[0]
     digest = hashlib.sha256(view.encode() + hashlib.sha256(content).digest()).digest()
     generator = np.random.default_rng(np.frombuffer(digest, np.uint32))
     made = plain() if name == "flip" else image.resize((size, size), resample, box=_part(image.size, generator))

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-from featcache.augment import draw, is_drawn
+from featcache.augment import draw
 from featcache.errors import PictureError
-from featcache.records import ORIGINAL, FileStat, Preprocess
+from featcache.records import ORIGINAL, FileStat, Preprocess, is_drawn
 
 MAX_BYTES = 512 * 2**20
 """A picture file larger than this is refused, so that one stray archive cannot fill the memory."""

@@ -11,12 +11,12 @@ from pathlib import Path
 from featcache.api.exchange import import_into
 from featcache.api.extraction import extract_into
 from featcache.api.options import Options, open_cache, places
-from featcache.api.usage import newest_uses, unknown, unused, uses, without_runs
+from featcache.api.usage import FOR_TRAINING, newest_uses, unknown, unused, uses, without_runs
 from featcache.backbones import Backbone, reproduce, resolve
 from featcache.decode import file_stat, read
 from featcache.discover import discover
 from featcache.errors import CacheError, FeatcacheError, PictureError
-from featcache.records import FeatureSpec, Progress
+from featcache.records import POOLED, FeatureSpec, Progress
 from featcache.records.cache import BackboneInfo, CacheInfo, DatasetCheck, DatasetInfo, RowCheck, VerifySummary
 from featcache.store import Cache, Row, Run
 from featcache.store.exchange import read as read_exchange
@@ -171,7 +171,7 @@ class _Check:
 
     def _orphans(self) -> None:
         try:
-            found = unused(self.cache)
+            found = [item for item in unused(self.cache) if item.account.reason != FOR_TRAINING]
         except CacheError as error:
             self.notices.append(f"orphaned vectors are not looked for: {error}")
             return
@@ -254,7 +254,7 @@ def _backbone_info(cache: Cache, fingerprint: str, runs: Sequence[Run]) -> Backb
         backbone=spec.backbone if spec else None,
         weights_sha256=spec.weights_sha256 if spec else None,
         precision=spec.precision if spec else None,
-        view=spec.view if spec else None,
+        view=_view(spec) if spec else None,
         fingerprint=fingerprint,
         dim=store.dim,
         dtype=store.live[0].header.dtype if store.live else None,
@@ -263,6 +263,10 @@ def _backbone_info(cache: Cache, fingerprint: str, runs: Sequence[Run]) -> Backb
         bytes=cache.size(store.folder),
         last_use=_last_use([run for run in runs if run.fingerprint == fingerprint]),
     )
+
+
+def _view(spec: FeatureSpec) -> str:
+    return spec.view if spec.layer == POOLED else f"{spec.layer}, {spec.view}"
 
 
 def _last_use(runs: Sequence[Run]) -> str | None:

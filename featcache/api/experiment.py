@@ -86,14 +86,19 @@ class Experiment:
 
 @contextmanager
 def open_experiment(
-    source: str | Path | None, options: Options | None, progress: Progress | None, views: bool = False
+    source: str | Path | None,
+    options: Options | None,
+    progress: Progress | None,
+    views: bool = False,
+    as_it_is: bool = False,
 ) -> Iterator[Experiment]:
     """Open the dataset last extracted, or `source` after extracting what it lacks, with its `views` if asked for.
 
-    A dataset that was imported, or whose folder is gone, is taken as it is in the cache. Raises `FeatcacheError`.
+    A dataset that was imported, or whose folder is gone, is taken as it is in the cache, with `as_it_is` every one that
+    is known. Raises `FeatcacheError`.
     """
     options = options or Options()
-    root = _as_it_is(source, options)
+    root = _as_it_is(source, options, as_it_is)
     if source is not None and root is None:
         extract(source, options, progress)
     elif options != Options(cache=options.cache):
@@ -141,15 +146,16 @@ def _views(cache: Cache, root: str, known: Mapping[str, str], rows: Sequence[Row
     return found
 
 
-def _as_it_is(source: str | Path | None, options: Options) -> str | None:
+def _as_it_is(source: str | Path | None, options: Options, always: bool) -> str | None:
     """Return the root of a dataset that can be used without its pictures, or `None` where they are to be looked at."""
     folder = places(options)[0]
-    if source is None or not folder.exists() or options != Options(cache=options.cache):
+    is_plain = always or options == Options(cache=options.cache)
+    if source is None or not folder.exists() or not is_plain:
         return None
     root = os.path.abspath(source)  # noqa: PTH100 - as datasets are named
     with open_cache(options, create=False) as cache:
         run = newest_uses(cache).get(root)
-    return root if run and (run.command == "import" or not os.path.exists(root)) else None
+    return root if run and (always or run.command == "import" or not os.path.exists(root)) else None
 
 
 def _left_out(rows: Sequence[Row]) -> list[str]:

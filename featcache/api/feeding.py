@@ -64,7 +64,7 @@ class Feeder:
 
     def feed(self, train: Rows, val: Rows, scored: Rows, limit: int, progress: Progress | None) -> Feed:
         """Return the inputs; the partial cache may take `limit` bytes. Raises `DatasetError`."""
-        if self._cut.lower is not None and not self._cut.names and self._training.augment == "none":
+        if not self._cut.names and self._training.augment == "none":
             return Feed(self._vectors(train), self._vectors(val), self._vectors(scored), 0, 0, ())
         why = self._why_not(len(train), len(val) + len(scored), limit)
         if why is not None:
@@ -79,8 +79,10 @@ class Feeder:
             parts, new, taken = self._activations(views, groups, progress)
             made, computed, size = made + parts, computed + new, size + taken
         lost = len(train) + len(val) - len(made[0].rows) - len(made[1].rows)
-        notices = (f"{lost:,} pictures cannot be read any more, or have changed, and are left out",) if lost else ()
-        return Feed(made[0], made[1], made[2], size, computed, notices)
+        notices = [f"{lost:,} pictures cannot be read any more, or have changed, and are left out"] if lost else []
+        if self._cut.entry == "the network" and self._training.unfreeze != "all":
+            notices.append(f"{self._backbone.name} cannot be cut in two: every epoch runs its frozen blocks too")
+        return Feed(made[0], made[1], made[2], size, computed, tuple(notices))
 
     @property
     def _n_draws(self) -> int:
@@ -89,10 +91,6 @@ class Feeder:
     def _why_not(self, n_train: int, n_others: int, limit: int) -> str | None:
         """Return why activations are not kept, or `None`, after saying what they will take."""
         cut = self._cut
-        if cut.lower is None:
-            if not cut.names or self._training.unfreeze == "all":
-                return "nothing is frozen: every epoch runs the whole network"
-            return f"{self._backbone.name} cannot be cut below {cut.block}: every epoch runs the whole network"
         n_rows = n_train * max(1, self._n_draws) + n_others
         size = n_rows * math.prod(cut.shape) * np.dtype(self._spec(ORIGINAL).dtype).itemsize
         draws = f", {self._n_draws} draws of each to train on" if self._n_draws else ""
@@ -102,8 +100,10 @@ class Feeder:
             told = (
                 f"the limit is {limit / 1e6:,.1f} MB" if size > limit else f"{free / 1e6:,.1f} MB are free on the disk"
             )
-            return f"the partial cache would take {said}, and {told}: every epoch runs the frozen blocks too"
-        _logger.warning("the partial cache takes %s: what enters %s", said, cut.block or "the top")
+            return (
+                f"the partial cache would take {said}, and {told}: every epoch decodes, and runs what is frozen, again"
+            )
+        _logger.warning("the partial cache takes %s: what enters %s", said, cut.entry)
         return None
 
     def _spec(self, view: str) -> FeatureSpec:
@@ -112,7 +112,7 @@ class Feeder:
         if not self._cut.names:
             return spec
         shape = " x ".join(map(str, self._cut.shape))
-        return replace(spec, layer=f"input of {self._cut.block}", pooling=f"none, {shape}", dtype="float16")
+        return replace(spec, layer=f"input of {self._cut.entry}", pooling=f"none, {shape}", dtype="float16")
 
     def _activations(
         self, views: Sequence[str], groups: Sequence[Rows], progress: Progress | None
@@ -120,9 +120,7 @@ class Feeder:
         """Return inputs of groups of rows, each with all views, how many are new, and the bytes that they take."""
         from featcache.finetune.inputs import Activations
 
-        lower = self._cut.lower
-        assert lower is not None  # else nothing is kept
-        backbones = [replace(self._backbone, spec=self._spec(view), build=lambda: lower) for view in views]
+        backbones = [replace(self._backbone, spec=self._spec(view), build=lambda: self._cut.lower) for view in views]
         cache, features = self._experiment.cache, self._experiment.features
         rows = np.concatenate(list(groups))
         works = compute(cache, [Item(features.paths[row]) for row in rows], backbones, self._options, progress)

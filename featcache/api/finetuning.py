@@ -18,6 +18,7 @@ from featcache.api.feeding import Feed, Feeder
 from featcache.api.models import versions
 from featcache.api.options import Options
 from featcache.backbones import Backbone, finetuned, reproduce, scratch_cnn
+from featcache.backbones.weights import sha256
 from featcache.errors import TrainingError
 from featcache.heads import get
 from featcache.records import Progress
@@ -66,12 +67,13 @@ def finetune(
         training = replace(training, unfreeze="all")
     asked = replace(options, backbone="auto") if is_scratch else options
     asked = asked if source is not None else replace(asked, device="auto")
-    with open_experiment(source, asked, progress) as experiment, experiment.cache.in_use():
+    with open_experiment(source, asked, progress, as_it_is=is_scratch) as experiment, experiment.cache.in_use():
         backbone = scratch_cnn.untrained(seed) if is_scratch else _backbone(experiment)
         with experiment.run("finetune") as run:
             work = _Work(experiment, backbone, training, seed, options, run)
             summary = work.do(partial_cache_limit, progress, on_epoch)
-            experiment.cache.runs.finish(run, asdict(summary))
+            digest = sha256(Path(summary.model))
+            experiment.cache.runs.finish(run, asdict(summary), digest)
             work.checkpoint.drop()
             return summary
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from featcache.store.index import KeyIndex, stack_keys
 from featcache.store.segment import KEY_BYTES, Keys
 
 FORGET = "forget"
+FOR_TRAINING = "kept for fine-tuning, and computed again where it is needed"
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,9 @@ def backbone_of(cache: Cache, fingerprint: str) -> str | None:
 
 
 def _reason(cache: Cache, store: FeatureStore, kept: int) -> str:
+    with contextlib.suppress(CacheError):
+        if cache.spec(store.fingerprint).is_for_training:
+            return FOR_TRAINING
     if kept:
         return "in no dataset any more"
     kind = _kind(cache, store.fingerprint)

@@ -51,7 +51,7 @@ def network(seed: int = 0) -> nn.Module:
         layers: list[nn.Module] = []
         before = 3
         for channels in _CHANNELS:
-            layers += [nn.Conv2d(before, channels, 3), nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(before, channels, 3), nn.MaxPool2d(2), nn.ReLU()]
             before = channels
         side = PREPROCESS.crop
         for _ in _CHANNELS:

@@ -27,23 +27,19 @@ class Block:
 class Cut:
     """A network in two: `upper(lower(x))` is `network(x)`, sharing its weights; `unfrozen` are modules of the upper.
 
-    Without a `lower` the network could not be cut, or nothing of it is frozen, and `upper` is all of it. `block` is the
-    name of the first unfrozen block, empty where none is; `shape` (C, H, W) is what enters the upper part, `dim` the
-    length of the vectors that leave it.
+    `names` are those of the unfrozen blocks. `entry` says what the upper part begins with: the first of them, `the top`
+    where all are frozen, or `the network` where nothing is below; `shape` (C, H, W) is what enters there, `dim` the
+    length of the vectors that leave.
     """
 
     network: nn.Module
-    lower: nn.Module | None
+    lower: nn.Module
     upper: nn.Module
     unfrozen: tuple[nn.Module, ...]
     names: tuple[str, ...]
+    entry: str
     shape: tuple[int, ...]
     dim: int
-
-    @property
-    def block(self) -> str:
-        """The first unfrozen block, empty where none is."""
-        return self.names[0] if self.names else ""
 
 
 def blocks(network: nn.Module) -> list[Block]:
@@ -90,26 +86,28 @@ def unfreeze(network: nn.Module, name: str, asked: str) -> list[Block]:
 def cut(network: nn.Module, name: str, asked: str, crop: int) -> Cut:
     """Freeze a network but for the blocks that `asked` names, and cut it below the first of them.
 
-    A network that cannot be traced, or whose parts are joined by more than one tensor, stays in one piece. All of it is
+    Of a network that cannot be traced, or whose parts are joined by more than one tensor, all is the upper part. It is
     in eval mode. Raises `TrainingError` as `unfreeze` does.
     """
     open_blocks = unfreeze(network, name, asked)
     network.eval().requires_grad_(False)
     unfrozen = tuple(network.get_submodule(path) for block in open_blocks for path in block.paths)
     names = tuple(block.name for block in open_blocks)
+    entry = "the network"
+    parts: tuple[nn.Module, nn.Module] | None = None
     if asked == "all":
         unfrozen = (network,)
-    parts: tuple[nn.Module | None, nn.Module] | None = (network, nn.Identity())
-    if open_blocks:
-        parts = None if asked == "all" else _split(network, blocks(network), open_blocks[0].paths[0])
-    lower, upper = parts or (None, network)
+    elif not open_blocks:
+        entry, parts = "the top", (network, nn.Identity())
+    elif parts := _split(network, blocks(network), open_blocks[0].paths[0]):
+        entry = names[0]
+    lower, upper = parts or (nn.Identity(), network)
     with torch.no_grad():
-        x = torch.zeros(1, 3, crop, crop)
-        below = x if lower is None else lower(x)
+        below = lower(torch.zeros(1, 3, crop, crop))
         dim = upper(below).flatten(1).shape[1]
     for module in unfrozen:
         module.requires_grad_(True)
-    return Cut(network, lower, upper, unfrozen, names, tuple(below.shape[1:]), dim)
+    return Cut(network, lower, upper, unfrozen, names, entry, tuple(below.shape[1:]), dim)
 
 
 class _Outline(Tracer):

@@ -220,7 +220,7 @@ class Trainer:
 
     def _upper(self, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         x = x.to(self.device, memory_format=torch.channels_last) if x.ndim == 4 else x.to(self.device)
-        if self.cut.lower is not None and not inputs.are_activations:
+        if not inputs.are_activations:
             with torch.no_grad():
                 x = self.cut.lower(x)
         result: torch.Tensor = self.cut.upper(x)

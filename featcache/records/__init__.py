@@ -15,11 +15,20 @@ SCHEMA_VERSION = 1
 """Part of every fingerprint; raised when the same spec would mean other vectors."""
 
 ORIGINAL = "original"
+DRAWN = "#"
+"""What the name of a view has in it that was drawn at random."""
+
 VIEWS = {"flip": ("flip",), "crops5": ("crop-tl", "crop-tr", "crop-bl", "crop-br")}
 """Views that can be asked for, each with their names in specs; the fifth of the crops is the original view."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, the steps done and the steps there are."""
+
+
+def is_drawn(view: str) -> bool:
+    """Tell whether a view was drawn at random."""
+    return DRAWN in view
+
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -78,6 +87,10 @@ DRAFT = "JPEG drafted at 1/2, 1/4 or 1/8, the short edge at least twice what it 
 """How large JPEG files are decoded where speed was asked for: in fewer pixels, by libjpeg."""
 
 
+POOLED = "input of the classification layer"
+"""The layer of a backbone whose values are features."""
+
+
 @dataclass(frozen=True)
 class FeatureSpec:
     """Everything that can change a vector; two specs are the same features only if all of it is equal."""
@@ -85,7 +98,7 @@ class FeatureSpec:
     backbone: str
     weights_sha256: str
     preprocess: Preprocess
-    layer: str = "input of the classification layer"
+    layer: str = POOLED
     pooling: str = "the backbone's own"
     exif: str = "orientation applied"
     color: str = "RGB; alpha over white; ICC profile ignored; 16 bit scaled by 1/257"
@@ -105,6 +118,11 @@ class FeatureSpec:
     def calibrated(self) -> FeatureSpec:
         """The spec of the calibrated network alone: the original view of pictures fully decoded."""
         return replace(self, view=ORIGINAL, decoding=None)
+
+    @property
+    def is_for_training(self) -> bool:
+        """Whether these are no features of a dataset but what a training keeps: inner activations, or random draws."""
+        return self.layer != POOLED or is_drawn(self.view)
 
     @property
     def fingerprint(self) -> str:

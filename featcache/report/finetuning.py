@@ -60,7 +60,7 @@ def name_of(network: str, unfreeze: str) -> str:
 
 def verdict(gain: float, p_value: float, head: str, seconds: float, head_seconds: float) -> str:
     """Say in a sentence whether fine-tuning was worth it, by a paired test and by its time."""
-    points, chance = f"{100 * gain:+.1f} points", f"p={p_value:.3f}"
+    points, chance = f"{100 * gain:+.1f} points", f"p={p_value:.3f}" if p_value >= 0.001 else "p<0.001"
     cost = f"for {_time(seconds)} instead of {_time(head_seconds)}, {100 * gain / (seconds / 60):.2f} points a minute"
     if gain <= 0:
         return f"not worth it: {points} beside {head} ({chance}), {cost}"
