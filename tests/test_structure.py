@@ -28,7 +28,7 @@ LAYERS = [
     "load",
     "split",
     "heads",
-    "finetune",
+    "tuning",
     "evaluate",
     "experiments",
     "audit",

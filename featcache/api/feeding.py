@@ -22,8 +22,8 @@ from featcache.records.finetuning import Training
 from featcache.split import Rows
 
 if TYPE_CHECKING:
-    from featcache.finetune.blocks import Cut
-    from featcache.finetune.inputs import Inputs
+    from featcache.tuning.blocks import Cut
+    from featcache.tuning.inputs import Inputs
 
 _logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Feeder:
         self, views: Sequence[str], groups: Sequence[Rows], progress: Progress | None
     ) -> tuple[list[Part], int, int]:
         """Return inputs of groups of rows, each with all views, how many are new, and the bytes that they take."""
-        from featcache.finetune.inputs import Activations
+        from featcache.tuning.inputs import Activations
 
         backbones = [replace(self._backbone, spec=self._spec(view), build=lambda: self._cut.lower) for view in views]
         cache, features = self._experiment.cache, self._experiment.features
@@ -140,12 +140,12 @@ class Feeder:
         return parts, sum(work.computed for work in works), taken
 
     def _vectors(self, rows: Rows) -> Part:
-        from featcache.finetune.inputs import Activations
+        from featcache.tuning.inputs import Activations
 
         return Part(rows, Activations([self._experiment.features.X[rows]], self._cut.shape))
 
     def _pictures(self, rows: Rows, augment: str = "none") -> Part:
-        from featcache.finetune.inputs import Pictures
+        from featcache.tuning.inputs import Pictures
 
         features, spec = self._experiment.features, self._backbone.spec
         paths, keys = ([values[row] for row in rows] for values in (features.paths, features.keys))

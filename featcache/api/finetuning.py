@@ -30,8 +30,8 @@ from featcache.store import Run
 
 if TYPE_CHECKING:
     from featcache.experiments.fitting import Fitted
-    from featcache.finetune.blocks import Cut
-    from featcache.finetune.classifier import FinetuneClassifier
+    from featcache.tuning.blocks import Cut
+    from featcache.tuning.classifier import FinetuneClassifier
 
 HEAD = "logreg"
 """The head that the new top begins from, and is compared with."""
@@ -58,7 +58,7 @@ def finetune(
     `partial_cache_limit` bytes. A training that was stopped goes on after its last whole epoch when it is asked for
     again. `on_epoch` is called with each epoch. Raises `FeatcacheError`.
     """
-    from featcache.finetune.classifier import check
+    from featcache.tuning.classifier import check
 
     training, options = training or Training(), options or Options()
     check(training)
@@ -122,7 +122,7 @@ class _Work:
 
     def do(self, limit: int, progress: Progress | None, on_epoch: Callable[[EpochRow], None]) -> FinetuneSummary:
         from featcache.embed import keep_freed_memory
-        from featcache.finetune.blocks import cut
+        from featcache.tuning.blocks import cut
 
         keep_freed_memory()
         probe = self._probe(progress)
@@ -189,8 +189,8 @@ class _Work:
         progress: Progress | None,
         on_epoch: Callable[[EpochRow], None],
     ) -> FinetuneClassifier:
-        from featcache.finetune.classifier import FinetuneClassifier
-        from featcache.finetune.start import linear_layer
+        from featcache.tuning.classifier import FinetuneClassifier
+        from featcache.tuning.start import linear_layer
 
         y = self.experiment.features.y
         classifier = FinetuneClassifier(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,10 +20,10 @@ from torch import nn
 from torch.nn import functional
 
 from featcache.errors import EngineMemoryError, TrainingError
-from featcache.finetune.blocks import Cut
-from featcache.finetune.inputs import Inputs, Rows
 from featcache.records import FloatArray, Progress
 from featcache.records.finetuning import EpochRow, Training
+from featcache.tuning.blocks import Cut
+from featcache.tuning.inputs import Inputs, Rows
 
 MOMENTUM = 0.9
 STEP, GAMMA = 7, 0.1
@@ -39,6 +40,8 @@ _logger = logging.getLogger(__name__)
 
 class Checkpoint(Protocol):
     """Keeps the state of a training that is under way."""
+
+    path: Path
 
     def load(self) -> bytes | None:
         """Return what was kept, or `None`."""
@@ -353,6 +356,8 @@ class Trainer:
             self.history = [EpochRow(**row) for row in state["history"]]
             self._best, self._best_epoch, self._size = state["best"], state["best_epoch"], state["size"]
         except Exception as error:  # reading broken bytes raises almost anything
-            raise TrainingError(f"the checkpoint cannot be gone on from ({error})") from error
+            raise TrainingError(
+                f"{checkpoint.path} cannot be gone on from ({error}): remove it, and training begins anew"
+            ) from error
         _logger.warning("going on after epoch %d of %d", len(self.history) - 1, self.training.epochs)
         return True

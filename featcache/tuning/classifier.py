@@ -17,11 +17,11 @@ from featcache.backbones import AUTO, Backbone, resolve
 from featcache.embed import keep_freed_memory
 from featcache.embed.torch_engine import choose_device
 from featcache.errors import DeviceError, TrainingError
-from featcache.finetune.blocks import Cut, cut
-from featcache.finetune.inputs import Inputs, Pictures
-from featcache.finetune.training import Checkpoint, Trainer
 from featcache.records import FloatArray, Progress
 from featcache.records.finetuning import OPTIMIZERS, SCHEDULES, EpochRow, Training
+from featcache.tuning.blocks import Cut, cut
+from featcache.tuning.inputs import Inputs, Pictures
+from featcache.tuning.training import Checkpoint, Trainer
 
 HELD_OUT = 0.2
 """The share of the training pictures that epochs are judged on, where no others are given."""
