@@ -55,6 +55,11 @@ def discover(source: str | os.PathLike[str], *, labelled: bool = True) -> Datase
     return dataset
 
 
+def is_skipped(name: str) -> bool:
+    """Tell whether a file or folder of this name is passed over in every folder: hidden, or a system's litter."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
 def _folder(root: Path) -> Dataset:
     folders, files = _listing(str(root))
     above = (_identity(str(root)),)
@@ -121,7 +126,7 @@ def _listing(folder: str) -> tuple[list[tuple[str, str]], list[str]]:
     folders, files = [], []
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
-            if entry.name.startswith(".") or entry.name.lower() in _LITTER:
+            if is_skipped(entry.name):
                 continue
             # entry.is_dir() raises for a link that points at itself.
             if not (Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()):

@@ -5,6 +5,10 @@ class FeatcacheError(Exception):
     """The root of all failures that end in one clear line: what, which value, what to do next."""
 
 
+class UsageError(FeatcacheError, ValueError):
+    """Values that are out of range or cannot be asked for together; on the command line wrong usage."""
+
+
 class DatasetError(FeatcacheError, ValueError):
     """A folder, manifest or set of labels that cannot be used as asked."""
 

@@ -82,6 +82,52 @@ def plan(features: Features, seed: int, kept: Mapping[bytes, str], strict: bool 
     return replace(result, notices=tuple(notices))
 
 
+def divide(
+    labels: Mapping[bytes, str], fractions: Mapping[str, float], seed: int, kept: Mapping[bytes, str]
+) -> dict[bytes, str]:
+    """Return a split for every content key: of each class about these fractions, at least one key each, else train.
+
+    `fractions` are of the splits besides train, below 1 together; every class has more keys than there are of them, see
+    `check_sizes`. Keys in `kept` stay where they are, unless a split would be left without their class.
+    """
+    members: dict[str, list[bytes]] = {}
+    for key, label in sorted(labels.items()):
+        members.setdefault(label, []).append(key)
+    result = {key: kept[key] for key in labels if key in kept}
+    generator = np.random.default_rng(seed)
+    for _, keys in sorted(members.items()):
+        shuffled = [keys[at] for at in generator.permutation(len(keys))]
+        wanted = _wanted(fractions, len(keys))
+        held = Counter(result[key] for key in keys if key in result)
+        new = [key for key in shuffled if key not in result]
+        result.update(_dealt(new, {name: size - held[name] for name, size in wanted.items()}))
+        if not {"train", *fractions} <= {result[key] for key in keys}:
+            result.update(_dealt(shuffled, wanted))
+    return result
+
+
+def check_sizes(sizes: Mapping[str, int], least: int, why: str) -> None:
+    """Raise `DatasetError` where there is one class only, or a class with fewer than `least` (at most 3) pictures."""
+    if len(sizes) < 2:
+        raise _one_class(next(iter(sizes)))
+    for label, size in sorted(sizes.items()):
+        if size < least:
+            raise DatasetError(f"class {label!r} has {('no picture', 'one picture', 'two pictures')[size]}: {why}")
+
+
+def _wanted(fractions: Mapping[str, float], total: int) -> dict[str, int]:
+    """Return how many of `total` pictures each split gets, so that one is left for each that follows, and for train."""
+    wanted: dict[str, int] = {}
+    for following, (name, fraction) in zip(range(len(fractions), 0, -1), fractions.items(), strict=True):
+        wanted[name] = min(max(1, round(fraction * total)), total - sum(wanted.values()) - following)
+    return wanted
+
+
+def _dealt(keys: Sequence[bytes], wanted: Mapping[str, int]) -> dict[bytes, str]:
+    names = [name for name, size in wanted.items() for _ in range(size)]
+    return dict(zip(keys, [*names, *["train"] * len(keys)], strict=False))
+
+
 def digest(features: Features, plans: Sequence[Plan]) -> str:
     """Return the sha256 (hex) of who is trained on, chosen on and scored, of several different plans one of all."""
     found = []
@@ -98,34 +144,15 @@ def digest(features: Features, plans: Sequence[Plan]) -> str:
 
 
 def _make(features: Features, labelled: Rows, seed: int, kept: Mapping[bytes, str]) -> dict[bytes, str]:
-    """Return a split for every labelled content key: about 20 % of each class, at least one, are test.
-
-    Pictures in `kept` stay on their side, unless their class would be left with nothing on the other.
-    """
     label_of: dict[bytes, str] = {}
     for row in labelled:
         label_of.setdefault(features.keys[row], str(features.y[row]))
-    members: dict[str, list[bytes]] = {}
-    for key, label in sorted(label_of.items()):
-        members.setdefault(label, []).append(key)
-    if len(members) < 2:
-        raise _one_class(next(iter(members)))
-    result = {key: kept[key] for key in label_of if key in kept}
-    generator = np.random.default_rng(seed)
-    for label, keys in sorted(members.items()):
-        if len(keys) < 3:
-            raise DatasetError(
-                f"class {label!r} has {('one picture', 'two pictures')[len(keys) - 1]}: "
-                "where the dataset has no splits, a class needs three, two to train and choose on and one to score"
-            )
-        shuffled = [keys[at] for at in generator.permutation(len(keys))]
-        new = [key for key in shuffled if key not in result]
-        held = sum(result.get(key) == "test" for key in keys)
-        wanted = min(max(1, round(TEST_FRACTION * len(keys))), len(keys) - 1)
-        result.update((key, "test" if at < wanted - held else "train") for at, key in enumerate(new))
-        if len({result[key] for key in keys}) < 2:
-            result.update((key, "test" if at < wanted else "train") for at, key in enumerate(shuffled))
-    return result
+    check_sizes(
+        Counter(label_of.values()),
+        3,
+        "where the dataset has no splits, a class needs three, two to train and choose on and one to score",
+    )
+    return divide(label_of, {"test": TEST_FRACTION}, seed, kept)
 
 
 def _check_classes(features: Features, made: Plan) -> None:

@@ -16,6 +16,7 @@ from featcache.api.history import runs, runs_compare, runs_show
 from featcache.api.ledger import ledger
 from featcache.api.options import CACHE_VARIABLE, Options
 from featcache.api.prediction import predict
+from featcache.api.splitting import split
 from featcache.records.experiments import Sweep
 from featcache.records.finetuning import Training
 
@@ -42,4 +43,5 @@ __all__ = [
     "runs",
     "runs_compare",
     "runs_show",
+    "split",
 ]

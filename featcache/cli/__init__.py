@@ -18,8 +18,9 @@ import featcache
 from featcache.cli import experiments, finetuning, pictures
 from featcache.cli.cache import cache
 from featcache.cli.options import StderrHandler
-from featcache.errors import FeatcacheError, one_line
+from featcache.errors import FeatcacheError, UsageError, one_line
 
+WRONG_USAGE = 2
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -36,6 +37,7 @@ def cli(verbose: bool) -> None:
 
 for command in (
     pictures.extract,
+    pictures.split,
     experiments.fit,
     experiments.compare,
     experiments.bench,
@@ -64,7 +66,7 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     except FeatcacheError as error:
         click.echo(f"featcache: {one_line(str(error))}", err=True)
-        sys.exit(1)
+        sys.exit(WRONG_USAGE if isinstance(error, UsageError) else 1)
     except (click.Abort, KeyboardInterrupt):
         click.echo("featcache: interrupted; what was finished is kept, run the same command again to go on", err=True)
         sys.exit(INTERRUPTED)

@@ -132,7 +132,7 @@ class Bar:
             self._close()
             self._stage = stage
             unit, interval = (
-                ("img" if stage.startswith(("extract", "verify")) else "step"),
+                ("img" if stage.startswith(("extract", "split", "verify")) else "step"),
                 (0.1 if sys.stderr.isatty() else 10.0),
             )
             self._bar = tqdm(

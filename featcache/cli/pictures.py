@@ -1,4 +1,4 @@
-"""Words that name pictures enter; what was extracted from them, or predicted of them, leaves on stdout."""
+"""Words that name pictures enter; what was extracted, split or predicted of them leaves on stdout."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from featcache.cli.options import (
     make_options,
     network_options,
     running_options,
+    seed_option,
     show,
     weights_option,
     words,
@@ -40,6 +41,28 @@ def extract(source: Path, views: str, check: bool, as_json: bool, **options: Any
     with Bar() as bar:
         summary = api.extract(source, make_options(options), bar, words(views), check)
     show(as_json, summary, report.extract_text)
+
+
+@click.command()
+@click.argument("source", type=FILE)
+@click.option("--test", type=float, default=0.2, show_default=True, help="Fraction of each class that is scored.")
+@click.option("--val", type=float, default=0.0, show_default=True, help="Fraction of each class to choose by.")
+@seed_option
+@click.option("--out", type=FILE, help="The manifest to write, a .csv file  [default: NAME-split.csv].")
+@click.option("--links", type=FILE, metavar="DIR", help="Make links DIR/train/CLASS/... instead of a manifest.")
+@json_option
+def split(
+    source: Path, test: float, val: float, seed: int, out: Path | None, links: Path | None, as_json: bool
+) -> None:
+    """Split SOURCE into train, test and perhaps val, by class and by content.
+
+    SOURCE is a folder class/*, or a CSV with the columns path,label. No picture is moved or copied.
+    """
+    from featcache import api, report
+
+    with Bar() as bar:
+        summary = api.split(source, test, val, seed, out, links, bar)
+    show(as_json, summary, report.split_text)
 
 
 @click.command()

@@ -249,6 +249,29 @@ class ExtractSummary:
 
 
 @dataclass(frozen=True)
+class SplitSummary:
+    """Who is trained on, chosen on and scored: `classes` counts the pictures of each label in each split.
+
+    `pictures` are those in a split, `duplicates` further files of the same content among them; found = pictures +
+    unreadable + those without a label. What was written is a `manifest` or a folder of `links`.
+    """
+
+    dataset: str
+    seed: int
+    fractions: dict[str, float]
+    found: int
+    pictures: int
+    duplicates: int
+    unreadable: int
+    split_sizes: dict[str, int]
+    classes: dict[str, dict[str, int]]
+    manifest: str | None
+    links: str | None
+    failures: tuple[Failure, ...] = field(default=(), repr=False)
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Features:
     """Vectors in the caller's order: `X` (n, d), with labels, paths, splits and content keys (n each).
 

@@ -13,7 +13,7 @@ from featcache.report.experiments import (
     runs_page,
 )
 from featcache.report.finetuning import finetune_page
-from featcache.report.text import demo_text, extract_text, predict_csv, predict_text, run_text
+from featcache.report.text import demo_text, extract_text, predict_csv, predict_text, run_text, split_text
 
 __all__ = [
     "bench_page",
@@ -33,5 +33,6 @@ __all__ = [
     "run_text",
     "runs_compare_page",
     "runs_page",
+    "split_text",
     "verify_text",
 ]

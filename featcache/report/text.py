@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Callable
 from typing import Any
 
 from tabulate import tabulate
 
 from featcache.errors import one_line
-from featcache.records import ExtractSummary, PrecisionCheck
+from featcache.records import ExtractSummary, PrecisionCheck, SplitSummary
 from featcache.records.experiments import DemoSummary, PredictSummary, RunDetail
 from featcache.report.cache import exchange_text
-from featcache.report.experiments import bench_page, compare_page, confusions_page, fit_page
+from featcache.report.experiments import SHOWN_CLASSES, bench_page, compare_page, confusions_page, fit_page
 from featcache.report.finetuning import finetune_page
-from featcache.report.tables import text
+from featcache.report.tables import Page, Table, text
 
 SHOWN_FAILURES = 10
 
@@ -70,6 +71,36 @@ def _check_lines(check: PrecisionCheck) -> list[str]:
         f"seed {check.seed}: {', '.join(found)}",
         f"             {abs(lost):.2f} points {'gained' if lost < 0 else 'lost'}",
     ]
+
+
+def split_text(summary: SplitSummary) -> str:
+    """Return the pictures of each class and split (of many classes the sums only), and what to run next."""
+    rows = list(summary.classes.items()) if len(summary.classes) <= SHOWN_CLASSES else []
+    table = Table(
+        "",
+        [" class", *summary.split_sizes],
+        [
+            (label, *(f"{size:,}" for size in sizes.values()))
+            for label, sizes in [*rows, (f"all {len(summary.classes):,} classes", summary.split_sizes)]
+        ],
+    )
+    written = summary.manifest or summary.links or ""
+    return text(
+        Page(
+            [table],
+            [
+                ("source", summary.dataset),
+                ("seed", str(summary.seed)),
+                ("pictures", f"{summary.pictures:,}"),
+                ("duplicates", f"{summary.duplicates:,}"),
+                ("unreadable", f"{summary.unreadable:,}"),
+                *(("", f"{failure.path}: {failure.reason}") for failure in summary.failures[:SHOWN_FAILURES]),
+                *(("note", notice) for notice in summary.notices),
+                ("manifest" if summary.manifest else "links", written),
+                ("next", f"featcache extract {shlex.quote(written)}"),
+            ],
+        )
+    )
 
 
 def demo_text(summary: DemoSummary) -> str:
