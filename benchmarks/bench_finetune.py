@@ -105,7 +105,7 @@ def lesson(job: Job) -> Lap:
     from torchvision import transforms
 
     from featcache.evaluate import wilson
-    from featcache.split import hold_out
+    from featcache.splits import hold_out
     from featcache.tuning.blocks import unfreeze
 
     with open_experiment(None, featcache.Options(cache=job.cache), None) as experiment:
@@ -137,7 +137,9 @@ def lesson(job: Job) -> Lap:
                 return look(image.convert("RGB")), int(labels[row])
 
     def load(rows: Any, shuffle: bool) -> Any:
-        return torch.utils.data.DataLoader(Pictures(rows), job.training.batch_size, shuffle, num_workers=2)
+        return torch.utils.data.DataLoader(
+            Pictures(rows), job.training.batch_size, shuffle, num_workers=2, multiprocessing_context="fork"
+        )
 
     torch.manual_seed(job.seed)
     network = backbone.build().requires_grad_(False)

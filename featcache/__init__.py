@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         runs,
         runs_compare,
         runs_show,
+        split,
     )
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "runs",
     "runs_compare",
     "runs_show",
+    "split",
 ]
 
 __version__ = version("featcache")

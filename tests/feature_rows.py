@@ -11,7 +11,7 @@ from sklearn.dummy import DummyClassifier
 
 from featcache.heads.base import Head
 from featcache.records import Features
-from featcache.split import Plan, plan
+from featcache.splits import Plan, plan
 
 LABELS = ("ant", "bee", "cat")
 

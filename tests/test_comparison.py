@@ -18,7 +18,7 @@ from featcache.experiments.prepared import Prepared, prepare
 from featcache.heads import svm_rbf
 from featcache.records import Features
 from featcache.records.experiments import CompareRow
-from featcache.split import plan
+from featcache.splits import plan
 
 CHEAP = ("centroid", "ridge", "knn", "lda", "dummy")
 ONE = {"shrinkage": (0.7,)}

@@ -25,7 +25,7 @@ from featcache.experiments.fitting import Fitted, fit_head
 from featcache.experiments.prepared import Prepared, prepare
 from featcache.heads import Sweep, svm_rbf
 from featcache.heads.base import Classifier
-from featcache.split import plan
+from featcache.splits import plan
 
 ALL = (*heads.HEADS, heads.FLOOR)
 GRIDS = [name for name in heads.HEADS if len(ParameterGrid(dict(heads.get(name).grid))) > 1]

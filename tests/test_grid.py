@@ -21,7 +21,7 @@ from featcache.experiments.prepared import prepare
 from featcache.heads.base import Head
 from featcache.records import Features
 from featcache.records.experiments import BenchRow
-from featcache.split import Plan
+from featcache.splits import Plan
 
 MANY = tuple("abcdefgh")
 ALL = Cell(None, None)

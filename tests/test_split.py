@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from featcache.errors import DatasetError
 from featcache.evaluate import wilson
 from featcache.records import Features
-from featcache.split import Plan, plan
+from featcache.splits import Plan, plan
 
 
 def key(number: int) -> bytes:

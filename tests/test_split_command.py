@@ -24,7 +24,7 @@ from featcache.cli.options import Bar
 from featcache.decode import read
 from featcache.discover import discover
 from featcache.errors import DatasetError, OutputError, UsageError
-from featcache.split import divide
+from featcache.splits import divide
 
 Run = Callable[..., Result]
 

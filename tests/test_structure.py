@@ -26,7 +26,7 @@ LAYERS = [
     "embed",
     "store",
     "load",
-    "split",
+    "splits",
     "heads",
     "tuning",
     "evaluate",

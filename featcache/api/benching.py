@@ -16,7 +16,7 @@ from featcache.api.options import Options
 from featcache.heads import HEADS, several
 from featcache.records import Progress
 from featcache.records.experiments import BenchSummary
-from featcache.split import Plan
+from featcache.splits import Plan
 
 if TYPE_CHECKING:
     from featcache.experiments.grid import Cell, Taken

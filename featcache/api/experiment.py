@@ -17,7 +17,7 @@ from featcache.errors import BackboneError, DatasetError, FeatcacheError, HeadEr
 from featcache.load import load
 from featcache.records import Features, FeatureSpec, Progress
 from featcache.records.experiments import Setting
-from featcache.split import MADE, Plan, digest, plan
+from featcache.splits import MADE, Plan, digest, plan
 from featcache.store import Cache, Row, Run
 
 

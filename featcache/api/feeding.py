@@ -19,7 +19,7 @@ from featcache.backbones import Backbone
 from featcache.errors import DatasetError
 from featcache.records import ORIGINAL, FeatureSpec, Item, Progress
 from featcache.records.finetuning import Training
-from featcache.split import Rows
+from featcache.splits import Rows
 
 if TYPE_CHECKING:
     from featcache.tuning.blocks import Cut

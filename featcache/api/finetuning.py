@@ -25,7 +25,7 @@ from featcache.records import Progress
 from featcache.records.experiments import Score
 from featcache.records.finetuning import EpochRow, FinetuneSummary, Training
 from featcache.report.tables import records_csv
-from featcache.split import Plan, Rows, digest, hold_out
+from featcache.splits import Plan, Rows, digest, hold_out
 from featcache.store import Run
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from featcache.api.options import Options
 from featcache.heads import get
 from featcache.records import Progress
 from featcache.records.experiments import FitSummary, Sweep, TrialRow
-from featcache.split import Plan, digest
+from featcache.splits import Plan, digest
 
 if TYPE_CHECKING:
     from featcache.experiments.fitting import Fitted

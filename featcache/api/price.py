@@ -14,7 +14,7 @@ from featcache.errors import DatasetError, HeadError
 from featcache.heads import get
 from featcache.load import load
 from featcache.records import Features, PrecisionCheck, Probe, Progress
-from featcache.split import Plan, plan
+from featcache.splits import Plan, plan
 from featcache.store import Cache, Row
 
 SAMPLE = 1000

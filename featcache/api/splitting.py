@@ -16,7 +16,7 @@ from featcache.decode import decode, read
 from featcache.discover import discover, is_skipped
 from featcache.errors import CacheWriteError, DatasetError, OutputError, PictureError, UsageError
 from featcache.records import Dataset, Failure, Item, Preprocess, Progress, SplitSummary
-from featcache.split import check_sizes, divide
+from featcache.splits import check_sizes, divide
 from featcache.store.files import write_atomic
 
 SHOWN_CONTRADICTIONS = 3

@@ -16,7 +16,7 @@ from featcache.experiments.prepared import Prepared, prepare
 from featcache.heads.base import Head
 from featcache.records import Features
 from featcache.records.experiments import BenchRow
-from featcache.split import Plan, digest
+from featcache.splits import Plan, digest
 
 SUBSETS = (
     "train and val pooled; each seed puts classes, and the images of a class, in a random order, and a cell takes the "

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featcache.errors import HeadError
 from featcache.records import Features, FloatArray
-from featcache.split import Plan, Rows
+from featcache.splits import Plan, Rows
 
 FOLDS = 5
 FOLDS_OF_MANY = 3

@@ -200,17 +200,11 @@ def hold_out(features: Features, rows: Rows, seed: int) -> tuple[Rows, Rows]:
 
     A class of a single content is all in the first part. Raises `DatasetError` where nothing can be held out.
     """
-    members: dict[str, list[bytes]] = defaultdict(list)
-    for key, label in sorted({features.keys[row]: str(features.y[row]) for row in rows}.items()):
-        members[label].append(key)
-    generator = np.random.default_rng(seed)
-    held: set[bytes] = set()
-    for _, keys in sorted(members.items()):
-        wanted = min(max(1, round(TEST_FRACTION * len(keys))), len(keys) - 1)
-        held.update(keys[at] for at in generator.permutation(len(keys))[:wanted])
-    is_held = np.array([features.keys[row] in held for row in rows])
-    if not is_held.any():
-        raise DatasetError(
-            "every class has one picture to train on, so that none can be held out to choose on: add some"
-        )
+    labels = {features.keys[row]: str(features.y[row]) for row in rows}
+    sizes = Counter(labels.values())
+    large = {key: label for key, label in labels.items() if sizes[label] > 1}
+    if not large:
+        raise DatasetError("every class has one picture to train on, and none can be held out to choose on: add some")
+    parts = divide(large, {"val": TEST_FRACTION}, seed, {})
+    is_held = np.array([parts.get(features.keys[row]) == "val" for row in rows])
     return rows[~is_held], rows[is_held]
