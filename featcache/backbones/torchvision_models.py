@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")
 
+CONVOLUTIONS = ".features"
+"""Behind the name of a model with several fully connected layers: only its convolutions, averaged over the picture."""
+
 
 def resolve(name: str, weights: Path | None) -> Backbone:
     """Return a torchvision model with its ImageNet weights, or those in the file `weights`.
@@ -46,7 +51,10 @@ def resolve(name: str, weights: Path | None) -> Backbone:
     digest = sha256(path)
     if weights:
         said = f"{path.name}, sha256 {digest[:8]}"
-    return Backbone(FeatureSpec(name, digest, preprocess), said, lambda: _build(name, path), path)
+    spec = FeatureSpec(name, digest, preprocess)
+    if name.endswith(CONVOLUTIONS):
+        spec = replace(spec, pooling="average of the convolutions")
+    return Backbone(spec, said, lambda: _build(name, path), path)
 
 
 def names() -> list[str]:
@@ -64,8 +72,12 @@ def network(name: str) -> tuple[nn.Module, list[str]]:
     from torch import nn
     from torchvision import models
 
-    model: nn.Module = models.get_model(name, weights=None, **_OPTIONS.get(name, {}))
+    whole = name.removesuffix(CONVOLUTIONS)
+    model: nn.Module = models.get_model(whole, weights=None, **_OPTIONS.get(whole, {}))
     tensors = list(model.state_dict())
+    if whole != name:
+        parts = ("features", model.get_submodule("features")), ("average", nn.AdaptiveAvgPool2d(1))
+        return nn.Sequential(OrderedDict([*parts, ("flatten", nn.Flatten())])), tensors
     for auxiliary in _AUXILIARY:
         if hasattr(model, auxiliary):
             setattr(model, auxiliary, None)
@@ -78,11 +90,14 @@ def network(name: str) -> tuple[nn.Module, list[str]]:
 
 def _entry(name: str) -> Any:
     known = names()
-    if name not in known:
+    whole = name.removesuffix(CONVOLUTIONS)
+    if whole not in known:
         raise BackboneError(f"unknown backbone {name!r}{_suggest(name, known)}")
+    if whole != name and not whole.startswith(("alexnet", "vgg")):
+        raise BackboneError(f"{whole} averages its convolutions already: leave out {CONVOLUTIONS}")
     from torchvision import models
 
-    enum = models.get_model_weights(name)
+    enum = models.get_model_weights(whole)
     return getattr(enum, "IMAGENET1K_V1", enum.DEFAULT)
 
 
