@@ -31,8 +31,10 @@ if TYPE_CHECKING:
         runs_show,
         split,
     )
+    from featcache.tuning.classifier import FinetuneClassifier
 
 __all__ = [
+    "FinetuneClassifier",
     "Options",
     "Sweep",
     "Training",
@@ -58,6 +60,8 @@ __all__ = [
     "split",
 ]
 
+_ELSEWHERE = {"FinetuneClassifier": "featcache.tuning.classifier"}
+
 __version__ = version("featcache")
 
 
@@ -69,5 +73,5 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     """Load the API at its first use, so that `import featcache` stays instant."""
     if name in __all__:
-        return getattr(import_module("featcache.api"), name)
+        return getattr(import_module(_ELSEWHERE.get(name, "featcache.api")), name)
     raise AttributeError(f"module 'featcache' has no attribute {name!r}")

@@ -17,9 +17,10 @@ from featcache.api.pipeline import compute
 from featcache.augment import drawn_view
 from featcache.backbones import Backbone
 from featcache.errors import DatasetError
-from featcache.records import ORIGINAL, FeatureSpec, Item, Progress
+from featcache.records import ORIGINAL, Item, Progress
 from featcache.records.finetuning import Training
 from featcache.splits import Rows
+from featcache.store import FeatureStore
 
 if TYPE_CHECKING:
     from featcache.tuning.blocks import Cut
@@ -49,7 +50,7 @@ class Feed:
 
 
 class Feeder:
-    """Makes the inputs of a training: activations from the cache, or pictures where those would not fit or pay."""
+    """Makes the inputs of a training: activations from the cache, or pictures where those would take too much room."""
 
     def __init__(
         self, experiment: Experiment, backbone: Backbone, cut: Cut, training: Training, seed: int, options: Options
@@ -64,80 +65,50 @@ class Feeder:
 
     def feed(self, train: Rows, val: Rows, scored: Rows, limit: int, progress: Progress | None) -> Feed:
         """Return the inputs; the partial cache may take `limit` bytes. Raises `DatasetError`."""
-        if not self._cut.names and self._training.augment == "none":
+        is_augmented = self._training.augment != "none"
+        if not self._cut.names and not is_augmented:
             return Feed(self._vectors(train), self._vectors(val), self._vectors(scored), 0, 0, ())
-        why = self._why_not(len(train), len(val) + len(scored), limit)
+        views = [ORIGINAL]
+        if is_augmented:
+            views = [drawn_view(self._training.augment, self._seed, number) for number in range(self._training.views)]
+        groups = [(views, train), ([ORIGINAL], np.concatenate([val, scored]))]
+        if not is_augmented:
+            groups = [(views, np.concatenate([train, val, scored]))]
+        kept = [_Kept(self._experiment, self._lower(views), self._cut.shape, rows) for views, rows in groups]
+        why = self._no_room(kept, limit)
         if why is not None:
             _logger.warning("%s", why)
-            learned = self._pictures(train, self._training.augment)
-            return Feed(learned, self._pictures(val), self._pictures(scored), 0, 0, (why,))
-        draws = [drawn_view(self._training.augment, self._seed, number) for number in range(self._n_draws)]
-        made: list[Part] = []
-        computed = size = 0
-        kinds = [(draws, [train]), ([ORIGINAL], [val, scored])] if draws else [([ORIGINAL], [train, val, scored])]
-        for views, groups in kinds:
-            parts, new, taken = self._activations(views, groups, progress)
-            made, computed, size = made + parts, computed + new, size + taken
-        lost = len(train) + len(val) - len(made[0].rows) - len(made[1].rows)
+            pictures = self._pictures(train, self._training.augment)
+            return Feed(pictures, self._pictures(val), self._pictures(scored), 0, 0, (why,))
+        computed = sum(group.compute(self._options, progress) for group in kept)
+        parts = kept[0].part(train), kept[-1].part(val), kept[-1].part(scored)
+        lost = len(train) + len(val) - len(parts[0].rows) - len(parts[1].rows)
         notices = [f"{lost:,} pictures cannot be read any more, or have changed, and are left out"] if lost else []
         if self._cut.entry == "the network" and self._training.unfreeze != "all":
             notices.append(f"{self._backbone.name} cannot be cut in two: every epoch runs its frozen blocks too")
-        return Feed(made[0], made[1], made[2], size, computed, tuple(notices))
+        return Feed(*parts, sum(group.size for group in kept), computed, tuple(notices))
 
-    @property
-    def _n_draws(self) -> int:
-        return 0 if self._training.augment == "none" else self._training.views
-
-    def _why_not(self, n_train: int, n_others: int, limit: int) -> str | None:
-        """Return why activations are not kept, or `None`, after saying what they will take."""
-        cut = self._cut
-        n_rows = n_train * max(1, self._n_draws) + n_others
-        size = n_rows * math.prod(cut.shape) * np.dtype(self._spec(ORIGINAL).dtype).itemsize
-        draws = f", {self._n_draws} draws of each to train on" if self._n_draws else ""
-        said = f"{size / 1e6:,.1f} MB for {n_train + n_others:,} pictures{draws}"
+    def _no_room(self, kept: Sequence[_Kept], limit: int) -> str | None:
+        """Say what the activations will take, or return why they are not kept."""
+        size, new = sum(group.size for group in kept), sum(group.new for group in kept)
+        draws = f", {self._training.views} draws of each to train on" if self._training.augment != "none" else ""
+        said = f"{size / 1e6:,.1f} MB, {new / 1e6:,.1f} of it new: what enters {self._cut.entry}{draws}"
         free = shutil.disk_usage(self._experiment.cache.folder).free
-        if size > min(limit, free):
-            told = (
-                f"the limit is {limit / 1e6:,.1f} MB" if size > limit else f"{free / 1e6:,.1f} MB are free on the disk"
-            )
-            return (
-                f"the partial cache would take {said}, and {told}: every epoch decodes, and runs what is frozen, again"
-            )
-        _logger.warning("the partial cache takes %s: what enters %s", said, cut.entry)
-        return None
+        if size <= limit and new <= free:
+            _logger.warning("the partial cache takes %s", said)
+            return None
+        limits = {"the limit is": limit, "free on the disk are": free}
+        told = " and ".join(f"{name} {room / 1e6:,.1f}" for name, room in limits.items())
+        return f"the partial cache would take {said}; {told}: instead, every epoch decodes and runs what is frozen"
 
-    def _spec(self, view: str) -> FeatureSpec:
-        """Return the spec of what enters the first unfrozen block; below the top it is that of the vectors."""
-        spec = replace(self._backbone.spec, view=view)
-        if not self._cut.names:
-            return spec
-        shape = " x ".join(map(str, self._cut.shape))
-        return replace(spec, layer=f"input of {self._cut.entry}", pooling=f"none, {shape}", dtype="float16")
-
-    def _activations(
-        self, views: Sequence[str], groups: Sequence[Rows], progress: Progress | None
-    ) -> tuple[list[Part], int, int]:
-        """Return inputs of groups of rows, each with all views, how many are new, and the bytes that they take."""
-        from featcache.tuning.inputs import Activations
-
-        backbones = [replace(self._backbone, spec=self._spec(view), build=lambda: self._cut.lower) for view in views]
-        cache, features = self._experiment.cache, self._experiment.features
-        rows = np.concatenate(list(groups))
-        works = compute(cache, [Item(features.paths[row]) for row in rows], backbones, self._options, progress)
-        is_sound = np.array([found.key == features.keys[row] for row, found in zip(rows, works[0].rows, strict=True)])
-        stores = [cache.store(backbone.spec.fingerprint) for backbone in backbones]
-        parts, at = [], 0
-        for group in groups:
-            kept = group[is_sound[at : at + len(group)]]
-            at += len(group)
-            if not len(kept):
-                first = next(failure for failure in (*works[0].failures, None))
-                why = f"{first.reason} ({first.path})" if first else "they have changed"
-                raise DatasetError(f"the pictures of {self._experiment.root} cannot be used: {why}: extract it again")
-            maps = [store.mapped([features.keys[row] for row in kept]) for store in stores]
-            parts.append(Part(kept, Activations(maps, self._cut.shape)))
-        taken = len(rows) * len(views) * math.prod(self._cut.shape) * np.dtype(backbones[0].spec.dtype).itemsize
-        return parts, sum(work.computed for work in works), taken
+    def _lower(self, views: Sequence[str]) -> list[Backbone]:
+        """Return the lower part as a backbone for each view; below the top its values are the network's own vectors."""
+        spec = self._backbone.spec
+        if self._cut.names:
+            shape = " x ".join(map(str, self._cut.shape))
+            spec = replace(spec, layer=f"input of {self._cut.entry}", pooling=f"none, {shape}", dtype="float16")
+        lower = replace(self._backbone, spec=spec, build=lambda: self._cut.lower)
+        return [lower.viewing(view) for view in views]
 
     def _vectors(self, rows: Rows) -> Part:
         from featcache.tuning.inputs import Activations
@@ -150,3 +121,55 @@ class Feeder:
         features, spec = self._experiment.features, self._backbone.spec
         paths, keys = ([values[row] for row in rows] for values in (features.paths, features.keys))
         return Part(rows, Pictures(paths, spec.preprocess, augment, self._seed, keys, spec.decoding is not None))
+
+
+class _Kept:
+    """What a network gives of rows of the dataset, under each of its views, as it is in the cache or will be.
+
+    `size` is the bytes of all of it, `new` of what the cache lacks.
+    """
+
+    def __init__(
+        self, experiment: Experiment, backbones: Sequence[Backbone], shape: tuple[int, ...], rows: Rows
+    ) -> None:
+        self._cache, self._features, self._root = experiment.cache, experiment.features, experiment.root
+        self._backbones = backbones
+        self._shape = shape
+        self._rows = rows
+        self._sound: set[int] = set()
+        each = math.prod(shape) * np.dtype(backbones[0].spec.dtype).itemsize
+        keys = self._keys(rows)
+        held = sum(int(self._store(backbone).contains(keys).sum()) for backbone in backbones)
+        self.size = len(rows) * len(backbones) * each
+        self.new = self.size - held * each
+
+    def compute(self, options: Options, progress: Progress | None) -> int:
+        """Compute what the cache lacks, and return how many rows are new; raises `DatasetError` where none can be used."""
+        items = [Item(self._features.paths[row]) for row in self._rows]
+        works = compute(self._cache, items, self._backbones, options, progress)
+        reasons = {}
+        for row, found in zip(self._rows, works[0].rows, strict=True):
+            if found.key == self._features.keys[row]:
+                self._sound.add(int(row))
+            else:
+                reasons[found.item.path] = found.reason or "it has changed"
+        if not self._sound:
+            path, reason = next(iter(reasons.items()))
+            raise DatasetError(f"no picture of {self._root} can be used: {reason} ({path}): extract it again")
+        return sum(work.computed for work in works)
+
+    def part(self, rows: Rows) -> Part:
+        """Return some of the rows, those that can be used, and their inputs."""
+        from featcache.tuning.inputs import Activations
+
+        sound = np.array([row for row in rows if int(row) in self._sound], dtype=np.intp)
+        if not len(sound):
+            raise DatasetError(f"of one of the splits of {self._root} no picture can be used: extract it again")
+        maps = [self._store(backbone).mapped(self._keys(sound)) for backbone in self._backbones]
+        return Part(sound, Activations(maps, self._shape))
+
+    def _keys(self, rows: Rows) -> list[bytes]:
+        return [self._features.keys[row] for row in rows]
+
+    def _store(self, backbone: Backbone) -> FeatureStore:
+        return self._cache.store(backbone.spec.fingerprint)

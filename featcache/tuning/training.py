@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +20,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from featcache.errors import EngineMemoryError, TrainingError
+from featcache.errors import TrainingError
 from featcache.records import FloatArray, Progress
 from featcache.records.finetuning import EpochRow, Training
 from featcache.tuning.blocks import Cut
 from featcache.tuning.inputs import Inputs, Rows
+from featcache.tuning.memory import Parts
 
 MOMENTUM = 0.9
 STEP, GAMMA = 7, 0.1
@@ -89,7 +91,7 @@ class Trainer:
         self.device = torch.device(device)
         self._inputs, self._y = inputs, torch.from_numpy(y)
         self._validation = validation
-        self._size = training.batch_size
+        self._parts = Parts(max(training.batch_size, EVALUATED), self.device)
         cut.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.linear = self._make_linear(n_classes, start)
         self.top = nn.Sequential(nn.Dropout(training.dropout), self.linear).to(self.device)
@@ -184,15 +186,7 @@ class Trainer:
 
     def _step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
         """Make one step of the optimizer, and return the mean loss and how many were right."""
-        while True:
-            try:
-                self._optimizer.zero_grad()
-                loss, right = self._gradients(x, y)
-                break
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate" not in str(error):
-                    raise
-            self._halve(min(self._size, len(y)))
+        loss, right = self._parts.run(len(y), partial(self._gradients, x, y))
         if self.training.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._parameters(), self.training.clip_norm)
@@ -201,15 +195,16 @@ class Trainer:
             self._scaler.update()
         return loss, right
 
-    def _gradients(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
-        """Add up the gradients of a batch, in as many parts as the memory asks for."""
+    def _gradients(self, x: torch.Tensor, y: torch.Tensor, size: int) -> tuple[float, int]:
+        """Add up the gradients of a batch, in parts of `size`."""
+        self._optimizer.zero_grad()
         weights = None if self._weights is None else self._weights[y]
         mass = float(len(y) if weights is None else weights.sum())
         loss, right = 0.0, 0
-        for part_x, part_y in zip(torch.split(x, self._size), torch.split(y, self._size), strict=True):
+        for part_x, part_y in zip(torch.split(x, size), torch.split(y, size), strict=True):
             part_y = part_y.to(self.device)
             with self._autocast():
-                logits = self.top(self._upper(part_x, self._inputs).flatten(1))
+                logits = self._scores(part_x, self._inputs)
                 part = functional.cross_entropy(
                     logits,
                     part_y,
@@ -221,25 +216,28 @@ class Trainer:
             loss, right = loss + float(part.detach()) / mass, right + int((logits.argmax(1) == part_y).sum())
         return loss, right
 
-    def _upper(self, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    def _scores(self, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         x = x.to(self.device, memory_format=torch.channels_last) if x.ndim == 4 else x.to(self.device)
         if not inputs.are_activations:
             with torch.no_grad():
                 x = self.cut.lower(x)
-        result: torch.Tensor = self.cut.upper(x)
+        result: torch.Tensor = self.top(self.cut.upper(x).flatten(1))
         return result
+
+    def _scores_in_parts(self, x: torch.Tensor, inputs: Inputs, size: int) -> torch.Tensor:
+        return torch.cat([self._scores(part, inputs).float().cpu() for part in torch.split(x, size)])
 
     def _logits(self, inputs: Inputs, epoch: int) -> tuple[Rows, torch.Tensor]:
         """Return the rows that could be read, and the scores (m, K) of their plain view, on the CPU."""
         self.cut.network.eval()
         self.top.eval()
         every = np.arange(len(inputs))
-        size = min(EVALUATED, max(self._size, 1))
+        batches = [every[at : at + EVALUATED] for at in range(0, len(every), EVALUATED)]
         rows, found = [], []
         with torch.no_grad(), self._autocast():
-            for part, x in inputs.batches([every[at : at + size] for at in range(0, len(every), size)], epoch):
+            for part, x in inputs.batches(batches, epoch):
                 rows.append(part)
-                found.append(self.top(self._upper(x, inputs).flatten(1)).float().cpu())
+                found.append(self._parts.run(len(x), partial(self._scores_in_parts, x, inputs)))
         if not rows:
             raise TrainingError("no picture of the validation set can be read any more: put them back, and run again")
         return np.concatenate(rows), torch.cat(found)
@@ -290,16 +288,6 @@ class Trainer:
             return None
         return f"no better epoch in {patience}"
 
-    def _halve(self, size: int) -> None:
-        if size == 1:
-            raise EngineMemoryError(
-                f"no memory on {self.device} for training on one picture: unfreeze less, or use a smaller network"
-            )
-        self._size = size // 2
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        _logger.warning("no memory on %s for a batch of %d: going on with parts of %d", self.device, size, self._size)
-
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.float16, enabled=self.training.mixed_precision)
 
@@ -330,7 +318,7 @@ class Trainer:
             "scaler": self._scaler.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "size": self._size,
+            "size": self._parts.size,
             "history": [asdict(row) for row in self.history],
         }
         out = io.BytesIO()
@@ -354,7 +342,7 @@ class Trainer:
             if state["random_cuda"] is not None:
                 torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
             self.history = [EpochRow(**row) for row in state["history"]]
-            self._best, self._best_epoch, self._size = state["best"], state["best_epoch"], state["size"]
+            self._best, self._best_epoch, self._parts.size = state["best"], state["best_epoch"], state["size"]
         except Exception as error:  # reading broken bytes raises almost anything
             raise TrainingError(
                 f"{checkpoint.path} cannot be gone on from ({error}): remove it, and training begins anew"
