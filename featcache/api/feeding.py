@@ -144,7 +144,7 @@ class _Kept:
         self.new = self.size - held * each
 
     def compute(self, options: Options, progress: Progress | None) -> int:
-        """Compute what the cache lacks, and return how many rows are new; raises `DatasetError` where none can be used."""
+        """Compute what the cache lacks, and return how many rows are new; raises `DatasetError` where all is lost."""
         items = [Item(self._features.paths[row]) for row in self._rows]
         works = compute(self._cache, items, self._backbones, options, progress)
         reasons = {}

@@ -70,18 +70,16 @@ def verdict(gain: float, p_value: float, head: str, seconds: float, head_seconds
 
 
 def _epochs(summary: FinetuneSummary) -> Table:
-    """Return how loss and accuracy went on the pictures trained on, as the epoch went, and on the others after it."""
+    """Return how loss and accuracy went on the pictures trained on, as each epoch went, and on the others after it."""
     rows = []
-    for title, name in (("training", "train"), ("validation", "val")):
-        kept = [row for row in summary.history if getattr(row, f"{name}_loss") is not None]
-        cells = [title]
-        for what in ("loss", "accuracy"):
-            values = [getattr(row, f"{name}_{what}") for row in kept]
-            best = [value for row, value in zip(kept, values, strict=True) if row.epoch == summary.best_epoch]
-            cells += [number(found[0]) if found else "" for found in (values, best, values[-1:])] + [curve(values)]
-        rows.append(tuple(cells))
-    headers = [f"{what}{which}" for what in ("loss", "accuracy") for which in (" at first", " kept", " at last")]
-    return Table("", [" pictures", *headers[:3], " by epoch", *headers[3:], " by epoch"], rows)
+    for what in ("loss", "accuracy"):
+        for title, name in (("training", "train"), ("validation", "val")):
+            found = [(row.epoch, getattr(row, f"{name}_{what}")) for row in summary.history]
+            values = [value for _, value in found if value is not None]
+            kept = [value for epoch, value in found if epoch == summary.best_epoch]
+            ends = [number(value[0]) if value else "" for value in (values, kept, values[-1:])]
+            rows.append((f"{title} {what}", *ends, curve(values)))
+    return Table("", [" ", "first", "kept", "last", " by epoch"], rows)
 
 
 def _from(summary: FinetuneSummary) -> str:
