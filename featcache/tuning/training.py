@@ -70,9 +70,10 @@ class _Diverged(Exception):  # noqa: N818 - not an error: training ends, and the
 class Trainer:
     """Trains the unfrozen blocks of a network and a new linear top on `inputs` with labels `y` (n, class numbers).
 
-    `start` gives the top's weights (K, d) and biases (K), else they are drawn with `seed`. What is best on the
-    validation pictures is kept, the state before training included; of equals the one with the lower loss. A batch that
-    does not fit into memory is computed in parts, which gives the same gradients but for BatchNorm's statistics.
+    `start` gives the top's weights (K, d) and biases (K), else they are drawn with `seed`. The epoch that is best on the
+    validation pictures is kept, of equals the one with the lower loss; with a `start` epoch 0, before training, is one
+    of them. A batch that does not fit into memory is computed in parts, which gives the same gradients but for
+    BatchNorm's statistics.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Trainer:
         self._optimizer, self._schedule = self._optimization()
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=training.mixed_precision)
         self.history: list[EpochRow] = []
+        self._has_start = start is not None
         self._best: dict[str, Any] = {}
         self._best_epoch = 0
 
@@ -111,25 +113,24 @@ class Trainer:
     ) -> Trained:
         """Train to the end, going on from the `checkpoint` of the same `identity` where there is one.
 
-        Raises `TrainingError` where the checkpoint is another's, or the first epoch already leads to nothing.
+        Raises `TrainingError` where the checkpoint is another's, or no epoch can be kept.
         """
         stopped = None
         with self._own_randomness():
-            if checkpoint is not None and self._resume(checkpoint, identity):
-                for row in self.history:
-                    on_epoch(row)
-            else:
-                self._close_epoch(0, None, None, time.perf_counter(), on_epoch)
-            while stopped is None and len(self.history) <= self.training.epochs:
-                epoch = len(self.history)
-                try:
-                    self._epoch(epoch, progress, on_epoch)
-                except _Diverged as diverged:
-                    stopped = f"{diverged}: a lower learning rate may help"
-                    break
-                stopped = self._out_of_patience(epoch)
-                if checkpoint is not None:
-                    checkpoint.save(self._state(identity))
+            try:
+                if checkpoint is not None and self._resume(checkpoint, identity):
+                    for row in self.history:
+                        on_epoch(row)
+                else:
+                    self._close_epoch(0, None, None, time.perf_counter(), on_epoch)
+                while (stopped := self._out_of_patience()) is None and len(self.history) <= self.training.epochs:
+                    self._epoch(len(self.history), progress, on_epoch)
+                    if checkpoint is not None:
+                        checkpoint.save(self._state(identity))
+            except _Diverged as diverged:
+                stopped = f"{diverged}: a lower learning rate may help"
+        if not self._best:
+            raise TrainingError(f"nothing was learned that could be kept: {stopped}")
         self._load(self._best)
         return Trained(tuple(self.history), self._best_epoch, stopped)
 
@@ -180,7 +181,8 @@ class Trainer:
         row = EpochRow(epoch, lr, loss, accuracy, val_loss, val_accuracy, time.perf_counter() - start)
         self.history.append(row)
         best = self.history[self._best_epoch]
-        if epoch == 0 or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss):
+        is_better = not self._best or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss)
+        if is_better and (epoch or self._has_start):
             self._best_epoch, self._best = epoch, deepcopy(self._modules())
         on_epoch(row)
 
@@ -282,8 +284,8 @@ class Trainer:
         for group in self._optimizer.param_groups:
             yield from group["params"]
 
-    def _out_of_patience(self, epoch: int) -> str | None:
-        patience = self.training.patience
+    def _out_of_patience(self) -> str | None:
+        patience, epoch = self.training.patience, len(self.history) - 1
         if patience is None or epoch - self._best_epoch < patience or epoch == self.training.epochs:
             return None
         return f"no better epoch in {patience}"
