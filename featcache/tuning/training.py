@@ -70,9 +70,9 @@ class _Diverged(Exception):  # noqa: N818 - not an error: training ends, and the
 class Trainer:
     """Trains the unfrozen blocks of a network and a new linear top on `inputs` with labels `y` (n, class numbers).
 
-    `start` gives the top's weights (K, d) and biases (K), else they are drawn with `seed`. The epoch that is best on the
-    validation pictures is kept, of equals the one with the lower loss; with a `start` epoch 0, before training, is one
-    of them. A batch that does not fit into memory is computed in parts, which gives the same gradients but for
+    `start` gives the top's weights (K, d) and biases (K), else they are drawn with `seed`. The epoch that is best on
+    the validation pictures is kept, of equals the one with the lower loss; with a `start` epoch 0, before training, is
+    one of them. A batch that does not fit into memory is computed in parts, which gives the same gradients but for
     BatchNorm's statistics.
     """
 
