@@ -61,6 +61,10 @@ class CacheWriteError(CacheError, OSError):
     """Bytes that could not be put on the disk; nothing half-written was published."""
 
 
+class TooLargeValuesError(CacheError):
+    """Values beyond what the type that they are to be kept in can hold."""
+
+
 class MissingFeaturesError(CacheError, LookupError):
     """Vectors that were asked for and are not in the store."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from featcache.api.exchange import import_into
 from featcache.api.extraction import extract_into
-from featcache.api.options import Options, open_cache, places
+from featcache.api.options import Options, moved, open_cache, places
 from featcache.api.usage import FOR_TRAINING, newest_uses, unknown, unused, uses, without_runs
 from featcache.backbones import Backbone, reproduce, resolve
 from featcache.decode import file_stat, read
@@ -208,7 +208,7 @@ def _bring_back(cache: Cache, run: Run, options: Options, progress: Progress | N
         import_into(cache, Path(run.root), read_exchange(Path(run.root)), run)
         return f"{run.root} imported again"
     known = run.summary or {}
-    weights = Path(known["weights_file"]) if known.get("weights_file") else None
+    weights = moved(cache, known.get("weights_file"))
     backbone = _remembered(cache, run, weights)
     summary = extract_into(cache, discover(run.root), backbone, replace(options, weights=weights), progress, run=run)
     return f"{run.root} extracted again: {summary.reused:,} reused, {summary.computed:,} computed ({summary.backbone})"

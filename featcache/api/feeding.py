@@ -16,7 +16,7 @@ from featcache.api.options import Options
 from featcache.api.pipeline import compute
 from featcache.augment import drawn_view
 from featcache.backbones import Backbone
-from featcache.errors import DatasetError
+from featcache.errors import DatasetError, TooLargeValuesError, TrainingError
 from featcache.records import ORIGINAL, Item, Progress
 from featcache.records.finetuning import Training
 from featcache.splits import Rows
@@ -146,7 +146,13 @@ class _Kept:
     def compute(self, options: Options, progress: Progress | None) -> int:
         """Compute what the cache lacks, and return how many rows are new; raises `DatasetError` where all is lost."""
         items = [Item(self._features.paths[row]) for row in self._rows]
-        works = compute(self._cache, items, self._backbones, options, progress)
+        try:
+            works = compute(self._cache, items, self._backbones, options, progress)
+        except TooLargeValuesError as error:
+            raise TrainingError(
+                f"what enters the trained part cannot be kept, {error}: use --partial-cache-limit 0, with which every "
+                "epoch runs the frozen blocks"
+            ) from error
         reasons = {}
         for row, found in zip(self._rows, works[0].rows, strict=True):
             if found.key == self._features.keys[row]:

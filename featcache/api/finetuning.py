@@ -16,7 +16,7 @@ import numpy as np
 from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.feeding import Feed, Feeder
 from featcache.api.models import versions
-from featcache.api.options import Options
+from featcache.api.options import Options, moved
 from featcache.backbones import Backbone, finetuned, reproduce, scratch_cnn
 from featcache.backbones.weights import sha256
 from featcache.errors import TrainingError
@@ -86,7 +86,7 @@ def _backbone(experiment: Experiment) -> Backbone:
             f"the features of {experiment.root} are {spec.precision}, and a network is trained in fp32: "
             f"run `featcache extract {experiment.root}` without --precision first"
         )
-    return reproduce(spec, Path(file) if file else None, experiment.cache.backbones)
+    return reproduce(spec, moved(experiment.cache, file), experiment.cache.backbones)
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ class _Work:
         )
         feeder = Feeder(self.experiment, self.backbone, network, self.training, self.seed, self.options)
         feed = feeder.feed(self.train, self.val, self.plan.scored, limit, progress)
+        self._check_scored(len(feed.scored.rows))
         rows: list[EpochRow] = []
 
         def note(row: EpochRow) -> None:
@@ -143,24 +144,29 @@ class _Work:
         classifier = self._fit(network, feed, probe, progress, note)
         middle = time.perf_counter()
         scored, probabilities = classifier.trainer_.predict_proba(feed.scored.inputs)
-        if len(scored) < len(self.plan.scored):
-            raise TrainingError(
-                f"{len(self.plan.scored) - len(scored):,} of the scored pictures cannot be read any more, so that no "
-                "score would compare with the heads': put them back, or extract again"
-            )
+        self._check_scored(len(scored))
         trained = sum(row.seconds for row in classifier.history_)
         seconds = before + trained + time.perf_counter() - middle
         return self._summary(classifier, feed, probe, probabilities, seconds)
 
+    def _check_scored(self, n: int) -> None:
+        """Raise `TrainingError` where pictures are lost that the heads were scored on."""
+        lost = len(self.plan.scored) - n
+        if lost:
+            raise TrainingError(
+                f"{lost:,} of the scored pictures cannot be read any more, or have changed, so that no score would "
+                "compare with the heads': put them back, or extract again"
+            )
+
     def _deciding(self) -> dict[str, Any]:
         """Return all that decides the course of a training, by which a stopped one is known again."""
         features = self.experiment.features
-        parts = {name: sorted(features.keys[row].hex() for row in rows) for name, rows in self._parts().items()}
+        parts = {
+            name: sorted([features.keys[row].hex(), str(features.y[row])] for row in rows)
+            for name, rows in (("train", self.train), ("val", self.val))
+        }
         spec = self.backbone.spec.to_json()
         return {"spec": spec, "training": asdict(self.training), "seed": self.seed, "rows": parts, **versions()}
-
-    def _parts(self) -> dict[str, Rows]:
-        return {"train": self.train, "val": self.val}
 
     def _probe(self, progress: Progress | None) -> _Probe:
         from featcache.evaluate import score

@@ -54,6 +54,14 @@ def find_weights(options: Options) -> Options:
     )
 
 
+def moved(cache: Cache, file: str | None) -> Path | None:
+    """Return where a weights file lies that was noted before: what the cache made itself moves with it."""
+    if not file:
+        return None
+    inside = cache.folder / "models" / Path(file).name
+    return inside if inside.exists() and not Path(file).exists() else Path(file)
+
+
 def places(options: Options) -> tuple[Path, Path | None]:
     """Return the folder of the cache, and the catalog's file where it lies elsewhere."""
     catalog = os.environ.get(CATALOG_VARIABLE)

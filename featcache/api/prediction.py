@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from featcache.api.models import Model, load_model
-from featcache.api.options import Options, open_cache
+from featcache.api.options import Options, moved, open_cache
 from featcache.api.pipeline import compute
 from featcache.backbones import Backbone, note, reproduce
 from featcache.discover import discover
@@ -72,7 +72,7 @@ def _write(path: Path, content: str) -> None:
 
 
 def _same_backbone(cache: Cache, model: Model, path: Path, weights: Path | None) -> Backbone:
-    file = weights or (Path(model.weights_file) if model.weights_file else None)
+    file = weights or moved(cache, model.weights_file)
     try:
         found = reproduce(model.spec, file, cache.backbones)
     except WeightsError as error:

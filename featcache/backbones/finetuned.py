@@ -61,6 +61,8 @@ def read(path: Path) -> Finetuned:
     """Return what a file says of its fine-tuned network, with its top; raises `WeightsError` for any other file."""
     from safetensors import safe_open
 
+    if not path.is_file():
+        raise WeightsError(f"there is no file {path}: name the fine-tuned network with --weights")
     try:
         with safe_open(path, "numpy") as file:
             said: Mapping[str, Any] = json.loads((file.metadata() or {})[_KEY])

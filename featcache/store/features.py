@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import CacheError, MissingFeaturesError
+from featcache.errors import CacheError, MissingFeaturesError, TooLargeValuesError
 from featcache.records import FloatArray, Progress
 from featcache.store import compaction
 from featcache.store.files import sync_folder
@@ -348,12 +348,12 @@ class FeatureWriter:
         """Add rows: `keys` (n) of 32 bytes and `vectors` (n, d).
 
         Raises `ValueError` where they do not belong together or in this store, and `CacheWriteError` when a due commit
-        fails. A value beyond what the store's dtype can hold raises `CacheError`.
+        fails. A value beyond what the store's dtype holds raises `TooLargeValuesError`.
         """
         with np.errstate(over="ignore"):
             rows = vectors.astype(self._dtype)
         if rows.dtype != vectors.dtype and not np.isfinite(rows).all():
-            raise CacheError(f"values up to {np.abs(vectors).max():g} do not fit into {self._dtype}")
+            raise TooLargeValuesError(f"values up to {np.abs(vectors).max():g} do not fit into {self._dtype}")
         dim = self._vectors[0].shape[1] if self._vectors else self._store.dim
         if rows.ndim != 2 or len(rows) != len(keys) or any(len(key) != KEY_BYTES for key in keys):
             raise ValueError(f"{len(keys)} keys and vectors of shape {rows.shape} do not belong together")

@@ -121,10 +121,14 @@ class FinetuneClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.cut_ = network or self._cut()
         self.classes_, codes = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
-            raise TrainingError(f"there is only one class to train on ({self.classes_[0]!r}): a classifier needs two")
+            raise TrainingError(
+                f"there is only one class to train on ({str(self.classes_[0])!r}): a classifier needs two"
+            )
         known = np.isin(np.asarray(validation[1]), self.classes_)
         if not known.all():
-            raise TrainingError(f"class {np.asarray(validation[1])[~known][0]!r} is in validation but not in training")
+            raise TrainingError(
+                f"class {str(np.asarray(validation[1])[~known][0])!r} is in validation, not in training"
+            )
         truth = np.searchsorted(self.classes_, np.asarray(validation[1]))
         judged = (self._inputs(validation[0]), truth)
         self.trainer_ = Trainer(
@@ -155,7 +159,8 @@ class FinetuneClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Sequence[str] | Inputs) -> npt.NDArray[Any]:
         """Return the label (n) with the highest probability."""
-        return np.asarray(self.classes_[self.predict_proba(X).argmax(1)])
+        best = self.predict_proba(X).argmax(1)
+        return np.asarray(self.classes_[best])
 
     def _resolved(self) -> Backbone:
         if isinstance(self.backbone, Backbone):

@@ -72,8 +72,7 @@ class Trainer:
 
     `start` gives the top's weights (K, d) and biases (K), else they are drawn with `seed`. The epoch that is best on
     the validation pictures is kept, of equals the one with the lower loss; with a `start` epoch 0, before training, is
-    one of them. A batch that does not fit into memory is computed in parts, which gives the same gradients but for
-    BatchNorm's statistics.
+    one of them. A batch that does not fit into memory is computed in parts, which gives the same gradients.
     """
 
     def __init__(
@@ -136,15 +135,13 @@ class Trainer:
 
     def predict_proba(self, inputs: Inputs) -> tuple[Rows, npt.NDArray[np.float64]]:
         """Return the rows that could be read, and their probabilities (m, K)."""
-        rows, logits = self._logits(inputs, 0)
+        rows, logits = self._logits(inputs, 0, "scored")
         return rows, torch.softmax(logits.double(), 1).numpy()
 
     def _epoch(self, epoch: int, progress: Progress | None, on_epoch: Callable[[EpochRow], None]) -> None:
         start = time.perf_counter()
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self._inputs))
         batches = [order[at : at + self.training.batch_size] for at in range(0, len(order), self.training.batch_size)]
-        if len(batches) > 1 and len(batches[-1]) == 1:  # BatchNorm has no statistics of one vector
-            batches[-2:] = [np.concatenate(batches[-2:])]
         self._set_modes(epoch)
         loss, hits, seen, total = 0.0, 0, 0, len(batches) * self.training.epochs
         for number, (rows, x) in enumerate(self._inputs.batches(batches, epoch - 1), 1):
@@ -156,7 +153,7 @@ class Trainer:
             if progress and step < total:
                 progress("finetune", step, total)
         if not seen:
-            raise TrainingError("no picture of the training set can be read any more: put them back, and run it again")
+            raise TrainingError("no picture to train on can be read any more: put them back, and run it again")
         self._close_epoch(epoch, loss / seen, hits / seen, start, on_epoch)
         self._schedule.step()
         if progress and epoch == self.training.epochs:  # the last step is done when its epoch has been evaluated
@@ -171,7 +168,7 @@ class Trainer:
         on_epoch: Callable[[EpochRow], None],
     ) -> None:
         """Evaluate, note the epoch, and keep it if it is the best so far."""
-        rows, logits = self._logits(self._validation[0], epoch)
+        rows, logits = self._logits(self._validation[0], epoch, "validation")
         truth = torch.from_numpy(self._validation[1][rows])
         val_loss = float(functional.cross_entropy(logits, truth))
         if not math.isfinite(val_loss):
@@ -229,7 +226,7 @@ class Trainer:
     def _scores_in_parts(self, x: torch.Tensor, inputs: Inputs, size: int) -> torch.Tensor:
         return torch.cat([self._scores(part, inputs).float().cpu() for part in torch.split(x, size)])
 
-    def _logits(self, inputs: Inputs, epoch: int) -> tuple[Rows, torch.Tensor]:
+    def _logits(self, inputs: Inputs, epoch: int, name: str) -> tuple[Rows, torch.Tensor]:
         """Return the rows that could be read, and the scores (m, K) of their plain view, on the CPU."""
         self.cut.network.eval()
         self.top.eval()
@@ -241,7 +238,7 @@ class Trainer:
                 rows.append(part)
                 found.append(self._parts.run(len(x), partial(self._scores_in_parts, x, inputs)))
         if not rows:
-            raise TrainingError("no picture of the validation set can be read any more: put them back, and run again")
+            raise TrainingError(f"no {name} picture can be read any more: put them back, and run it again")
         return np.concatenate(rows), torch.cat(found)
 
     def _make_linear(self, n_classes: int, start: tuple[FloatArray, FloatArray] | None) -> nn.Linear:
@@ -270,11 +267,17 @@ class Trainer:
         return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, training.epochs))
 
     def _set_modes(self, epoch: int) -> None:
-        """Let the top, and after the warm-up the unfrozen blocks, learn; all else stays in eval mode, BatchNorm too."""
+        """Let the top, and after the warm-up the unfrozen blocks, learn; all else stays in eval mode.
+
+        So does BatchNorm everywhere: the statistics of small batches would undo what the top begins from.
+        """
         self.cut.network.eval()
         self.top.train()
         for module in self.cut.unfrozen:
             module.train(epoch > self.training.warmup).requires_grad_(epoch > self.training.warmup)
+            for part in module.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.eval()
 
     def _class_weights(self, n_classes: int) -> torch.Tensor:
         counts = np.bincount(self._y.numpy(), minlength=n_classes)
