@@ -23,7 +23,7 @@ def cache_gc(
     options: Options | None = None,
     progress: Progress | None = None,
 ) -> GcSummary:
-    """Delete the vectors that no dataset uses any more, those of old fingerprints, and broken files put aside.
+    """Delete vectors that no dataset uses any more, those of old fingerprints, broken files, and stopped trainings.
 
     A dataset uses the pictures it had when it was last extracted, in the newest features of each kind it was extracted
     with; the datasets in `forget` are given up first. Nothing is deleted where `agree` returns false on what would be.
@@ -33,9 +33,10 @@ def cache_gc(
     with open_cache(options, create=False) as cache:
         roots = [_known_root(cache, name) for name in forget]
         put_aside = cache.quarantined()  # before the stores are opened, which may put more aside
+        stopped = cache.trainings()
         found = unused(cache, roots)
-        summary = _gc_summary(cache, found, roots, put_aside)
-        anything = found or roots or summary.quarantined
+        summary = _gc_summary(cache, found, roots, put_aside, stopped)
+        anything = found or roots or put_aside or stopped
         if dry_run or not anything or (agree is not None and not agree(summary)):
             return summary
         with cache.alone():
@@ -48,7 +49,7 @@ def cache_gc(
                 keys = still.get(item.account.fingerprint)
                 if keys is not None:
                     cache.discard(item.account.fingerprint, [key for key in item.keys if key in keys], progress)
-            for path in put_aside:
+            for path in (*put_aside, *stopped):
                 remove(path)
             return replace(summary, done=True, bytes=before - cache.size())
 
@@ -73,7 +74,7 @@ def cache_compact(
 
 
 def _gc_summary(
-    cache: Cache, found: Sequence[Unused], forgotten: Sequence[str], put_aside: Sequence[Path]
+    cache: Cache, found: Sequence[Unused], forgotten: Sequence[str], put_aside: Sequence[Path], stopped: Sequence[Path]
 ) -> GcSummary:
     open_runs = [run for run in uses(cache) if not run.summary and run.root not in forgotten]
     return GcSummary(
@@ -82,7 +83,8 @@ def _gc_summary(
         unused=tuple(item.account for item in found),
         forgotten=tuple(forgotten),
         quarantined=len(put_aside),
-        bytes=sum(item.account.bytes for item in found) + sum(path.stat().st_size for path in put_aside),
+        trainings=len(stopped),
+        bytes=sum(item.account.bytes for item in found) + sum(path.stat().st_size for path in (*put_aside, *stopped)),
         notices=tuple(
             f"the {run.command} of {run.root} was not finished, so all vectors of {run.fingerprint[:16]} stay: "
             "finish it, or give up on it with --forget"

@@ -104,7 +104,10 @@ class UnusedRows:
 
 @dataclass(frozen=True)
 class GcSummary:
-    """What a clean-up deletes, or deleted where `done`; `bytes` are those freed; `notices` say what stays and why."""
+    """What a clean-up deletes, or deleted where `done`; `bytes` are those freed; `notices` say what stays and why.
+
+    `trainings` are those that were stopped, and would go on if they were asked for again.
+    """
 
     cache: str
     done: bool
@@ -113,6 +116,7 @@ class GcSummary:
     quarantined: int
     bytes: int
     notices: tuple[str, ...] = ()
+    trainings: int = 0
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,8 @@ def gc_text(summary: GcSummary) -> str:
     lines += [f"dataset to give up: {one_line(root)}" for root in summary.forgotten]
     if summary.quarantined:
         lines.append(f"broken files put aside earlier: {summary.quarantined:,}")
+    if summary.trainings:
+        lines.append(f"stopped trainings, which would go on if they were asked for again: {summary.trainings:,}")
     notes = [f"note: {one_line(notice)}" for notice in summary.notices]
     if not lines:
         return "\n".join(["nothing to delete" + ": every vector is used by a dataset" * (not notes), *notes])

@@ -164,6 +164,10 @@ class Cache:
         """Return the broken files that were put aside."""
         return sorted(path for path in (self.folder / "bad").glob("*") if path.is_file())
 
+    def trainings(self) -> list[Path]:
+        """Return the states of trainings that were stopped and not asked for again."""
+        return sorted((self.folder / "trainings").glob("*.pt"))
+
     def size(self, folder: Path | None = None) -> int:
         """Return the bytes of all files in the cache, or in one folder of it."""
         return sum(path.stat().st_size for path in (folder or self.folder).rglob("*") if path.is_file())
