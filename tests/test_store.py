@@ -21,13 +21,14 @@ from store_rows import (
     Rows,
     assert_holds,
     commit,
+    flip_bit,
     make_rows,
     run_python,
     segment_files,
     temporary_files,
 )
 
-from featcache.errors import MissingFeaturesError
+from featcache.errors import CacheError, MissingFeaturesError
 from featcache.records import FeatureSpec
 from featcache.store import Cache, FeatureStore, FeatureWriter, features
 
@@ -329,3 +330,107 @@ def test_a_writer_in_another_process_is_seen_after_a_new_listing(cache: Cache) -
     run_python(OTHER_WRITER, cache.folder)
     store.refresh()
     assert_holds(store, make_rows(0, 35))
+
+
+# Rows that stay on the disk
+
+
+@pytest.mark.parametrize("spec", [SPEC, HALF], ids=lambda spec: spec.dtype)
+def test_mapped_rows_are_what_read_gives_in_any_order_and_over_segments(cache: Cache, spec: FeatureSpec) -> None:
+    store = cache.features(spec)
+    keys, vectors = make_rows(0, 50)
+    for at in range(0, 50, 20):
+        commit(store, (keys[at : at + 20], vectors[at : at + 20]), spec.dtype)
+    store.refresh()
+    asked = np.random.default_rng(0).integers(0, 50, 120)
+    rows = store.mapped([keys[at] for at in asked])
+    assert len(rows) == 120
+    places = np.random.default_rng(1).permutation(120)[:30]
+    found = rows.read(places)
+    assert found.dtype == spec.dtype
+    np.testing.assert_array_equal(found, vectors.astype(spec.dtype)[asked[places]])
+
+
+def test_mapped_rows_of_a_missing_key_are_refused(cache: Cache) -> None:
+    store = cache.features(SPEC)
+    keys, vectors = make_rows(0, 5)
+    commit(store, (keys[:4], vectors[:4]))
+    store.refresh()
+    with pytest.raises(MissingFeaturesError, match="1 of 5 vectors are not in"):
+        store.mapped(keys)
+
+
+def test_mapping_a_broken_segment_puts_it_aside_and_says_what_is_missing(cache: Cache) -> None:
+    store = cache.features(SPEC)
+    keys, vectors = make_rows(0, 8)
+    commit(store, (keys[:4], vectors[:4]))
+    broken = commit(store, (keys[4:], vectors[4:]))
+    store.refresh()
+    flip_bit(broken, "features")
+    np.testing.assert_array_equal(store.mapped(keys[:4]).read(np.arange(4)), vectors[:4])
+    assert broken.exists()  # it was not asked for
+    with pytest.raises(MissingFeaturesError, match="4 of 8 vectors are not in"):
+        store.mapped(keys)
+    assert not broken.exists()
+    assert len(list((cache.folder / "bad").iterdir())) == 1
+
+
+def test_mapped_rows_outlive_a_compaction_and_a_mapping_follows_one(cache: Cache) -> None:
+    store, reader = cache.features(SPEC), None
+    rows = make_rows(0, 60)
+    for at in range(0, 60, 2):
+        commit(store, (rows[0][at : at + 2], rows[1][at : at + 2]))
+    store.refresh()
+    reader = store.reopened()
+    before = reader.mapped(rows[0])
+    assert store.compact() > 0
+    store.remove_replaced()
+    np.testing.assert_array_equal(before.read(np.arange(60)), rows[1])
+    np.testing.assert_array_equal(reader.mapped(rows[0]).read(np.arange(60)), rows[1])
+    assert reader.quarantined == []
+
+
+# Large vectors
+
+
+def test_a_buffer_is_committed_when_it_has_enough_bytes(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "COMMIT_BYTES", 10 * DIM * 4)
+    monkeypatch.setattr(features, "COMMIT_SECONDS", 1e9)
+    store = cache.features(SPEC)
+    keys, vectors = make_rows(0, 23)
+    with FeatureWriter(store, "float32") as writer:
+        for at in range(23):
+            writer.append(keys[at : at + 1], vectors[at : at + 1])
+            assert writer.committed == (at + 1) // 10 * 10
+    assert len(segment_files(store.folder)) == 3
+    store.refresh()
+    assert_holds(store, (keys, vectors))
+
+
+def test_bytes_are_counted_as_they_are_stored(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "COMMIT_BYTES", 10 * DIM * 2)
+    monkeypatch.setattr(features, "COMMIT_SECONDS", 1e9)
+    keys, vectors = make_rows(0, 9)
+    with FeatureWriter(cache.features(HALF), "float16") as writer:
+        writer.append(keys, vectors)
+        assert writer.committed == 0
+
+
+@pytest.mark.parametrize("value", [70000.0, -1e9, np.inf])
+def test_values_that_float16_cannot_hold_are_refused_and_nothing_of_them_is_kept(cache: Cache, value: float) -> None:
+    store = cache.features(HALF)
+    keys, vectors = make_rows(0, 6)
+    writer = FeatureWriter(store, "float16")
+    writer.append(keys[:3], vectors[:3])
+    bad = vectors[3:].copy()
+    bad[1, 2] = value
+    with pytest.raises(CacheError, match=re.escape(f"values up to {abs(value):g} do not fit into float16")):
+        writer.append(keys[3:], bad)
+    writer.flush()
+    store.refresh()
+    assert store.contains(keys).tolist() == [True] * 3 + [False] * 3
+    bad[1, 2] = 65504
+    writer.append(keys[3:], bad)
+    writer.flush()
+    store.refresh()
+    assert store.read(keys[3:])[1, 2] == 65504
