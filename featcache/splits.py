@@ -195,16 +195,15 @@ def _leaks(features: Features, made: Plan) -> list[str]:
     return [f"{twins:,} of the {len(made.scored):,} scored pictures are also trained on: the score flatters"]
 
 
-def hold_out(features: Features, rows: Rows, seed: int) -> tuple[Rows, Rows]:
-    """Return `rows` in two: those to train on, and about 20 % of each class to choose on, copies on one side.
+def hold_out(keys: Sequence[bytes], labels: Sequence[str], seed: int) -> npt.NDArray[np.bool_]:
+    """Tell of each picture (n) whether it is held out to choose on: about 20 % of each class, copies on one side.
 
-    A class of a single content is all in the first part. Raises `DatasetError` where nothing can be held out.
+    A class of a single content is not held out. Raises `DatasetError` where nothing can be.
     """
-    labels = {features.keys[row]: str(features.y[row]) for row in rows}
-    sizes = Counter(labels.values())
-    large = {key: label for key, label in labels.items() if sizes[label] > 1}
+    label_of = dict(zip(keys, labels, strict=True))
+    sizes = Counter(label_of.values())
+    large = {key: label for key, label in label_of.items() if sizes[label] > 1}
     if not large:
         raise DatasetError("every class has one picture to train on, and none can be held out to choose on: add some")
     parts = divide(large, {"val": TEST_FRACTION}, seed, {})
-    is_held = np.array([parts.get(features.keys[row]) == "val" for row in rows])
-    return rows[~is_held], rows[is_held]
+    return np.array([parts.get(key) == "val" for key in keys])

@@ -103,8 +103,8 @@ def open_experiment(
         extract(source, options, progress)
     elif options != Options(cache=options.cache):
         raise BackboneError(
-            "backbone, weights, device and batch size say how to extract, but no dataset is named: "
-            "name it, or leave them out"
+            "options that say how to extract, as --backbone and --weights, need a dataset: name it as SOURCE, or leave "
+            "them out to use the one last extracted as it is"
         )
     with open_cache(options, create=False) as cache:
         extraction = last_extraction(cache, root)

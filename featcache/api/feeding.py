@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from featcache.tuning.blocks import Cut
     from featcache.tuning.inputs import Inputs
 
+SHOWN = 10
+"""How many lost pictures are named."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -82,8 +85,11 @@ class Feeder:
             return Feed(pictures, self._pictures(val), self._pictures(scored), 0, 0, (why,))
         computed = sum(group.compute(self._options, progress) for group in kept)
         parts = kept[0].part(train), kept[-1].part(val), kept[-1].part(scored)
-        lost = len(train) + len(val) - len(parts[0].rows) - len(parts[1].rows)
-        notices = [f"{lost:,} pictures cannot be read any more, or have changed, and are left out"] if lost else []
+        notices = [
+            f"left out of training or validation, since {reason}: {path}"
+            for group in kept
+            for path, reason in group.lost.items()
+        ][:SHOWN]
         if self._cut.entry == "the network" and self._training.unfreeze != "all":
             notices.append(f"{self._backbone.name} cannot be cut in two: every epoch runs its frozen blocks too")
         return Feed(*parts, sum(group.size for group in kept), computed, tuple(notices))
@@ -137,6 +143,7 @@ class _Kept:
         self._shape = shape
         self._rows = rows
         self._sound: set[int] = set()
+        self.lost: dict[str, str] = {}
         each = math.prod(shape) * np.dtype(backbones[0].spec.dtype).itemsize
         keys = self._keys(rows)
         held = sum(int(self._store(backbone).contains(keys).sum()) for backbone in backbones)
@@ -153,15 +160,17 @@ class _Kept:
                 f"what enters the trained part cannot be kept, {error}: use --partial-cache-limit 0, with which every "
                 "epoch runs the frozen blocks"
             ) from error
-        reasons = {}
         for row, found in zip(self._rows, works[0].rows, strict=True):
             if found.key == self._features.keys[row]:
                 self._sound.add(int(row))
             else:
-                reasons[found.item.path] = found.reason or "it has changed"
+                self.lost[found.item.path] = found.reason or "it has changed"
         if not self._sound:
-            path, reason = next(iter(reasons.items()))
-            raise DatasetError(f"no picture of {self._root} can be used: {reason} ({path}): extract it again")
+            path, reason = next(iter(self.lost.items()))
+            raise DatasetError(
+                f"no picture of {self._root} can be used: {reason} ({path}): put them back, or train the top alone "
+                "with --unfreeze head"
+            )
         return sum(work.computed for work in works)
 
     def part(self, rows: Rows) -> Part:

@@ -27,6 +27,7 @@ from featcache.records.finetuning import EpochRow, FinetuneSummary, Training
 from featcache.report.tables import records_csv
 from featcache.splits import Plan, Rows, digest, hold_out
 from featcache.store import Run
+from featcache.tuning.checking import check
 
 if TYPE_CHECKING:
     from featcache.experiments.fitting import Fitted
@@ -58,8 +59,6 @@ def finetune(
     `partial_cache_limit` bytes. A training that was stopped goes on after its last whole epoch when it is asked for
     again. `on_epoch` is called with each epoch. Raises `FeatcacheError`.
     """
-    from featcache.tuning.classifier import check
-
     training, options = training or Training(), options or Options()
     check(training)
     is_scratch = options.backbone == scratch_cnn.NAME
@@ -111,7 +110,9 @@ class _Work:
         self.plan = experiment.plan(seed)
         features = experiment.features
         if self.plan.val is None:
-            self.train, self.val = hold_out(features, self.plan.train, seed)
+            rows = self.plan.train
+            held = hold_out([features.keys[row] for row in rows], features.y[rows].tolist(), seed)
+            self.train, self.val = rows[~held], rows[held]
             self.validated_on = "20 % of train"
         else:
             self.train, self.val = self.plan.train, self.plan.val
@@ -125,11 +126,13 @@ class _Work:
         from featcache.tuning.blocks import cut
 
         keep_freed_memory()
-        probe = self._probe(progress)
         start = time.perf_counter()
         network = cut(
             self.backbone.build(), self.backbone.name, self.training.unfreeze, self.backbone.spec.preprocess.crop
         )
+        before = time.perf_counter() - start
+        probe = self._probe(progress)
+        start = time.perf_counter()
         feeder = Feeder(self.experiment, self.backbone, network, self.training, self.seed, self.options)
         feed = feeder.feed(self.train, self.val, self.plan.scored, limit, progress)
         self._check_scored(len(feed.scored.rows))
@@ -140,7 +143,7 @@ class _Work:
             self.experiment.cache.put(self.history_file, records_csv(rows).encode())
             on_epoch(row)
 
-        before = time.perf_counter() - start
+        before += time.perf_counter() - start
         classifier = self._fit(network, feed, probe, progress, note)
         middle = time.perf_counter()
         scored, probabilities = classifier.trainer_.predict_proba(feed.scored.inputs)
@@ -283,6 +286,9 @@ class _Work:
             head_accuracy=probe.score.accuracy,
             head_low=probe.score.accuracy_low,
             head_high=probe.score.accuracy_high,
+            head_balanced_accuracy=probe.score.balanced_accuracy,
+            head_macro_f1=probe.score.macro_f1,
+            head_log_loss=probe.score.log_loss,
             head_seconds=round(probe.seconds, 3),
             gain=gain,
             p_value=paired_tests([outcome], "network", ["network", HEAD])[HEAD],

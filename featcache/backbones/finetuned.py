@@ -77,7 +77,7 @@ def read(path: Path) -> Finetuned:
             top,
         )
     except Exception as error:  # safetensors raises its own types on broken bytes
-        raise WeightsError(f"{path} is not a network that featcache fine-tuned: {error!r}") from error
+        raise WeightsError(f"{path} is not a network that featcache fine-tuned ({error})") from error
 
 
 def resolve(name: str, weights: Path | None, base: Callable[[str, Path], Backbone]) -> Backbone:

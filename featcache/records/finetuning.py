@@ -98,6 +98,9 @@ class FinetuneSummary:
     head_accuracy: float
     head_low: float
     head_high: float
+    head_balanced_accuracy: float
+    head_macro_f1: float
+    head_log_loss: float
     head_seconds: float
     gain: float
     p_value: float

@@ -25,14 +25,32 @@ def finetune_page(summary: FinetuneSummary) -> Page:
                 number(summary.log_loss),
                 number(summary.seconds, 1),
             ),
-            (summary.head, number(summary.head_accuracy), interval(head), "", "", "", number(summary.head_seconds, 1)),
+            (
+                summary.head,
+                number(summary.head_accuracy),
+                interval(head),
+                number(summary.head_balanced_accuracy),
+                number(summary.head_macro_f1),
+                number(summary.head_log_loss),
+                number(summary.head_seconds, 1),
+            ),
         ],
     )
     scored = f"{summary.scored_split}, n={summary.n_test:,}; seed {summary.seed}; split {summary.split_digest[:16]}"
     return Page(
         [scores, _epochs(summary)],
         [
-            ("verdict", verdict(summary.gain, summary.p_value, summary.head, summary.seconds, summary.head_seconds)),
+            (
+                "verdict",
+                verdict(
+                    summary.gain,
+                    summary.p_value,
+                    summary.head,
+                    summary.seconds,
+                    summary.head_seconds,
+                    is_changed=summary.best_epoch > 0,
+                ),
+            ),
             ("dataset", f"{summary.dataset}: {summary.n_classes:,} classes; {sizes_text(summary.split_sizes)}"),
             ("scored", scored),
             (
@@ -43,7 +61,7 @@ def finetune_page(summary: FinetuneSummary) -> Page:
             *([("stopped", summary.stopped)] if summary.stopped else []),
             (
                 "network",
-                f"{summary.network} ({summary.weights}), trained from {_from(summary)} on, on {summary.device}",
+                f"{summary.network} ({summary.weights}), {_from(summary)}, on {summary.device}",
             ),
             *([("cached", _cached(summary))] if summary.cached_bytes else []),
             *(("note", notice) for notice in summary.notices),
@@ -58,12 +76,17 @@ def name_of(network: str, unfreeze: str) -> str:
     return f"{network} finetuned {unfreeze}" if network != "scratch-cnn" else network
 
 
-def verdict(gain: float, p_value: float, head: str, seconds: float, head_seconds: float) -> str:
+def verdict(
+    gain: float, p_value: float, head: str, seconds: float, head_seconds: float, *, is_changed: bool = True
+) -> str:
     """Say in a sentence whether fine-tuning was worth it, by a paired test and by its time."""
     points, chance = f"{100 * gain:+.1f} points", f"p={p_value:.3f}" if p_value >= 0.001 else "p<0.001"
-    cost = f"for {_time(seconds)} instead of {_time(head_seconds)}, {100 * gain / (seconds / 60):.2f} points a minute"
+    cost = f"for {_time(seconds)} instead of {_time(head_seconds)}"
+    if not is_changed:
+        return f"not worth it: no epoch was better than the head that it began from, {cost}"
     if gain <= 0:
         return f"not worth it: {points} beside {head} ({chance}), {cost}"
+    cost += f", {100 * gain / (seconds / 60):.2f} points a minute"
     if p_value < SURE:
         return f"worth it: {points} over {head} ({chance}), {cost}"
     return f"not shown to be worth it: {points} over {head} can be chance on these pictures ({chance}), {cost}"
@@ -78,16 +101,19 @@ def _epochs(summary: FinetuneSummary) -> Table:
             values = [value for _, value in found if value is not None]
             kept = [value for epoch, value in found if epoch == summary.best_epoch]
             ends = [number(value[0]) if value else "" for value in (values, kept, values[-1:])]
-            rows.append((f"{title} {what}", *ends, curve(values)))
+            # Training has no epoch 0, so that its first bar stands under the second one of the others.
+            rows.append((f"{title} {what}", *ends, " " * (name == "train") + curve(values)))
     return Table("", [" ", "first", "kept", "last", " by epoch"], rows)
 
 
 def _from(summary: FinetuneSummary) -> str:
-    return summary.unfrozen[0] if summary.unfrozen else "the new top"
+    if summary.unfreeze == "all":
+        return "all of it is trained"
+    return f"trained from {summary.unfrozen[0]} on" if summary.unfrozen else "only the new top is trained"
 
 
 def _cached(summary: FinetuneSummary) -> str:
-    return f"{summary.cached_bytes / 1e6:,.1f} MB of activations, {summary.computed:,} of them computed now"
+    return f"{summary.cached_bytes / 1e6:,.1f} MB of activations, {summary.computed:,} rows of them computed now"
 
 
 def _time(seconds: float) -> str:

@@ -9,29 +9,31 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.backbones import AUTO, Backbone, resolve
+from featcache.decode import read
 from featcache.embed import keep_freed_memory
 from featcache.embed.torch_engine import choose_device
-from featcache.errors import DeviceError, TrainingError
+from featcache.errors import DeviceError, PictureError, TrainingError
 from featcache.records import FloatArray, Progress
-from featcache.records.finetuning import OPTIMIZERS, SCHEDULES, EpochRow, Training
+from featcache.records.finetuning import EpochRow, Training
+from featcache.splits import hold_out
 from featcache.tuning.blocks import Cut, cut
+from featcache.tuning.checking import check
 from featcache.tuning.inputs import Inputs, Pictures
-from featcache.tuning.training import Checkpoint, Trainer
-
-HELD_OUT = 0.2
-"""The share of the training pictures that epochs are judged on, where no others are given."""
+from featcache.tuning.start import fit_layer, vectors
+from featcache.tuning.training import Checkpoint, Codes, Trainer
 
 
 class FinetuneClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Trains the last blocks of a pretrained network, and a new top, on pictures; parameters as in `records.Training`.
 
-    `X` are paths of pictures. The epoch that is best on validation pictures is kept; those are a fifth of `X`, or what
-    `fit` is given. After `fit`: `classes_`, `history_`, `best_epoch_`, `stopped_`.
+    `X` are paths of pictures, which are read anew in every epoch. The top begins as a logistic regression on what the
+    network gives of them. The epoch that is best on validation pictures is kept; those are a fifth of `X`, copies on
+    one side, or what `fit` is given. After `fit`: `classes_`, `history_`, `best_epoch_`, `stopped_`.
     """
 
     def __init__(
@@ -82,9 +84,7 @@ class FinetuneClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     @property
     def training(self) -> Training:
         """The parameters that say how to train, checked; raises `TrainingError`."""
-        made = Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
-        check(made)
-        return made
+        return check(Training(**{field.name: getattr(self, field.name) for field in fields(Training)}))
 
     def fit(
         self,
@@ -104,44 +104,18 @@ class FinetuneClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         `network` is the backbone cut before; `start` the weights (K, d) and biases (K) that the top begins from, with
         the classes in sorted order; other arguments as in `Trainer.run`. Raises `TrainingError`.
         """
-        training = self.training
-        device = choose_device(self.device)
-        if training.mixed_precision and device.type != "cuda":
-            raise DeviceError(f"mixed precision is for CUDA GPUs, here it would run on {device}")
-        labels = np.asarray(y)
-        if validation is None:
-            if not isinstance(X, Sequence | np.ndarray):
-                raise TrainingError("inputs that are no paths need a validation set of their own")
-            stratify = labels if min(np.unique(labels, return_counts=True)[1]) > 1 else None
-            X, held, labels, truth = train_test_split(
-                np.asarray(X), labels, test_size=HELD_OUT, random_state=self.seed, stratify=stratify
-            )
-            validation = (held, truth)
+        training, device = self.training, self._device()
+        pictures, labels, (judged, wanted) = self._divide(X, np.asarray(y), validation)
+        self.classes_, codes = np.unique(labels, return_inverse=True)
+        self._check_classes(wanted)
         keep_freed_memory()
         self.cut_ = network or self._cut()
-        self.classes_, codes = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise TrainingError(
-                f"there is only one class to train on ({str(self.classes_[0])!r}): a classifier needs two"
-            )
-        known = np.isin(np.asarray(validation[1]), self.classes_)
-        if not known.all():
-            raise TrainingError(
-                f"class {str(np.asarray(validation[1])[~known][0])!r} is in validation, not in training"
-            )
-        truth = np.searchsorted(self.classes_, np.asarray(validation[1]))
-        judged = (self._inputs(validation[0]), truth)
-        self.trainer_ = Trainer(
-            self.cut_,
-            self._inputs(X, self.augment),
-            codes,
-            judged,
-            len(self.classes_),
-            training,
-            self.seed,
-            device,
-            start,
-        )
+        if start is None and network is None:
+            start = self._probe(pictures, codes, device)
+        truth = np.searchsorted(self.classes_, wanted)
+        learned, checked = self._inputs(pictures, self.augment), (self._inputs(judged), truth)
+        n_classes = len(self.classes_)
+        self.trainer_ = Trainer(self.cut_, learned, codes, checked, n_classes, training, self.seed, device, start)
         trained = self.trainer_.run(checkpoint, identity, progress, on_epoch)
         self.history_, self.best_epoch_, self.stopped_ = trained.history, trained.best_epoch, trained.stopped
         return self
@@ -162,6 +136,47 @@ class FinetuneClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         best = self.predict_proba(X).argmax(1)
         return np.asarray(self.classes_[best])
 
+    def _device(self) -> torch.device:
+        device = choose_device(self.device)
+        if self.mixed_precision and device.type != "cuda":
+            raise DeviceError(f"mixed precision is for CUDA GPUs, here it would run on {device}")
+        return device
+
+    def _divide(
+        self,
+        X: Sequence[str] | Inputs,
+        labels: npt.NDArray[Any],
+        validation: tuple[Sequence[str] | Inputs, npt.ArrayLike] | None,
+    ) -> tuple[Sequence[str] | Inputs, npt.NDArray[Any], tuple[Sequence[str] | Inputs, npt.NDArray[Any]]]:
+        """Return the pictures to train on, their labels, and those to judge epochs on with theirs."""
+        if validation is not None:
+            return X, labels, (validation[0], np.asarray(validation[1]))
+        if not isinstance(X, Sequence | np.ndarray):
+            raise TrainingError("inputs that are no paths need a validation set of their own")
+        held = hold_out([self._key(str(path)) for path in X], [str(label) for label in labels], self.seed)
+        paths = np.asarray(X)
+        return paths[~held].tolist(), labels[~held], (paths[held].tolist(), labels[held])
+
+    def _check_classes(self, wanted: npt.NDArray[Any]) -> None:
+        if len(self.classes_) < 2:
+            raise TrainingError(f"there is only one class to train on ({str(self.classes_[0])!r}): add another")
+        unknown = wanted[~np.isin(wanted, self.classes_)]
+        if len(unknown):
+            raise TrainingError(f"class {str(unknown[0])!r} is in validation, not in training")
+
+    def _probe(self, X: Sequence[str] | Inputs, codes: Codes, device: torch.device) -> tuple[FloatArray, FloatArray]:
+        """Return a linear layer fitted on what the network gives of `X` before it is trained."""
+        found = vectors(self.cut_, self._inputs(X), device)
+        rows = np.concatenate([rows for rows, _ in found])
+        return fit_layer(np.concatenate([part for _, part in found]), codes[rows])
+
+    @staticmethod
+    def _key(path: str) -> bytes:
+        try:
+            return read(path)[1]
+        except PictureError as error:
+            raise TrainingError(f"{path} cannot be read: {error}") from error
+
     def _resolved(self) -> Backbone:
         if isinstance(self.backbone, Backbone):
             return self.backbone
@@ -175,35 +190,3 @@ class FinetuneClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not isinstance(X, Sequence | np.ndarray):
             return X
         return Pictures([str(path) for path in X], self.backbone_.spec.preprocess, augment, self.seed)
-
-
-def check(training: Training) -> None:
-    """Raise `TrainingError` where a training cannot be done as asked."""
-    from featcache.augment import AUGMENTATIONS
-
-    choices = {
-        "optimizer": (training.optimizer, OPTIMIZERS),
-        "schedule": (training.schedule, SCHEDULES),
-        "augmentation": (training.augment, AUGMENTATIONS),
-    }
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise TrainingError(f"unknown {name} {value!r}: use {', '.join(known)}")
-    bounds = {
-        "the number of epochs": (training.epochs, training.epochs >= 1),
-        "the batch size": (training.batch_size, training.batch_size >= 1),
-        "the number of views": (training.views, training.views >= 1),
-        "the warm-up": (training.warmup, training.warmup >= 0),
-        "the learning rate": (training.lr, 0 < training.lr < float("inf")),
-        "the factor of the pretrained layers' learning rate": (training.backbone_lr, 0 <= training.backbone_lr < 1e6),
-        "dropout": (training.dropout, 0 <= training.dropout < 1),
-        "label smoothing": (training.label_smoothing, 0 <= training.label_smoothing < 1),
-        "the norm that gradients are clipped to": (
-            training.clip_norm,
-            training.clip_norm is None or training.clip_norm > 0,
-        ),
-        "the patience": (training.patience, training.patience is None or training.patience >= 1),
-    }
-    for name, (found, is_sound) in bounds.items():
-        if not is_sound:
-            raise TrainingError(f"{name} cannot be {found}")

@@ -1,12 +1,21 @@
-"""A linear head fitted on prepared vectors enters; the same classifier as one layer on raw vectors leaves."""
+"""A linear head fitted on vectors, or vectors with labels, enter; the same classifier as one layer leaves."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from featcache.heads import get
 from featcache.records import FloatArray
+from featcache.tuning.blocks import Cut
+from featcache.tuning.inputs import Inputs, Rows
+
+BATCH = 32
 
 
 def linear_layer(pipeline: Any) -> tuple[FloatArray, FloatArray]:
@@ -19,3 +28,18 @@ def linear_layer(pipeline: Any) -> tuple[FloatArray, FloatArray]:
     weights = turned / scaler.scale_
     biases = head.intercept_ - turned @ (axes.mean_ + scaler.mean_ / scaler.scale_)
     return weights / head.temperature, biases / head.temperature
+
+
+def fit_layer(X: FloatArray, codes: Rows) -> tuple[FloatArray, FloatArray]:
+    """Return weights (K, d) and biases (K) of `logreg` with its default parameters, fitted on vectors (n, d)."""
+    head = get("logreg")
+    estimator = head.make(0, len(X)).set_params(**head.default)
+    return linear_layer(make_pipeline(StandardScaler(), PCA(svd_solver="full"), estimator).fit(X, codes))
+
+
+def vectors(cut: Cut, inputs: Inputs, device: torch.device) -> list[tuple[Rows, FloatArray]]:
+    """Return what the network gives of the plain pictures, as rows and vectors (n, d), batch by batch."""
+    network, every = cut.network.eval().to(device), np.arange(len(inputs))
+    with torch.no_grad():
+        parts = inputs.batches([every[at : at + BATCH] for at in range(0, len(every), BATCH)], 0)
+        return [(rows, network(x.to(device)).flatten(1).float().cpu().numpy()) for rows, x in parts]

@@ -349,8 +349,9 @@ class Trainer:
             self.history = [EpochRow(**row) for row in state["history"]]
             self._best, self._best_epoch, self._parts.size = state["best"], state["best_epoch"], state["size"]
         except Exception as error:  # reading broken bytes raises almost anything
+            said = " ".join(str(error).split())
             raise TrainingError(
-                f"{checkpoint.path} cannot be gone on from ({error}): remove it, and training begins anew"
+                f"{checkpoint.path} cannot be gone on from ({said}): remove it, and training begins anew"
             ) from error
         _logger.warning("going on after epoch %d of %d", len(self.history) - 1, self.training.epochs)
         return True
