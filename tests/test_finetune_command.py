@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import Result, write_picture
-from feature_rows import pictures
 from finetune_rows import STEPS, TINTS, install, key_of, make_old, refused, tensors, timeless, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
