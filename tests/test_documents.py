@@ -42,8 +42,8 @@ def test_a_command_that_is_shown_is_taken(page: Path, line: str) -> None:
     parse(cli, shlex.split(line)[1:])
 
 
-def test_commands_are_shown_in_many_places() -> None:
-    assert {page.name for page, _ in SHOWN} >= {"README.md", "1-scraped-pictures.md", "5-from-scratch-or-pretrained.md"}
+def test_many_commands_are_shown() -> None:
+    assert len(SHOWN) > 20
 
 
 def test_a_command_that_is_not_taken_is_found_out() -> None:
