@@ -148,7 +148,7 @@ def test_options_of_the_extraction_are_refused_where_nothing_is_extracted(run: R
     for words in (["--backbone", "resnet50"], ["--device", "cpu"], ["--batch-size", "2"]):
         result = run("fit", *words)
         assert (result.code, result.out) == (1, "")
-        assert "no dataset is named: name it" in result.err
+        assert "name it as SOURCE" in result.err
 
 
 def test_splits_of_the_folder_are_used(run: Run, tmp_path: Path) -> None:

@@ -407,6 +407,16 @@ def test_a_buffer_is_committed_when_it_has_enough_bytes(cache: Cache, monkeypatc
     assert_holds(store, (keys, vectors))
 
 
+def test_no_rows_at_all_may_be_appended(cache: Cache) -> None:
+    store = cache.features(SPEC)
+    keys, vectors = make_rows(0, 2)
+    with FeatureWriter(store, "float32") as writer:
+        writer.append([], vectors[:0])
+        writer.append(keys, vectors)
+    store.refresh()
+    assert_holds(store, (keys, vectors))
+
+
 def test_bytes_are_counted_as_they_are_stored(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "COMMIT_BYTES", 10 * DIM * 2)
     monkeypatch.setattr(features, "COMMIT_SECONDS", 1e9)

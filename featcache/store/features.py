@@ -363,7 +363,7 @@ class FeatureWriter:
             self._oldest = time.monotonic()
         self._keys += keys
         self._vectors.append(rows)
-        is_full = len(self._keys) >= COMMIT_ROWS or len(self._keys) * rows[0].nbytes >= COMMIT_BYTES
+        is_full = len(self._keys) >= COMMIT_ROWS or len(self._keys) * rows.shape[1] * rows.itemsize >= COMMIT_BYTES
         if is_full or time.monotonic() - self._oldest >= COMMIT_SECONDS:
             self.flush()
 
