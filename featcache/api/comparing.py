@@ -16,6 +16,7 @@ from featcache.api.options import Options
 from featcache.heads import FLOOR, HEADS, several
 from featcache.records import Progress
 from featcache.records.experiments import CompareRow, CompareSummary
+from featcache.records.finetuning import points_a_minute, short
 from featcache.report.finetuning import name_of
 from featcache.splits import Plan, digest
 
@@ -99,7 +100,7 @@ def _beside(
     from featcache.experiments.comparison import TIE, variant_name
 
     at, wrong = list(plans).index(seed), set(known["wrong"])
-    hits = np.array([experiment.features.keys[row].hex()[:16] not in wrong for row in plans[seed].scored])
+    hits = np.array([short(experiment.features.keys[row]) not in wrong for row in plans[seed].scored])
     of_best = variant_name(best.head, best.train_views, best.test_views)
     outcome = replace(found.outcomes[at], hits={"network": hits, of_best: found.outcomes[at].hits[of_best]})
     p_value = paired_tests([outcome], of_best, ["network", of_best])["network"]
@@ -120,7 +121,7 @@ def _beside(
         chosen_by=f"the epoch best on {known['validated_on']}",
         fit_seconds=known["seconds"],
         gain=gain,
-        gain_per_minute=100 * gain / (known["seconds"] / 60),
+        gain_per_minute=points_a_minute(gain, known["seconds"]),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,7 @@ from featcache.errors import TrainingError
 from featcache.heads import get
 from featcache.records import Progress
 from featcache.records.experiments import Score
-from featcache.records.finetuning import EpochRow, FinetuneSummary, Training
+from featcache.records.finetuning import EpochRow, FinetuneSummary, Training, points_a_minute, short
 from featcache.report.tables import records_csv
 from featcache.splits import Plan, Rows, digest, hold_out
 from featcache.store import Run
@@ -39,8 +38,6 @@ HEAD = "logreg"
 
 LIMIT = 10 * 10**9
 """How many bytes a partial cache may take unless another limit is given."""
-
-_logger = logging.getLogger(__name__)
 
 
 def finetune(
@@ -292,8 +289,8 @@ class _Work:
             head_seconds=round(probe.seconds, 3),
             gain=gain,
             p_value=paired_tests([outcome], "network", ["network", HEAD])[HEAD],
-            gain_per_minute=100 * gain / (seconds / 60),
-            wrong=tuple(sorted(key.hex()[:16] for key, hit in zip(keys, hits, strict=True) if not hit)),
+            gain_per_minute=points_a_minute(gain, seconds),
+            wrong=tuple(sorted(short(key) for key, hit in zip(keys, hits, strict=True) if not hit)),
             model=self._save(classifier, scored),
             history_file=str(experiment.cache.folder / self.history_file),
             versions=versions(),

@@ -53,6 +53,16 @@ class EpochRow:
     seconds: float
 
 
+def points_a_minute(gain: float, seconds: float) -> float:
+    """Return a gain in accuracy as points (hundredths) a minute of the time that it took."""
+    return 100 * gain / (seconds / 60)
+
+
+def short(key: bytes) -> str:
+    """Return the first 16 hex digits of a content key, as `FinetuneSummary.wrong` holds them."""
+    return key.hex()[:16]
+
+
 @dataclass(frozen=True)
 class FinetuneSummary:
     """A fine-tuned network scored beside the head that it began from, with all that is needed to read the scores.

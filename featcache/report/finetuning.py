@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featcache.records.finetuning import FinetuneSummary
+from featcache.records.finetuning import FinetuneSummary, points_a_minute
 from featcache.report.formats import curve, interval, number, sizes_text
 from featcache.report.tables import Page, Table
 
@@ -86,7 +86,7 @@ def verdict(
         return f"not worth it: no epoch was better than the head that it began from, {cost}"
     if gain <= 0:
         return f"not worth it: {points} beside {head} ({chance}), {cost}"
-    cost += f", {100 * gain / (seconds / 60):.2f} points a minute"
+    cost += f", {points_a_minute(gain, seconds):.2f} points a minute"
     if p_value < SURE:
         return f"worth it: {points} over {head} ({chance}), {cost}"
     return f"not shown to be worth it: {points} over {head} can be chance on these pictures ({chance}), {cost}"
