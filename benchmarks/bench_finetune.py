@@ -11,7 +11,7 @@ All train the same blocks of the same network, on the same pictures, in batches 
 - "lesson": the loop of PyTorch's transfer-learning lesson with the same blocks frozen, BatchNorm in them too: a
   `DataLoader` with two workers, torchvision's transforms, the eager network, a new top begun at random.
 
-Each round runs them one after the other in processes of their own. Before any speed is printed, the losses of the first
+Each round runs them one after the other in processes of their own, whose time without Python's imports counts. Before any speed is printed, the losses of the first
 two are compared step by step, and the score of each must lie in the other's interval. The lesson's score is printed as
 it is: from a random top it gets as far as so many epochs let it.
 """
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -184,9 +185,16 @@ CONTENDERS: dict[str, Callable[[Job], Lap]] = {
 
 
 def alone(contender: Callable[[Job], Lap], job: Job) -> Lap:
-    """Run a contender in a process of its own."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    """Run a contender in a process of its own, which has imported what it needs before."""
+    with ProcessPoolExecutor(1, get_context("spawn"), imports, (job.backbone, job.weights)) as pool:
         return pool.submit(contender, job).result()
+
+
+def imports(backbone: str, weights: Path | None) -> None:
+    from featcache.backbones import resolve
+    for name in ("embed.torch_engine", "evaluate", "experiments.fitting", "tuning.classifier"):
+        import_module(f"featcache.{name}")
+    resolve(backbone, weights).build()
 
 
 def check(laps: dict[str, Lap]) -> None:

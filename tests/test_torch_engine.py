@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import io
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from joblib import cpu_count
 from PIL import Image
 
 from featcache.backbones import Backbone, resolve
 from featcache.backbones.torchvision_models import RESNET18_PREPROCESS
 from featcache.decode import Pixels, decode
 from featcache.embed import open_engine
-from featcache.embed.torch_engine import normalise
+from featcache.embed.torch_engine import TorchEngine, normalise
 from featcache.errors import BackboneError, DeviceError
 from featcache.records import FeatureSpec, FloatArray, Preprocess
 
@@ -63,6 +66,41 @@ def _input(pixels: Pixels, preprocess: Preprocess = RESNET18_PREPROCESS) -> torc
 
 def _close(one: FloatArray, other: FloatArray, rtol: float = 1e-4) -> None:
     np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol * 0.01 * float(np.abs(other).max()))
+
+
+class _Padded(torch.nn.Conv2d):
+    """A convolution with code of its own."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        side = int(images.shape[-1]) + 1  # tracing cannot go through this
+        return super().forward(torch.nn.functional.interpolate(images, size=side))
+
+
+class _Odd(torch.nn.Module):
+    """A network whose BatchNorms stand where folding them into a convolution must be done with care, or not at all."""
+
+    def __init__(self, case: str) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.case = case
+        self.first = _Padded(3, 3, 3) if case == "a convolution of its own" else torch.nn.Conv2d(3, 3, 3)
+        self.norm, self.other = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
+        for norm in (self.norm, self.other):
+            for tensor in norm.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.copy_(torch.rand(3) + 0.5)
+        if case == "statistics of the batch":
+            self.norm = torch.nn.BatchNorm2d(3, track_running_stats=False)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        x = self.first(images)
+        if self.case == "also used as it is":
+            return self.norm(x) + x
+        if self.case == "one convolution, two norms":
+            return self.norm(x) * self.other(self.first(images * 2))
+        if self.case == "one norm, twice":
+            return self.norm(self.norm(x))
+        return self.norm(x)
 
 
 # Input
@@ -156,6 +194,34 @@ def test_two_engines_of_one_backbone_agree_to_the_bit(backbone: Backbone) -> Non
     assert np.array_equal(open_engine(backbone, "cpu").embed(pixels), open_engine(backbone, "cpu").embed(pixels))
 
 
+def test_batches_on_the_cpu_run_side_by_side_with_a_thread_each(backbone: Backbone) -> None:
+    seen: list[tuple[str, int]] = []
+
+    class Noting(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append((threading.current_thread().name, torch.get_num_threads()))
+            return images[:, :, 0, 0]
+
+    torch.set_num_threads(3)  # the fixture sets it back
+    engine = open_engine(dataclasses.replace(backbone, build=Noting), "cpu", pictures=10**6)
+    seen.clear()
+    assert engine.lanes == cpu_count()
+    pixels = _pixels(engine.lanes, size=224)
+    with ThreadPoolExecutor(engine.lanes, thread_name_prefix="lane") as threads:
+        vectors = np.concatenate(list(threads.map(lambda row: engine.embed(pixels[row : row + 1]), range(len(pixels)))))
+    assert np.array_equal(engine.embed(pixels), vectors)
+    assert {count for _, count in seen} == {1}
+    assert len(seen) == len(pixels) + 1
+    assert torch.get_num_threads() == 3
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(torch.get_num_threads).result() == 3
+
+
+@pytest.mark.parametrize(("pictures", "size"), [(1, 1), (3 * cpu_count(), 3), (3 * cpu_count() - 1, 3), (10**6, 16)])
+def test_few_pictures_are_shared_out_among_the_cores(pictures: int, size: int, backbone: Backbone) -> None:
+    assert open_engine(backbone, "cpu", pictures=pictures).batch_size == size
+
+
 def test_maps_and_half_precision_become_flat_float32_vectors(backbone: Backbone) -> None:
     class Maps(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -167,6 +233,34 @@ def test_maps_and_half_precision_become_flat_float32_vectors(backbone: Backbone)
     assert vectors.dtype == np.float32
     expected = _input(pixels, backbone.spec.preprocess)[:, :, :2, :2].half().float().numpy().reshape(2, 12)
     assert np.array_equal(vectors, expected)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "plain",
+        "a convolution of its own",
+        "also used as it is",
+        "one convolution, two norms",
+        "one norm, twice",
+        "statistics of the batch",
+    ],
+)
+def test_vectors_do_not_change_where_batchnorm_is_folded(case: str, backbone: Backbone) -> None:
+    network, pixels = _Odd(case).eval(), _pixels(2, size=RESNET18_PREPROCESS.crop)
+    with torch.no_grad():
+        expected = network(_input(pixels, backbone.spec.preprocess)).flatten(1).numpy()
+    _close(open_engine(dataclasses.replace(backbone, build=lambda: network), "cpu").embed(pixels), expected)
+
+
+def test_batchnorm_of_timm_is_folded_with_its_activation_kept() -> None:
+    backbone = resolve("efficientnet_lite0")
+    pixels = _pixels(2, size=224)
+    with torch.no_grad():
+        expected = backbone.build()(_input(pixels, backbone.spec.preprocess)).numpy()
+    engine = TorchEngine(backbone, "cpu")
+    _close(engine.embed(pixels), expected)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in engine._network.modules())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -39,7 +39,7 @@ def open_engine(
             _logger.warning("%s; the torch engine is used instead", error)
     from featcache.embed.torch_engine import TorchEngine
 
-    return TorchEngine(backbone, device, why)
+    return TorchEngine(backbone, device, why, pictures)
 
 
 def check_running(device: str, engine: str, precision: str = "fp32") -> None:

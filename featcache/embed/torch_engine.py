@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
+from copy import deepcopy
 
 import numpy as np
 import torch
+from joblib import cpu_count
+from threadpoolctl import ThreadpoolController
 from torch import nn
+from torch.fx import Node, Tracer
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from featcache.backbones.base import Backbone
 from featcache.decode import Pixels
@@ -15,23 +21,26 @@ from featcache.embed.engine import available_memory, batch_that_fits
 from featcache.errors import BackboneError, DeviceError, EngineMemoryError
 from featcache.records import FloatArray, Preprocess
 
-BATCH = {"cpu": 32, "cuda": 128, "mps": 64}
+BATCH = {"cpu": 16, "cuda": 128, "mps": 64}
 
 
 class TorchEngine:
     """Runs a backbone in torch, without gradients, on the CPU, CUDA or MPS; fp32, or fp16 where the spec says so.
 
-    BatchNorm is folded into the convolutions where the network can be traced. On CUDA two batches are in flight, each
-    in a stream of its own, so that copying the one hides behind computing the other.
+    BatchNorm is folded into the convolutions where the network can be traced. On the CPU as many batches are in flight as
+    there are cores, with a thread each, which never wait for each other; on CUDA two, each in a stream of its own, so that
+    copying the one hides behind computing the other.
     """
 
     name = "torch"
 
-    def __init__(self, backbone: Backbone, device: str = "auto", why: str = "asked for") -> None:
+    def __init__(
+        self, backbone: Backbone, device: str = "auto", why: str = "asked for", pictures: int | None = None
+    ) -> None:
         self.why = why
         self._place = choose_device(device)
         self.device = str(self._place)
-        self.lanes = 2 if self._place.type == "cuda" else 1
+        self.lanes = {"cpu": cpu_count(), "cuda": 2}.get(self._place.type, 1)
         self._preprocess = backbone.spec.preprocess
         self._backbone = backbone.name
         self._dtype = torch.float16 if backbone.spec.precision == "fp16" else torch.float32
@@ -44,14 +53,18 @@ class TorchEngine:
         network = backbone.build()
         wide = layer_bytes(network, self._preprocess.crop)
         memory = torch.cuda.mem_get_info(self._place)[0] if self._place.type == "cuda" else available_memory()
-        self.batch_size = batch_that_fits(wide, self.lanes, BATCH[self._place.type], memory)
+        most = BATCH[self._place.type]
+        if self._place.type == "cpu" and pictures is not None:
+            most = max(1, min(most, -(-pictures // self.lanes)))
+        self.batch_size = batch_that_fits(wide, self.lanes, most, memory)
+        self._threads = ThreadpoolController()
         # channels_last measures about twice as fast on the CPU, and is what a GPU's convolutions prefer.
         self._network = _folded(network).to(self._place, self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def embed(self, pixels: Pixels) -> FloatArray:
         """Return the vectors of pictures as `Engine.embed` says."""
         try:
-            with torch.inference_mode(), self._stream():
+            with torch.inference_mode(), self._lane():
                 images = normalise(self._upload(pixels), self._preprocess)
                 vectors = self._network(images.to(self._dtype)).flatten(1).float().cpu().numpy()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -72,8 +85,12 @@ class TorchEngine:
             return found.to(self._place)
         return found.pin_memory().to(self._place, non_blocking=True)
 
-    def _stream(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context of this thread's own stream; only CUDA has them."""
+    def _lane(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context that a batch is computed in: on CUDA this thread's own stream, on the CPU this thread."""
+        if self._place.type == "cpu":
+            torch.get_num_threads()  # a new thread takes over the process's number at its first look at it
+            limited: contextlib.AbstractContextManager[object] = self._threads.limit(limits=1, user_api="openmp")
+            return limited
         if self._place.type != "cuda":
             return contextlib.nullcontext()
         if not hasattr(self._local, "stream"):
@@ -133,14 +150,33 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+class _Layers(Tracer):
+    """Traces a network down to its layers: convolutions and BatchNorms may have code of their own, as timm's have."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+
+
 def _folded(network: nn.Module) -> nn.Module:
-    """Return the network with BatchNorm folded into the convolutions before it, or as it is where it has none.
+    """Return a copy of the network with BatchNorm folded into the convolutions before it.
 
-    A network whose Python code cannot be traced stays as it is too, and is a little slower.
+    A network whose Python code cannot be traced, or copied, stays as it is, and is slower.
     """
-    from torch.fx.experimental.optimization import fuse
-
     try:
-        return fuse(network)
-    except Exception:  # tracing runs the network's own code, which may raise anything
+        nodes = [node for node in _Layers().trace(network).nodes if node.op == "call_module"]
+        network = deepcopy(network)
+    except Exception:  # both run the network's own code, which may raise anything
         return network
+    calls = Counter(str(node.target) for node in nodes)
+    for node in nodes:
+        before = node.args[0]
+        if not isinstance(before, Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        paths = str(before.target), str(node.target)
+        conv, norm = (network.get_submodule(path) for path in paths)
+        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d) or not norm.track_running_stats:
+            continue
+        if calls[paths[0]] == calls[paths[1]] == 1:
+            network.set_submodule(paths[0], fuse_conv_bn_eval(conv, norm))
+            network.set_submodule(paths[1], nn.Sequential(*norm.children()))  # timm's BatchNorm has the activation
+    return network
