@@ -11,9 +11,9 @@ All train the same blocks of the same network, on the same pictures, in batches 
 - "lesson": the loop of PyTorch's transfer-learning lesson with the same blocks frozen, BatchNorm in them too: a
   `DataLoader` with two workers, torchvision's transforms, the eager network, a new top begun at random.
 
-Each round runs them one after the other in processes of their own, whose time without Python's imports counts. Before any speed is printed, the losses of the first
-two are compared step by step, and the score of each must lie in the other's interval. The lesson's score is printed as
-it is: from a random top it gets as far as so many epochs let it.
+Each round runs them one after the other in processes of their own, whose time without Python's imports counts. Before
+any speed is printed, the losses of the first two are compared step by step, and the score of each must lie in the
+other's interval. The lesson's score is printed as it is: from a random top it gets as far as so many epochs let it.
 """
 
 from __future__ import annotations
@@ -192,6 +192,7 @@ def alone(contender: Callable[[Job], Lap], job: Job) -> Lap:
 
 def imports(backbone: str, weights: Path | None) -> None:
     from featcache.backbones import resolve
+
     for name in ("embed.torch_engine", "evaluate", "experiments.fitting", "tuning.classifier"):
         import_module(f"featcache.{name}")
     resolve(backbone, weights).build()
@@ -216,10 +217,11 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--unfreeze", default="last")
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--lr", type=float, default=Training().lr, help="a lower one for random weights, else unsteady")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="names with commas")
     given = parser.parse_args()
-    training = Training(unfreeze=given.unfreeze, epochs=given.epochs)
+    training = Training(unfreeze=given.unfreeze, epochs=given.epochs, lr=given.lr)
     chosen = {name: CONTENDERS[name] for name in given.contenders.split(",")}
     rounds: list[dict[str, Lap]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -247,7 +249,8 @@ def main() -> None:
             rows, headers=["loop", "seconds, median", "times as long", "accuracy (95 % Wilson)"], disable_numparse=True
         )
     )
-    print(f"{given.backbone}, --unfreeze {given.unfreeze}, {given.epochs} epochs, {given.rounds} rounds, seed 0")
+    how = f"--unfreeze {given.unfreeze}, {given.epochs} epochs, lr {given.lr}"
+    print(f"{given.backbone}, {how}, {given.rounds} rounds, seed 0")
 
 
 if __name__ == "__main__":
