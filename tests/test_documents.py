@@ -43,7 +43,8 @@ def test_a_command_that_is_shown_is_taken(page: Path, line: str) -> None:
 
 
 def test_many_commands_are_shown() -> None:
-    assert len(SHOWN) > 10
+    assert len(SHOWN) > 60
+    assert len({page for page, _ in SHOWN if page.parent.name == "examples"}) == 5
 
 
 def test_a_command_that_is_not_taken_is_found_out() -> None:
