@@ -27,9 +27,9 @@ BATCH = {"cpu": 16, "cuda": 128, "mps": 64}
 class TorchEngine:
     """Runs a backbone in torch, without gradients, on the CPU, CUDA or MPS; fp32, or fp16 where the spec says so.
 
-    BatchNorm is folded into the convolutions where the network can be traced. On the CPU as many batches are in flight as
-    there are cores, with a thread each, which never wait for each other; on CUDA two, each in a stream of its own, so that
-    copying the one hides behind computing the other.
+    BatchNorm is folded into the convolutions where the network can be traced. On the CPU as many batches are in flight
+    as there are cores, with a thread each, which never wait for each other; on CUDA two, each in a stream of its own,
+    so that copying the one hides behind computing the other.
     """
 
     name = "torch"
