@@ -267,7 +267,7 @@ def test_predictions_go_to_csv(run: Run, photos: Path, tmp_path: Path) -> None:
     assert f"unreadable: {photos / 'leaf' / 'broken.jpg'}" in result.out
     failed = run("predict", model, photos, "--csv", tmp_path / "no" / "such" / "out.csv")
     assert failed.code == 1
-    assert "cannot write" in failed.err
+    assert f"there is no folder {tmp_path / 'no' / 'such'} for out.csv" in failed.err
 
 
 def test_predict_does_not_change_the_dataset_last_extracted(run: Run, photos: Path, tmp_path: Path) -> None:

@@ -754,11 +754,20 @@ def test_tables_go_to_files_too(
 @pytest.mark.parametrize("words", [words for words, _ in ROWS.values() if words[0] != "runs"])
 @pytest.mark.parametrize("option", ["--csv", "--md"])
 @pytest.mark.usefixtures("photos")
-def test_a_file_that_cannot_be_written_is_one_line(run: Run, option: str, words: list[str]) -> None:
+def test_a_file_that_cannot_be_written_is_one_line(
+    run: Run, option: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.glob("cache/runs/*"))
     result = run(*words, option, "nowhere/out")
+    (line,) = said(result)
+    assert (result.code, result.out) == (1, "")
+    assert line.endswith(f"there is no folder {tmp_path / 'nowhere'} for out: make it first")
+    assert sorted(tmp_path.glob("cache/runs/*")) == before  # it was said before any work
+    (tmp_path / "folder").mkdir()
+    result = run(*words, option, "folder")
     assert result.code == 1
-    assert said(result)[-1].endswith("cannot write nowhere/out: No such file or directory")
-    assert "Traceback" not in result.err
+    assert said(result)[-1].endswith("cannot write folder: Is a directory")
 
 
 ODD = ["a|b", "<script>", "*x*", "new\nline"]

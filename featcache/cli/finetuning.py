@@ -10,6 +10,7 @@ import click
 
 from featcache.cli.options import (
     FILE,
+    OUTPUT,
     Bar,
     cache_option,
     make_options,
@@ -69,7 +70,7 @@ _training = several(
     "--partial-cache-limit", "limit", type=click.FloatRange(min=0), default=10.0, show_default=True,
     help="GB that what the frozen blocks give may take in the cache; 0: run them in every epoch.",
 )  # fmt: skip
-@click.option("--plot", type=FILE, help="Draw loss and accuracy to this .png, .svg or .pdf.")
+@click.option("--plot", type=OUTPUT, help="Draw loss and accuracy to this .png, .svg or .pdf.")
 @click.option("--tensorboard", type=FILE, help="Write scalars for TensorBoard to this folder.")
 @seed_option
 @cache_option

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,18 @@ def several(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
     return decorate
 
 
+class _Output(click.Path):
+    """A file to write, refused before any work where there is no folder for it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not path.parent.is_dir():
+            raise OutputError(f"there is no folder {path.absolute().parent} for {path.name}: make it first")
+        return path
+
+
 FILE = click.Path(path_type=Path)
+OUTPUT = _Output()
 cache_option = click.option(
     "--cache", type=FILE, help="Folder of the cache  [default: $FEATCACHE_CACHE, else ./cache]."
 )
@@ -65,8 +77,8 @@ network_options = several(
 )
 table_options = several(
     json_option,
-    click.option("--csv", type=FILE, help="Also write the rows to this CSV file, unrounded."),
-    click.option("--md", type=FILE, help="Also write the tables to this Markdown file."),
+    click.option("--csv", type=OUTPUT, help="Also write the rows to this CSV file, unrounded."),
+    click.option("--md", type=OUTPUT, help="Also write the tables to this Markdown file."),
 )
 
 

@@ -9,6 +9,7 @@ import click
 
 from featcache.cli.options import (
     FILE,
+    OUTPUT,
     Bar,
     cache_option,
     json_option,
@@ -68,7 +69,7 @@ def split(
 @click.command()
 @click.argument("model", type=FILE)
 @click.argument("source", type=FILE)
-@click.option("--csv", type=FILE, help="Also write the predictions to this CSV file.")
+@click.option("--csv", type=OUTPUT, help="Also write the predictions to this CSV file.")
 @click.option("--trust", is_flag=True, help="Open a model file that this cache did not make; it can run any code.")
 @weights_option
 @running_options

@@ -19,8 +19,6 @@ def check(path: Path) -> None:
         raise OutputError(f"{path} has no ending that says how to draw it: use {', '.join(FORMATS)}")
     if find_spec("matplotlib") is None:
         raise OutputError("matplotlib is not installed: pip install 'featcache[plot]'")
-    if not path.absolute().parent.is_dir():
-        raise OutputError(f"there is no folder {path.absolute().parent} for {path.name}: make it first")
 
 
 def curves(summary: FinetuneSummary, suffix: str) -> bytes:
