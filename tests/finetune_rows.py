@@ -164,8 +164,8 @@ def key_of(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def refused(result: Result, *words: str) -> bool:
+def refused(result: Result, *words: str, code: int = 1) -> bool:
     """Tell whether a command failed with one line that has these words, and nothing on stdout."""
     lines = [line for line in result.err.splitlines() if line.startswith("featcache: ")]
     told = lines and all(word in lines[-1] for word in words)
-    return (result.code, result.out) == (1, "") and bool(told) and "Traceback" not in result.err
+    return (result.code, result.out) == (code, "") and bool(told) and "Traceback" not in result.err

@@ -479,3 +479,14 @@ def test_the_cache_folder_comes_from_option_variable_or_default(
     assert run("extract", photos, "--json", network=True).json["cache"] == str(tmp_path / "by-variable")
     chosen = run("extract", photos, "--cache", tmp_path / "by-option", "--json", network=True)
     assert chosen.json["cache"] == str(tmp_path / "by-option")
+
+
+def test_the_list_of_what_could_not_be_read_outlives_the_next_extraction(run: Run, tmp_path: Path) -> None:
+    listings = []
+    for name in ("one", "two"):
+        (tmp_path / name / "leaf").mkdir(parents=True)
+        (tmp_path / name / "leaf" / "rubbish.jpg").write_bytes(b"no picture")
+        said = run("extract", tmp_path / name).err
+        listings.append(Path(said.rsplit("listed in ", 1)[1].strip()))
+    for name, listing in zip(("one", "two"), listings, strict=True):
+        assert str(tmp_path / name / "leaf" / "rubbish.jpg") in listing.read_text()

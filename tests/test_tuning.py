@@ -21,7 +21,7 @@ from sklearn.model_selection import cross_val_score
 from torch import nn
 from torch.nn import functional
 
-from featcache.errors import DeviceError, EngineMemoryError, TrainingError
+from featcache.errors import DeviceError, EngineMemoryError, TrainingError, UsageError
 from featcache.records import Features
 from featcache.records.finetuning import EpochRow, Training
 from featcache.tuning.blocks import Cut
@@ -692,7 +692,7 @@ def test_before_fit_nothing_can_be_predicted(tmp_path: Path) -> None:
 )
 def test_bad_parameters_are_refused(how: dict[str, Any], words: str, tmp_path: Path) -> None:
     X, y = folder(tmp_path, 3)
-    with pytest.raises(TrainingError, match=words):
+    with pytest.raises(TrainingError if "unfreeze" in how else UsageError, match=words):
         classifier(**how).fit(X, y)
 
 

@@ -58,7 +58,9 @@ def compare(
             f", {n_scored:,} a seed," if plans[seed].made and n_seeds > 1 else ""
         )
         over += f" and {n_seeds} seeds" if n_seeds > 1 else ""
-        over += "; of finetuned rows Wilson's, over the pictures of their seed" if finetuned else ""
+        over += (
+            "; of finetuned rows Wilson's, and their gain, over the pictures of their seed alone" if finetuned else ""
+        )
         summary = CompareSummary(
             setting=experiment.setting(list(plans.values()), seeds, train_views, tta),
             interval=f"95 % bootstrap over {over}",

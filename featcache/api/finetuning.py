@@ -132,7 +132,7 @@ class _Work:
         start = time.perf_counter()
         feeder = Feeder(self.experiment, self.backbone, network, self.training, self.seed, self.options)
         feed = feeder.feed(self.train, self.val, self.plan.scored, limit, progress)
-        self._check_scored(len(feed.scored.rows))
+        self._check_scored(feed.scored.rows)
         rows: list[EpochRow] = []
 
         def note(row: EpochRow) -> None:
@@ -144,18 +144,19 @@ class _Work:
         classifier = self._fit(network, feed, probe, progress, note)
         middle = time.perf_counter()
         scored, probabilities = classifier.trainer_.predict_proba(feed.scored.inputs)
-        self._check_scored(len(scored))
+        self._check_scored(feed.scored.rows[scored])
         trained = sum(row.seconds for row in classifier.history_)
         seconds = before + trained + time.perf_counter() - middle
         return self._summary(classifier, feed, probe, probabilities, seconds)
 
-    def _check_scored(self, n: int) -> None:
+    def _check_scored(self, rows: Rows) -> None:
         """Raise `TrainingError` where pictures are lost that the heads were scored on."""
-        lost = len(self.plan.scored) - n
-        if lost:
+        lost = np.setdiff1d(self.plan.scored, rows)
+        if len(lost):
+            first = self.experiment.features.paths[lost[0]]
             raise TrainingError(
-                f"{lost:,} of the scored pictures cannot be read any more, or have changed, so that no score would "
-                "compare with the heads': put them back, or extract again"
+                f"{len(lost):,} of the scored pictures cannot be read any more, or have changed, so that no score "
+                f"would compare with the heads', as {first}: put them back, or extract again"
             )
 
     def _deciding(self) -> dict[str, Any]:

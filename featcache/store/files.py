@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -73,11 +74,12 @@ def remove_abandoned(folder: Path) -> int:
 def claim_number(folder: Path, suffix: str) -> int:
     """Make an empty file with the next free number as its name, and return the number.
 
-    No two processes get the same one. Raises `CacheWriteError`.
+    No two processes get the same one, and none that any file's name begins with. Raises `CacheWriteError`.
     """
     try:
         _make_folder(folder)
-        number = max((int(path.stem) for path in folder.glob(f"[0-9]*{suffix}") if path.stem.isdigit()), default=0) + 1
+        taken = (re.match("[0-9]+", name) for name in os.listdir(folder))
+        number = max((int(found[0]) for found in taken if found), default=0) + 1
         while True:
             try:
                 os.close(os.open(folder / f"{number:06d}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))

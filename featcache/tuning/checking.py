@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from featcache.augment import AUGMENTATIONS
-from featcache.errors import TrainingError
+from featcache.errors import UsageError
 from featcache.records.finetuning import OPTIMIZERS, SCHEDULES, Training
 
 
 def check(training: Training) -> Training:
-    """Return the training; raises `TrainingError` where it cannot be done as asked."""
+    """Return the training; raises `UsageError` where it cannot be done as asked."""
     choices = {
         "optimizer": (training.optimizer, OPTIMIZERS),
         "schedule": (training.schedule, SCHEDULES),
@@ -16,7 +16,7 @@ def check(training: Training) -> Training:
     }
     for name, (value, known) in choices.items():
         if value not in known:
-            raise TrainingError(f"unknown {name} {value!r}: use {', '.join(known)}")
+            raise UsageError(f"unknown {name} {value!r}: use {', '.join(known)}")
     clip, patience = training.clip_norm, training.patience
     bounds = {
         "the number of epochs": (training.epochs, training.epochs >= 1),
@@ -32,5 +32,5 @@ def check(training: Training) -> Training:
     }
     for name, (found, is_sound) in bounds.items():
         if not is_sound:
-            raise TrainingError(f"{name} cannot be {found}")
+            raise UsageError(f"{name} cannot be {found}")
     return training
