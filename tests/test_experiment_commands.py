@@ -768,6 +768,7 @@ def test_a_file_that_cannot_be_written_is_one_line(
     result = run(*words, option, "folder")
     assert result.code == 1
     assert said(result)[-1].endswith("cannot write folder: Is a directory")
+    assert "Traceback" not in result.err
 
 
 ODD = ["a|b", "<script>", "*x*", "new\nline"]

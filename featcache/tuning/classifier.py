@@ -83,7 +83,7 @@ class FinetuneClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def training(self) -> Training:
-        """The parameters that say how to train, checked; raises `TrainingError`."""
+        """The parameters that say how to train, checked; raises `UsageError`."""
         return check(Training(**{field.name: getattr(self, field.name) for field in fields(Training)}))
 
     def fit(
@@ -102,7 +102,8 @@ class FinetuneClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Train on pictures `X` (n) with labels `y` (n), judged on `validation`, a pair of the same kind.
 
         `network` is the backbone cut before; `start` the weights (K, d) and biases (K) that the top begins from, with
-        the classes in sorted order; other arguments as in `Trainer.run`. Raises `TrainingError`.
+        the classes in sorted order; other arguments as in `Trainer.run`. Raises `UsageError` and
+        `TrainingError`.
         """
         training, device = self.training, self._device()
         pictures, labels, (judged, wanted) = self._divide(X, np.asarray(y), validation)
