@@ -57,6 +57,11 @@ def batch_that_fits(layer_bytes: int, lanes: int, most: int, memory: int) -> int
     return int(max(1, min(most, room)))
 
 
+def batch_that_keeps_busy(pictures: int, lanes: int, most: int) -> int:
+    """Return how many pictures a batch may have, 1 to `most`, so that each of `lanes` gets one of a few `pictures`."""
+    return max(1, min(most, -(-pictures // lanes)))
+
+
 def available_memory() -> int:
     """Return the bytes that a process may still take: those free on the machine, or in its control group if fewer."""
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 
 from featcache.decode import Pixels
-from featcache.embed.engine import available_memory, batch_that_fits
+from featcache.embed.engine import available_memory, batch_that_fits, batch_that_keeps_busy
 from featcache.embed.reference import LAYER_BYTES, REFERENCE, TOLERANCE, disagreement, probe
 from featcache.errors import BackboneError, EngineError, EngineMemoryError
 from featcache.records import FeatureSpec, FloatArray
@@ -43,7 +43,7 @@ class OnnxEngine:
         except Exception as error:  # onnxruntime's exceptions have no public base
             raise EngineError(f"ONNX Runtime cannot read {path}: {error}") from error
         notes = self._session.get_modelmeta().custom_metadata_map
-        most = max(1, min(BATCH, -(-pictures // self.lanes)))
+        most = batch_that_keeps_busy(pictures, self.lanes, BATCH)
         self.batch_size = batch_that_fits(int(notes[LAYER_BYTES]), self.lanes, most, available_memory())
         self._check(notes[REFERENCE], spec, path)
 

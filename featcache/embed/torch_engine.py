@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from featcache.backbones.base import Backbone
 from featcache.decode import Pixels
-from featcache.embed.engine import available_memory, batch_that_fits
+from featcache.embed.engine import available_memory, batch_that_fits, batch_that_keeps_busy
 from featcache.errors import BackboneError, DeviceError, EngineMemoryError
 from featcache.records import FloatArray, Preprocess
 
@@ -55,7 +55,7 @@ class TorchEngine:
         memory = torch.cuda.mem_get_info(self._place)[0] if self._place.type == "cuda" else available_memory()
         most = BATCH[self._place.type]
         if self._place.type == "cpu" and pictures is not None:
-            most = max(1, min(most, -(-pictures // self.lanes)))
+            most = batch_that_keeps_busy(pictures, self.lanes, most)
         self.batch_size = batch_that_fits(wide, self.lanes, most, memory)
         self._threads = ThreadpoolController()
         # channels_last measures about twice as fast on the CPU, and is what a GPU's convolutions prefer.
