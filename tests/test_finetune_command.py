@@ -32,7 +32,7 @@ from featcache.backbones import torchvision_models
 from featcache.errors import DatasetError, FeatcacheError, TrainingError
 from featcache.evaluate import Outcome, paired_tests
 from featcache.records.finetuning import EpochRow, FinetuneSummary
-from featcache.report.finetuning import verdict
+from featcache.render.finetuning import verdict
 from featcache.splits import hold_out
 from featcache.store import Cache
 

@@ -32,7 +32,7 @@ LAYERS = [
     "evaluate",
     "experiments",
     "audit",
-    "report",
+    "render",
     "api",
     "cli",
     "__main__",

@@ -17,7 +17,7 @@ from featcache.heads import FLOOR, HEADS, several
 from featcache.records import Progress
 from featcache.records.experiments import CompareRow, CompareSummary
 from featcache.records.finetuning import points_a_minute, short
-from featcache.report.finetuning import name_of
+from featcache.render.finetuning import name_of
 from featcache.splits import Plan, digest
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from featcache.heads import get
 from featcache.records import Progress
 from featcache.records.experiments import Score
 from featcache.records.finetuning import EpochRow, FinetuneSummary, Training, points_a_minute, short
-from featcache.report.tables import records_csv
+from featcache.render.tables import records_csv
 from featcache.splits import Plan, Rows, digest, hold_out
 from featcache.store import Run
 from featcache.tuning.checking import check

@@ -24,7 +24,7 @@ from featcache.records.experiments import (
     ScoreChange,
 )
 from featcache.records.finetuning import FinetuneSummary
-from featcache.report.finetuning import name_of
+from featcache.render.finetuning import name_of
 from featcache.store import Cache, Run
 
 _RECORDS: dict[str, Any] = {

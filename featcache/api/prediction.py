@@ -16,7 +16,7 @@ from featcache.errors import DatasetError, ModelError, OutputError, WeightsError
 from featcache.load import load
 from featcache.records import Progress
 from featcache.records.experiments import Prediction, PredictSummary
-from featcache.report import predict_csv
+from featcache.render import predict_csv
 from featcache.store import Cache
 
 

@@ -28,9 +28,9 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Only say what would be 
 @json_option
 def info(as_json: bool, **options: Any) -> None:
     """List datasets and backbones with their rows, bytes and last use."""
-    from featcache import api, report
+    from featcache import api, render
 
-    show(as_json, api.cache_info(make_options(options)), report.info_text)
+    show(as_json, api.cache_info(make_options(options)), render.info_text)
 
 
 @cache.command()
@@ -43,11 +43,11 @@ def verify(repair: bool, as_json: bool, **options: Any) -> None:
 
     Exits with 1 where vectors or the catalog are missing or damaged, and not repaired.
     """
-    from featcache import api, report
+    from featcache import api, render
 
     with Bar() as bar:
         summary = api.cache_verify(repair, make_options(options), bar)
-    show(as_json, summary, report.verify_text)
+    show(as_json, summary, render.verify_text)
     fail_if(list(summary.problems), CacheError)
 
 
@@ -59,10 +59,10 @@ def verify(repair: bool, as_json: bool, **options: Any) -> None:
 @json_option
 def gc(forget: tuple[Path, ...], yes: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Delete vectors that no dataset uses any more, and those of old fingerprints, after asking."""
-    from featcache import api, report
+    from featcache import api, render
 
     def agree(summary: GcSummary) -> bool:
-        click.echo(report.gc_text(summary), err=True)
+        click.echo(render.gc_text(summary), err=True)
         try:
             return click.confirm("Delete them?", err=True)
         except click.Abort as abort:
@@ -72,7 +72,7 @@ def gc(forget: tuple[Path, ...], yes: bool, dry_run: bool, as_json: bool, **opti
 
     with Bar() as bar:
         summary = api.cache_gc(forget, dry_run, None if yes else agree, make_options(options), bar)
-    show(as_json, summary, report.gc_text)
+    show(as_json, summary, render.gc_text)
 
 
 @cache.command()
@@ -81,11 +81,11 @@ def gc(forget: tuple[Path, ...], yes: bool, dry_run: bool, as_json: bool, **opti
 @json_option
 def compact(dry_run: bool, as_json: bool, **options: Any) -> None:
     """Merge small segments into larger ones."""
-    from featcache import api, report
+    from featcache import api, render
 
     with Bar() as bar:
         summary = api.cache_compact(dry_run, make_options(options), bar)
-    show(as_json, summary, report.compact_text)
+    show(as_json, summary, render.compact_text)
 
 
 @cache.command()
@@ -95,9 +95,9 @@ def compact(dry_run: bool, as_json: bool, **options: Any) -> None:
 @json_option
 def export(file: Path, dataset: Path | None, as_json: bool, **options: Any) -> None:
     """Write the vectors of a dataset, with paths, labels and splits, to FILE (.npz, .parquet or .h5)."""
-    from featcache import api, report
+    from featcache import api, render
 
-    show(as_json, api.cache_export(file, dataset, make_options(options)), report.exchange_text)
+    show(as_json, api.cache_export(file, dataset, make_options(options)), render.exchange_text)
 
 
 @cache.command(name="import")
@@ -106,6 +106,6 @@ def export(file: Path, dataset: Path | None, as_json: bool, **options: Any) -> N
 @json_option
 def import_(file: Path, as_json: bool, **options: Any) -> None:
     """Bring the vectors of an exported FILE into the cache; `fit` then works on it without the pictures."""
-    from featcache import api, report
+    from featcache import api, render
 
-    show(as_json, api.cache_import(file, make_options(options)), report.exchange_text)
+    show(as_json, api.cache_import(file, make_options(options)), render.exchange_text)

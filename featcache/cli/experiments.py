@@ -110,12 +110,12 @@ def fit(
     With SOURCE, whatever the cache lacks is extracted first. Parameters are never chosen on what is scored. The options
     --hidden, --lr, --activation and --alpha are for the head mlp; of several values the best is chosen.
     """
-    from featcache import api, report
+    from featcache import api, render
 
     sweep = _make_sweep(options)
     with Bar() as bar:
         summary = api.fit(source, head, seed, make_options(options), bar, train_views, tta, sweep)
-    show_page(as_json, summary, lambda row: report.fit_page([row]), csv, md)
+    show_page(as_json, summary, lambda row: render.fit_page([row]), csv, md)
 
 
 @click.command()
@@ -144,11 +144,11 @@ def compare(
 
     With --train-views or --tta each head has a second row, with the views. Exits with 1 where a head failed.
     """
-    from featcache import api, report
+    from featcache import api, render
 
     with Bar() as bar:
         summary = api.compare(source, heads, n_seeds, seed, make_options(options), bar, train_views, tta)
-    show_page(as_json, summary, report.compare_page, csv, md)
+    show_page(as_json, summary, render.compare_page, csv, md)
     fail_if([row.error for row in summary.rows if row.error], HeadError)
 
 
@@ -178,11 +178,11 @@ def bench(
 
     Finished cells are kept: an interrupted run goes on where it stopped. Exits with 1 where a cell is not as asked.
     """
-    from featcache import api, report
+    from featcache import api, render
 
     with Bar() as bar:
         summary = api.bench(source, heads, classes, per_class, n_seeds, seed, make_options(options), bar)
-    show_page(as_json, summary, report.bench_page, csv, md)
+    show_page(as_json, summary, render.bench_page, csv, md)
     fail_if([row.error or row.problem or "" for row in summary.rows if row.error or row.problem], HeadError)
 
 
@@ -205,11 +205,11 @@ def confusions(
     **options: Any,
 ) -> None:
     """Say which classes are taken for which, and which of them none of the --heads can learn."""
-    from featcache import api, report
+    from featcache import api, render
 
     with Bar() as bar:
         summary = api.confusions(source, head, heads, seed, make_options(options), bar)
-    show_page(as_json, summary, report.confusions_page, csv, md)
+    show_page(as_json, summary, render.confusions_page, csv, md)
     fail_if(list(summary.errors), HeadError)
 
 
@@ -223,9 +223,9 @@ def runs(context: click.Context, /, as_json: bool, csv: Path | None, md: Path | 
         if as_json or csv or md or options["cache"]:
             raise click.UsageError(f"put the options behind `runs {context.invoked_subcommand}`")
         return
-    from featcache import api, report
+    from featcache import api, render
 
-    show_page(as_json, api.runs(make_options(options)), report.runs_page, csv, md)
+    show_page(as_json, api.runs(make_options(options)), render.runs_page, csv, md)
 
 
 @runs.command(name="show")
@@ -234,9 +234,9 @@ def runs(context: click.Context, /, as_json: bool, csv: Path | None, md: Path | 
 @json_option
 def runs_show(number: int, as_json: bool, **options: Any) -> None:
     """Print run NUMBER again as it was printed then, with its versions and times."""
-    from featcache import api, report
+    from featcache import api, render
 
-    show(as_json, api.runs_show(number, make_options(options)), report.run_text)
+    show(as_json, api.runs_show(number, make_options(options)), render.run_text)
 
 
 @runs.command(name="compare")
@@ -246,9 +246,9 @@ def runs_show(number: int, as_json: bool, **options: Any) -> None:
 @table_options
 def runs_compare(first: int, second: int, as_json: bool, csv: Path | None, md: Path | None, **options: Any) -> None:
     """Set the scores of runs FIRST and SECOND side by side, and say what differs between them."""
-    from featcache import api, report
+    from featcache import api, render
 
-    show_page(as_json, api.runs_compare(first, second, make_options(options)), report.runs_compare_page, csv, md)
+    show_page(as_json, api.runs_compare(first, second, make_options(options)), render.runs_compare_page, csv, md)
 
 
 @click.command()
@@ -257,9 +257,9 @@ def runs_compare(first: int, second: int, as_json: bool, csv: Path | None, md: P
 @table_options
 def ledger(source: Path | None, as_json: bool, csv: Path | None, md: Path | None, **options: Any) -> None:
     """Say where the time went since the first extraction, and from when on the cache was ahead."""
-    from featcache import api, report
+    from featcache import api, render
 
-    show_page(as_json, api.ledger(source, make_options(options)), report.ledger_page, csv, md)
+    show_page(as_json, api.ledger(source, make_options(options)), render.ledger_page, csv, md)
 
 
 def _make_sweep(options: dict[str, Any]) -> Sweep:

@@ -95,9 +95,9 @@ def finetune(
     The new top begins as logreg. What the frozen blocks give is kept in the cache. Stopped, it goes on after the last
     whole epoch when the same command is given again. The score is on the split that the heads are scored on.
     """
-    from featcache import api, report
-    from featcache.report import plots
-    from featcache.report.tensorboard import Board
+    from featcache import api, render
+    from featcache.render import plots
+    from featcache.render.tensorboard import Board
 
     options = make_options({"backbone": backbone, "weights": weights, "device": device, "cache": cache})
     if plot:
@@ -114,4 +114,4 @@ def finetune(
         summary = api.finetune(source, api.Training(**training), seed, options, bar, round(limit * 1e9), on_epoch)
     if plot:
         write(plot, plots.curves(summary, plot.suffix))
-    show_page(as_json, summary, report.finetune_page, csv, md)
+    show_page(as_json, summary, render.finetune_page, csv, md)

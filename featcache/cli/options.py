@@ -16,7 +16,7 @@ from featcache.errors import FeatcacheError, OutputError, one_line
 
 if TYPE_CHECKING:
     from featcache.api import Options
-    from featcache.report.tables import Page
+    from featcache.render.tables import Page
 
 Command = Callable[..., Any]
 
@@ -103,7 +103,7 @@ def show(as_json: bool, summary: Any, text: Callable[[Any], str]) -> None:
 
 def show_page(as_json: bool, summary: Any, page: Callable[[Any], Page], csv: Path | None, md: Path | None) -> None:
     """Write a summary of tables to the files that were asked for, then print it; raises `OutputError`."""
-    from featcache.report import tables
+    from featcache.render import tables
 
     rows = getattr(summary, "rows", None) or getattr(summary, "classes", None) or [summary]
     files = [(csv, tables.records_csv(rows) if csv else ""), (md, tables.markdown(page(summary)) if md else "")]

@@ -37,11 +37,11 @@ def extract(source: Path, views: str, check: bool, as_json: bool, **options: Any
     SOURCE is a folder (class/*, train|val|test|holdout/class/*, or flat), a CSV with the columns path,label[,split], or
     one picture.
     """
-    from featcache import api, report
+    from featcache import api, render
 
     with Bar() as bar:
         summary = api.extract(source, make_options(options), bar, words(views), check)
-    show(as_json, summary, report.extract_text)
+    show(as_json, summary, render.extract_text)
 
 
 @click.command()
@@ -59,11 +59,11 @@ def split(
 
     SOURCE is a folder class/*, or a CSV with the columns path,label. No picture is moved or copied.
     """
-    from featcache import api, report
+    from featcache import api, render
 
     with Bar() as bar:
         summary = api.split(source, test, val, seed, out, links, bar)
-    show(as_json, summary, report.split_text)
+    show(as_json, summary, render.split_text)
 
 
 @click.command()
@@ -77,11 +77,11 @@ def split(
 @json_option
 def predict(model: Path, source: Path, csv: Path | None, trust: bool, as_json: bool, **options: Any) -> None:
     """Label the pictures of SOURCE with a fitted MODEL."""
-    from featcache import api, report
+    from featcache import api, render
 
     with Bar() as bar:
         summary = api.predict(model, source, csv, trust, make_options(options), bar)
-    show(as_json, summary, report.predict_text)
+    show(as_json, summary, render.predict_text)
 
 
 @click.command()
@@ -91,8 +91,8 @@ def predict(model: Path, source: Path, csv: Path | None, trust: bool, as_json: b
 @json_option
 def demo(source: Path | None, as_json: bool, **options: Any) -> None:
     """Extract SOURCE (default: handwritten digits) and compare all heads on it."""
-    from featcache import api, report
+    from featcache import api, render
 
     with Bar() as bar:
         summary = api.demo(source, make_options(options), bar)
-    show(as_json, summary, report.demo_text)
+    show(as_json, summary, render.demo_text)

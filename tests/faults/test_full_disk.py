@@ -143,7 +143,7 @@ def command_levels(disk: Disk, count: int, words: list[str]) -> list[dict[str, A
     import torch
 
     import featcache.api.pipeline
-    import featcache.report
+    import featcache.render
     import featcache.store.features
 
     torch.set_num_threads(1)

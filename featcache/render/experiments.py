@@ -19,9 +19,9 @@ from featcache.records.experiments import (
     RunList,
     Setting,
 )
-from featcache.report.finetuning import verdict
-from featcache.report.formats import curve, interval, number, params_text, sizes_text
-from featcache.report.tables import Page, Table
+from featcache.render.finetuning import verdict
+from featcache.render.formats import curve, interval, number, params_text, sizes_text
+from featcache.render.tables import Page, Table
 
 SHOWN_PAIRS = 10
 SHOWN_MATRIX = 12

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from featcache.report.cache import compact_text, exchange_text, gc_text, info_text, verify_text
-from featcache.report.experiments import (
+from featcache.render.cache import compact_text, exchange_text, gc_text, info_text, verify_text
+from featcache.render.experiments import (
     bench_page,
     compare_page,
     confusions_page,
@@ -12,8 +12,8 @@ from featcache.report.experiments import (
     runs_compare_page,
     runs_page,
 )
-from featcache.report.finetuning import finetune_page
-from featcache.report.text import demo_text, extract_text, predict_csv, predict_text, run_text, split_text
+from featcache.render.finetuning import finetune_page
+from featcache.render.text import demo_text, extract_text, predict_csv, predict_text, run_text, split_text
 
 __all__ = [
     "bench_page",

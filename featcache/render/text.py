@@ -13,10 +13,10 @@ from tabulate import tabulate
 from featcache.errors import one_line
 from featcache.records import ExtractSummary, PrecisionCheck, SplitSummary
 from featcache.records.experiments import DemoSummary, PredictSummary, RunDetail
-from featcache.report.cache import exchange_text
-from featcache.report.experiments import SHOWN_CLASSES, bench_page, compare_page, confusions_page, fit_page
-from featcache.report.finetuning import finetune_page
-from featcache.report.tables import Page, Table, text
+from featcache.render.cache import exchange_text
+from featcache.render.experiments import SHOWN_CLASSES, bench_page, compare_page, confusions_page, fit_page
+from featcache.render.finetuning import finetune_page
+from featcache.render.tables import Page, Table, text
 
 SHOWN_FAILURES = 10
 

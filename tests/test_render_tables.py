@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from featcache.records.experiments import BenchRow, BenchSummary, CompareRow, Setting, TrialRow
-from featcache.report import tables
-from featcache.report.experiments import bench_page, curve, interval, number, params_text
-from featcache.report.tables import Page, Table
+from featcache.render import tables
+from featcache.render.experiments import bench_page, curve, interval, number, params_text
+from featcache.render.tables import Page, Table
 
 BARS = "▁▂▃▄▅▆▇█"
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from featcache.records.finetuning import FinetuneSummary, points_a_minute
-from featcache.report.formats import curve, interval, number, sizes_text
-from featcache.report.tables import Page, Table
+from featcache.render.formats import curve, interval, number, sizes_text
+from featcache.render.tables import Page, Table
 
 SURE = 0.05
 
