@@ -9,9 +9,10 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from featcache.augment import draw
 from featcache.errors import PictureError
-from featcache.records import ORIGINAL, FileStat, Preprocess, is_drawn
+from featcache.records import ORIGINAL, FileStat, Look, Preprocess, is_drawn
 
 MAX_BYTES = 512 * 2**20
 """A picture file larger than this is refused, so that one stray archive cannot fill the memory."""
@@ -33,7 +34,12 @@ LARGE_PIXELS = 2**25
 MAX_ASPECT = 256
 """Beyond this ratio of its edges only the part of a picture that the crop keeps is resized."""
 
+LOOKED_AT = 32
+SAME_COLOUR = 12
+"""A picture is looked at in so many pixels a side; colours no further apart than this in any channel are the same."""
+
 Pixels = npt.NDArray[np.uint8]
+Result = TypeVar("Result")
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -97,17 +103,49 @@ def decode(data: bytes, preprocess: Preprocess, view: str = ORIGINAL, *, draft: 
 
 def decode_views(data: bytes, preprocess: Preprocess, views: Sequence[str], *, draft: bool = False) -> list[Pixels]:
     """Decode a picture file's bytes once, as `decode` does, and return its array for each of several views."""
+    return _opened(data, preprocess if draft else None, lambda image, _: crops(image, preprocess, views, data))
+
+
+def decode_and_look(
+    data: bytes, preprocess: Preprocess, views: Sequence[str], *, draft: bool = False
+) -> tuple[list[Pixels], Look]:
+    """Decode a picture file's bytes once, as `decode_views` does, and return what it looks like too."""
+
+    def both(image: Image.Image, size: tuple[int, int]) -> tuple[list[Pixels], Look]:
+        return crops(image, preprocess, views, data), _look(image, size)
+
+    return _opened(data, preprocess if draft else None, both)
+
+
+def look(data: bytes) -> Look:
+    """Decode a picture file's bytes, and return what it looks like; raises `PictureError`."""
+    return _opened(data, None, _look)
+
+
+def _look(image: Image.Image, size: tuple[int, int]) -> Look:
+    """Look at an upright RGB picture that was `size` pixels large before it was drafted."""
+    small = image.resize((LOOKED_AT, LOOKED_AT), Image.Resampling.BOX, reducing_gap=1.0)
+    pixels = np.asarray(small).astype(np.int16)
+    away = np.abs(pixels - np.median(pixels, axis=(0, 1))).max(axis=2)
+    is_turned = (image.width > image.height) != (size[0] > size[1])
+    width, height = size[::-1] if is_turned else size
+    return Look(width, height, float((away <= SAME_COLOUR).mean()), float(np.asarray(small.convert("L")).std()))
+
+
+def _opened(data: bytes, draft: Preprocess | None, use: Callable[[Image.Image, tuple[int, int]], Result]) -> Result:
+    """Open a picture file's bytes and use it upright and in RGB, with its size in the file; raises `PictureError`."""
     try:
         if data[4:12] in _HEIC_BRANDS:
             _allow_heic()
         elif data.startswith(_EPS):  # Pillow would start Ghostscript on it
             raise PictureError("EPS is a program, not a photograph: convert it")
         with Image.open(io.BytesIO(data)) as image:
-            if draft:
-                scale = 2 * preprocess.resize / min(image.size)
+            size = image.size
+            if draft is not None:
+                scale = 2 * draft.resize / min(size)
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             with _room_for(image):
-                return crops(_upright_rgb(image), preprocess, views, data)
+                return use(_upright_rgb(image), size)
     except PictureError:
         raise
     except UnidentifiedImageError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from featcache.errors import CacheWriteError
-from featcache.records import FileStat, Item
+from featcache.records import FileStat, Item, Look
 from featcache.store import Catalog, Row
 
 KEY = bytes(range(32))
@@ -203,3 +203,26 @@ def test_an_outside_witness_finds_the_rows(catalog: Catalog, tmp_path: Path) -> 
     ]
     assert witness.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     witness.close()
+
+
+LOOK = Look(300, 200, 0.25, 51.5)
+
+
+def test_what_contents_look_like_is_known_again(catalog: Catalog, tmp_path: Path) -> None:
+    catalog.remember_looks({KEY: LOOK, OTHER_KEY: Look(1, 1, 1.0, 0.0)})
+    catalog.remember_looks({OTHER_KEY: LOOK})
+    again = reopened(tmp_path)
+    assert again.looks([KEY, b"?" * 32]) == {KEY: LOOK}
+    assert again.looks([KEY, OTHER_KEY]) == {KEY: LOOK, OTHER_KEY: LOOK}
+    again.close()
+
+
+def test_a_catalog_that_knows_no_looks_gets_room_for_them_and_keeps_the_rest(catalog: Catalog, tmp_path: Path) -> None:
+    catalog.remember_files([("a", STAT, KEY)])
+    catalog._connection.execute("DROP TABLE looks")
+    catalog._connection.execute("PRAGMA user_version = 2")
+    again = reopened(tmp_path)
+    again.remember_looks({KEY: LOOK})
+    assert again.looks([KEY]) == {KEY: LOOK}
+    assert again.known_files(["a"]) == {"a": (STAT, KEY)}
+    again.close()

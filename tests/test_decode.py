@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 
 import featcache.decode
-from featcache.decode import Pixels, decode, file_stat, read
+from featcache.decode import Pixels, decode, decode_and_look, file_stat, look, read
 from featcache.errors import PictureError
 from featcache.records import FileStat, Preprocess
 
@@ -668,3 +668,41 @@ def test_large_pictures_are_decoded_one_at_a_time_and_small_ones_beside_them(mon
             == 2
         )
     assert max(at_once) == 1
+
+
+class TestLook:
+    def test_the_size_is_that_of_the_upright_picture(self) -> None:
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        image = Image.fromarray(noise(60, 40))
+        assert (look(encoded(image)).width, look(encoded(image)).height) == (60, 40)
+        found = look(encoded(image, "JPEG", exif=turned))
+        assert (found.width, found.height) == (40, 60)
+
+    def test_a_draft_has_the_size_of_the_file(self) -> None:
+        data = encoded(Image.fromarray(noise(900, 600)), "JPEG")
+        _, found = decode_and_look(data, steps(resize=32, crop=28), ["original"], draft=True)
+        assert (found.width, found.height) == (900, 600)
+
+    def test_one_colour_is_wholly_flat_without_contrast(self) -> None:
+        found = look(plain("RGB", (10, 200, 30)))
+        assert (found.flat, found.contrast) == (1.0, 0.0)
+
+    def test_flat_is_the_share_of_the_commonest_colour(self) -> None:
+        pixels = np.full((64, 64, 3), 240, np.uint8)
+        pixels[:16] = (10, 20, 200)
+        found = look(encoded(Image.fromarray(pixels)))
+        assert found.flat == pytest.approx(0.75, abs=0.02)
+        assert found.contrast > 50
+
+    def test_noise_is_not_flat_and_pixels_are_those_of_decode(self) -> None:
+        # Coarse noise, since fine noise is grey where it is reduced.
+        data = encoded(Image.fromarray(noise(12, 12)).resize((96, 96), Image.Resampling.NEAREST))
+        pixels, found = decode_and_look(data, AS_IT_IS, ["original", "flip"])
+        assert found.flat < 0.2
+        np.testing.assert_array_equal(pixels[0], decode(data, AS_IT_IS))
+        np.testing.assert_array_equal(pixels[1], decode(data, AS_IT_IS)[:, ::-1])
+
+    def test_what_is_no_picture_is_refused(self) -> None:
+        with pytest.raises(PictureError, match="not a picture"):
+            look(b"no picture")

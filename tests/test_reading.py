@@ -25,7 +25,7 @@ from featcache.api import reading
 from featcache.decode import Pixels, read
 from featcache.embed.torch_engine import TorchEngine
 from featcache.load import load
-from featcache.records import FeatureSpec, FloatArray, Preprocess
+from featcache.records import FeatureSpec, FloatArray, Look, Preprocess
 from featcache.store import Cache
 
 Run = Callable[..., Result]
@@ -93,13 +93,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Gauge:
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Gauge:
     """The pictures that were decoded, by the views made of each."""
-    gauge, decode_views = Gauge(), reading.decode_views
+    gauge, decode_and_look = Gauge(), reading.decode_and_look
 
-    def counted(data: bytes, preprocess: Preprocess, views: Any, **how: Any) -> list[Pixels]:
+    def counted(data: bytes, preprocess: Preprocess, views: Any, **how: Any) -> tuple[list[Pixels], Look]:
         with gauge.within(",".join(views)):
-            return decode_views(data, preprocess, views, **how)
+            return decode_and_look(data, preprocess, views, **how)
 
-    monkeypatch.setattr(reading, "decode_views", counted)
+    monkeypatch.setattr(reading, "decode_and_look", counted)
     return gauge
 
 
@@ -166,14 +166,14 @@ def test_a_slow_disk_is_asked_for_more_files_at_once_than_there_are_cores(
 def test_never_more_pictures_are_decoded_at_once_than_there_are_cores(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gauge, decode_views = Gauge(), reading.decode_views
+    gauge, decode_and_look = Gauge(), reading.decode_and_look
 
-    def slow(*given: Any, **how: Any) -> list[Pixels]:
+    def slow(*given: Any, **how: Any) -> tuple[list[Pixels], Look]:
         with gauge.within():
             time.sleep(0.005)
-            return decode_views(*given, **how)
+            return decode_and_look(*given, **how)
 
-    monkeypatch.setattr(reading, "decode_views", slow)
+    monkeypatch.setattr(reading, "decode_and_look", slow)
     assert len(list(reader(cache).read_all(write(tmp_path / "many", 40)))) == 40
     assert (gauge.most, gauge.calls) == (CORES, 40)
 

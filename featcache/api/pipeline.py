@@ -14,7 +14,7 @@ from featcache.backbones import Backbone
 from featcache.decode import FRESH_NS, file_stat
 from featcache.embed import Engine
 from featcache.errors import PictureError
-from featcache.records import Failure, FileStat, Item, Progress, Seconds
+from featcache.records import Failure, FileStat, Item, Look, Progress, Seconds
 from featcache.store import Cache, FeatureStore, FeatureWriter, Row
 from featcache.store.features import COMPACT_AT
 
@@ -165,8 +165,9 @@ def _held(keys: dict[str, bytes], stores: Sequence[FeatureStore], items: Sequenc
 
 @contextmanager
 def _remembering(cache: Cache, writer: FeatureWriter) -> Iterator[Callable[[Picture], None]]:
-    """Yield a function that notes files as read; they reach the catalog in bulk, after each commit and at the end."""
+    """Yield a function that notes files; they reach the catalog in bulk, after each commit and at the end."""
     noted: list[tuple[str, FileStat, bytes]] = []
+    looks: dict[bytes, Look] = {}
     seen = 0
 
     def remember(picture: Picture) -> None:
@@ -174,13 +175,17 @@ def _remembering(cache: Cache, writer: FeatureWriter) -> Iterator[Callable[[Pict
         # A fresh file is not noted, and so read again next time.
         if picture.stat and picture.key and picture.read_ns - picture.stat.mtime_ns > FRESH_NS:
             noted.append((picture.path, picture.stat, picture.key))
+        if picture.look and picture.key:
+            looks[picture.key] = picture.look
         if writer.committed > seen or len(noted) >= 8192:
             seen = writer.committed
             flush()
 
     def flush() -> None:
         cache.catalog.remember_files(noted)
+        cache.catalog.remember_looks(looks)
         noted.clear()
+        looks.clear()
 
     try:
         yield remember

@@ -9,9 +9,9 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from featcache.decode import Pixels, decode_views, read
+from featcache.decode import Pixels, decode_and_look, read
 from featcache.errors import PictureError
-from featcache.records import FeatureSpec, FileStat
+from featcache.records import FeatureSpec, FileStat, Look
 from featcache.store import FeatureStore
 
 READ_AHEAD = 8
@@ -38,6 +38,7 @@ class Picture:
     reason: str | None = None
     seconds: tuple[float, float] = (0.0, 0.0)
     read_ns: int = 0
+    look: Look | None = None
 
 
 class Reader:
@@ -94,17 +95,18 @@ class Reader:
         with self._decoding:
             start = time.perf_counter()
             found: tuple[tuple[int, Pixels], ...] = ()
-            reason = None
+            reason = look = None
             try:
-                found = tuple(zip(wanted, self._decode(data, wanted), strict=True))
+                pixels, look = self._decode(data, wanted)
+                found = tuple(zip(wanted, pixels, strict=True))
             except PictureError as error:
                 reason = str(error)
-            return Picture(path, key, stat, found, reason, (took, time.perf_counter() - start), read_ns)
+            return Picture(path, key, stat, found, reason, (took, time.perf_counter() - start), read_ns, look)
 
-    def _decode(self, data: bytes, wanted: Sequence[int]) -> list[Pixels]:
+    def _decode(self, data: bytes, wanted: Sequence[int]) -> tuple[list[Pixels], Look]:
         spec = self._specs[0]  # they differ in the view only
         views = [self._specs[number].view for number in wanted]
-        return decode_views(data, spec.preprocess, views, draft=spec.decoding is not None)
+        return decode_and_look(data, spec.preprocess, views, draft=spec.decoding is not None)
 
     def _claim(self, key: bytes) -> list[int]:
         """Return the numbers of the views to make of a content, none where another file with it came first."""

@@ -158,6 +158,20 @@ class FileStat:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """What a picture looks like at a glance: its upright width and height in pixels, how flat it is, and its contrast.
+
+    `flat` is the share of it, reduced to 32 x 32, that is within 12 levels of the median colour; `contrast` is the
+    standard deviation of its grey levels (0-255).
+    """
+
+    width: int
+    height: int
+    flat: float
+    contrast: float
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """A picture that could not be used, and the reason in one line."""
 

@@ -5,20 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.errors import CacheVersionError, CacheWriteError, CatalogError
-from featcache.records import FileStat, Item
+from featcache.records import FileStat, Item, Look
 from featcache.store.files import no_room
 
-SCHEMA = 2
+SCHEMA = 3
+COMPLETED = 2
+"""The schema that lacks tables only; a catalog of it gets them when it is opened."""
 
 _TABLES = """
-CREATE TABLE files (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, key BLOB) WITHOUT ROWID;
-CREATE TABLE datasets (id INTEGER PRIMARY KEY, root TEXT UNIQUE, run INTEGER);
-CREATE TABLE items (
+CREATE TABLE IF NOT EXISTS files (
+    path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, key BLOB
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS looks (
+    key BLOB PRIMARY KEY, width INTEGER, height INTEGER, flat REAL, contrast REAL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS datasets (id INTEGER PRIMARY KEY, root TEXT UNIQUE, run INTEGER);
+CREATE TABLE IF NOT EXISTS items (
     dataset INTEGER REFERENCES datasets(id), position INTEGER, path TEXT, label TEXT, split TEXT, key BLOB, reason TEXT,
     PRIMARY KEY (dataset, position)
 ) WITHOUT ROWID;
@@ -66,6 +73,21 @@ class Catalog:
                 ((_text(path), stat.size, stat.mtime_ns, stat.inode, key) for path, stat, key in files),
             )
 
+    def looks(self, keys: Iterable[bytes]) -> dict[bytes, Look]:
+        """Return what the contents `keys` look like, those of them that were seen."""
+        with self._transaction() as db:
+            _want(db, keys)
+            rows = db.execute("SELECT key, width, height, flat, contrast FROM looks NATURAL JOIN wanted")
+            return {key: Look(*found) for key, *found in rows}
+
+    def remember_looks(self, looks: Mapping[bytes, Look]) -> None:
+        """Keep what contents look like."""
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?, ?)",
+                ((key, found.width, found.height, found.flat, found.contrast) for key, found in looks.items()),
+            )
+
     def save_dataset(self, root: str, rows: Iterable[Row], run: int) -> None:
         """Replace what is kept of the dataset at `root` by what the run with this number found."""
         with self._transaction() as db:
@@ -101,9 +123,7 @@ class Catalog:
     def paths_of(self, keys: Iterable[bytes]) -> dict[bytes, str]:
         """Return a path where each of these content keys was last seen, for those that were."""
         with self._transaction() as db:
-            db.execute("CREATE TEMP TABLE IF NOT EXISTS wanted (key BLOB PRIMARY KEY) WITHOUT ROWID")
-            db.execute("DELETE FROM wanted")
-            db.executemany("INSERT OR IGNORE INTO wanted VALUES (?)", ((key,) for key in keys))
+            _want(db, keys)
             return dict(db.execute("SELECT key, path FROM files NATURAL JOIN wanted"))
 
     def roots(self) -> dict[str, int]:
@@ -129,10 +149,10 @@ class Catalog:
 
     def _create(self) -> None:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
+        if version in (0, COMPLETED):
             with self._connection as db:
                 db.execute("BEGIN EXCLUSIVE")
-                if db.execute("PRAGMA user_version").fetchone()[0] == 0:  # else another process was faster
+                if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA:  # else another process was faster
                     for statement in [*_TABLES.split(";"), f"PRAGMA user_version = {SCHEMA}"]:
                         db.execute(statement)
         elif version != SCHEMA:
@@ -167,6 +187,12 @@ class Catalog:
 
     def _damaged(self, said: str) -> str:
         return f"the catalog {self._path} is damaged ({said}): run `featcache cache verify --repair`; no vector is lost"
+
+
+def _want(db: sqlite3.Connection, keys: Iterable[bytes]) -> None:
+    db.execute("CREATE TEMP TABLE IF NOT EXISTS wanted (key BLOB PRIMARY KEY) WITHOUT ROWID")
+    db.execute("DELETE FROM wanted")
+    db.executemany("INSERT OR IGNORE INTO wanted VALUES (?)", ((key,) for key in keys))
 
 
 def _text(value: str | None) -> bytes | None:
