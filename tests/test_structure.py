@@ -31,7 +31,7 @@ LAYERS = [
     "tuning",
     "evaluate",
     "experiments",
-    "audit",
+    "audits",
     "render",
     "api",
     "cli",

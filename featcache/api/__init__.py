@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from featcache.api.auditing import audit
 from featcache.api.benching import bench
 from featcache.api.checking import cache_info, cache_verify
 from featcache.api.cleaning import cache_compact, cache_gc
@@ -25,6 +26,7 @@ __all__ = [
     "Options",
     "Sweep",
     "Training",
+    "audit",
     "bench",
     "cache_compact",
     "cache_export",

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from featcache.api.options import Options, open_cache
 from featcache.errors import RunNotFoundError
 from featcache.records import ORIGINAL, ExtractSummary
+from featcache.records.audits import AuditSummary
 from featcache.records.cache import ExchangeSummary
 from featcache.records.experiments import (
     BenchSummary,
@@ -35,6 +36,7 @@ _RECORDS: dict[str, Any] = {
     "bench": BenchSummary,
     "confusions": ConfusionSummary,
     "finetune": FinetuneSummary,
+    "audit": AuditSummary,
 }
 _SAME = (
     "dataset",
@@ -120,6 +122,8 @@ def _result(run: Run) -> str:
         counts = [f"{summary[name]:,} {name}" for name in ("computed", "reused", "rows") if name in summary]
         view = summary.get("view", ORIGINAL)
         return ", ".join(counts if view == ORIGINAL else [f"view {view}", *counts])
+    if run.command == "audit":
+        return f"{len({row['path'] for row in summary['rows']}):,} pictures named"
     scores = {head: score for head, (score, _) in _scores(run).items() if score is not None and head != "dummy"}
     if not scores:
         return ""

@@ -54,7 +54,10 @@ def split(
     labelled = _labelled(dataset)
     root = Path(dataset.root)
     target = Path(os.path.abspath(links or out or f"{root.name if root.is_dir() else root.stem}-split.csv"))  # noqa: PTH100
-    (_check_links if links else _check_manifest)(target, root, labelled)
+    if links:
+        _check_links(target, root, labelled)
+    else:
+        check_manifest(target, _labels(labelled))
     keys, failures = _read_all([item.path for item in labelled], progress)
     if not keys:
         raise DatasetError(f"no readable picture in {root}: {failures[0].reason} ({failures[0].path})")
@@ -62,7 +65,10 @@ def split(
     fractions = {"test": test} | ({"val": val} if val else {})
     names, notices = _divide(items, keys, fractions, seed)
     rows = [(item, names[keys[item.path]]) for item in items]
-    (_write_links if links else _write_manifest)(target, rows)
+    if links:
+        _write_links(target, rows)
+    else:
+        write_manifest(target, [(item.path, item.label or "", name) for item, name in rows])
     order = [name for name in ("train", "val", "test") if name in {"train", *fractions}]
     sizes = Counter((item.label or "", name) for item, name in rows)
     return SplitSummary(
@@ -169,30 +175,33 @@ def _divide(
     return divide(label_of, fractions, seed, {}), notices
 
 
-def _check_manifest(file: Path, _root: Path, items: Sequence[Item]) -> None:
+def check_manifest(file: Path, labels: Sequence[str]) -> None:
+    """Raise `OutputError` or `DatasetError` where no manifest of this name can be written with these labels."""
     if file.suffix.lower() != ".csv":
         raise OutputError(f"{file} would not be known as a manifest: give it the suffix .csv")
     _check_parent(file)
-    for label in _labels(items):
+    for label in labels:
         if label != label.strip():
             raise DatasetError(
                 f"class {label!r} begins or ends with white space, which a manifest does not keep: rename it, "
-                "or use --links"
+                "or make links instead of a manifest"
             )
 
 
-def _write_manifest(file: Path, rows: Rows) -> None:
+def write_manifest(file: Path, rows: Sequence[tuple[str, str, str]]) -> None:
+    """Write path, label and split of pictures to a new CSV, or leave one that is the same; raises `OutputError`."""
+    file = Path(os.path.abspath(file))  # noqa: PTH100 - as datasets are named
     out = io.StringIO()
     # All is quoted: a name with a lone carriage return would not be, and would tear its row.
     writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(["path", "label", "split"])
-    writer.writerows((item.path.removeprefix(f"{file.parent}{os.sep}"), item.label, name) for item, name in rows)
+    writer.writerows((path.removeprefix(f"{file.parent}{os.sep}"), label, name) for path, label, name in rows)
     content = out.getvalue().encode(errors="surrogateescape")
     if os.path.lexists(file):
         with suppress(OSError):
             if file.read_bytes() == content:
                 return
-        raise OutputError(f"{file} is there already, and is another split: remove it, or name another file with --out")
+        raise OutputError(f"{file} is there already, and says something else: remove it, or name another file")
     try:
         write_atomic(file, content)
     except CacheWriteError as error:

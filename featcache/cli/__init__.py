@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 import featcache
-from featcache.cli import experiments, finetuning, pictures
+from featcache.cli import auditing, experiments, finetuning, pictures
 from featcache.cli.cache import cache
 from featcache.cli.options import StderrHandler
 from featcache.errors import FeatcacheError, UsageError, one_line
@@ -44,6 +44,7 @@ for command in (
     experiments.confusions,
     finetuning.finetune,
     pictures.predict,
+    auditing.audit,
     experiments.runs,
     experiments.ledger,
     pictures.demo,

@@ -105,8 +105,7 @@ def show_page(as_json: bool, summary: Any, page: Callable[[Any], Page], csv: Pat
     """Write a summary of tables to the files that were asked for, then print it; raises `OutputError`."""
     from featcache.render import tables
 
-    rows = getattr(summary, "rows", None) or getattr(summary, "classes", None) or [summary]
-    files = [(csv, tables.records_csv(rows) if csv else ""), (md, tables.markdown(page(summary)) if md else "")]
+    files = [(csv, tables.summary_csv(summary) if csv else ""), (md, tables.markdown(page(summary)) if md else "")]
     for path, content in files:
         if path:
             write(path, content.encode(errors="backslashreplace"))

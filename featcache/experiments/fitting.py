@@ -181,12 +181,12 @@ def _try(head: Head, prepared: Prepared, group: Sequence[dict[str, Any]], fold: 
     trials = []
     for params, scores in zip(group, estimator.path_scores(X, y, values, held), strict=True):
         accuracy = float((classes[scores.argmax(1)] == truth).mean())
-        temperature = _temperature(scores, np.searchsorted(classes, truth))
+        temperature = temperature_of(scores, np.searchsorted(classes, truth))
         trials.append(Trial(params, accuracy, temperature))
     return trials
 
 
-def _temperature(scores: FloatArray, truth: npt.NDArray[np.intp]) -> float:
+def temperature_of(scores: FloatArray, truth: npt.NDArray[np.intp]) -> float:
     """Return the temperature that makes softmax(scores / temperature) the most likely (Guo et al. 2017).
 
     One part in n + 2 of each label is spread over all classes, so that few pictures, all right, do not make it certain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from featcache.render.auditing import audit_page
 from featcache.render.cache import compact_text, exchange_text, gc_text, info_text, verify_text
 from featcache.render.experiments import (
     bench_page,
@@ -16,6 +17,7 @@ from featcache.render.finetuning import finetune_page
 from featcache.render.text import demo_text, extract_text, predict_csv, predict_text, run_text, split_text
 
 __all__ = [
+    "audit_page",
     "bench_page",
     "compact_text",
     "compare_page",

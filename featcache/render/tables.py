@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from tabulate import tabulate
 
@@ -45,6 +45,20 @@ def markdown(page: Page) -> str:
     parts = [(f"**{table.title}**\n\n" if table.title else "") + _render(table, "github") for table in page.tables]
     facts = "\n".join(f"- {name}: {_escaped(value)}" for name, value in page.facts)
     return "\n\n".join(filter(None, [*parts, facts])) + "\n"
+
+
+def summary_csv(summary: Any) -> str:
+    """Return the rows of a summary as CSV, its classes where it has no rows, else itself; of no rows the header."""
+    for name in ("rows", "classes"):
+        if hasattr(summary, name):
+            kind = get_args(get_type_hints(type(summary))[name])[0]
+            return records_csv(getattr(summary, name)) or ",".join(f'"{column}"' for column in _names(kind)) + "\n"
+    return records_csv([summary])
+
+
+def _names(kind: Any) -> Iterable[str]:
+    for field in dataclasses.fields(kind):
+        yield from [f"{field.name}_low", f"{field.name}_high"] if field.name.endswith("interval") else [field.name]
 
 
 def records_csv(records: Iterable[Any]) -> str:

@@ -13,6 +13,7 @@ from tabulate import tabulate
 from featcache.errors import one_line
 from featcache.records import ExtractSummary, PrecisionCheck, SplitSummary
 from featcache.records.experiments import DemoSummary, PredictSummary, RunDetail
+from featcache.render.auditing import audit_page
 from featcache.render.cache import exchange_text
 from featcache.render.experiments import SHOWN_CLASSES, bench_page, compare_page, confusions_page, fit_page
 from featcache.render.finetuning import finetune_page
@@ -128,6 +129,7 @@ _PRINTED: dict[str, Callable[[Any], str]] = {
     "compare": lambda found: text(compare_page(found)),
     "bench": lambda found: text(bench_page(found)),
     "confusions": lambda found: text(confusions_page(found)),
+    "audit": lambda found: text(audit_page(found)),
     "finetune": lambda found: text(finetune_page(found)),
 }
 

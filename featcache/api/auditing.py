@@ -1,0 +1,240 @@
+"""A dataset in the cache enters; twins, leaks, labels that look wrong, outliers and junk among its pictures leave."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featcache.api.experiment import Experiment, open_experiment
+from featcache.api.options import Options
+from featcache.api.splitting import check_manifest, write_manifest
+from featcache.decode import look, read
+from featcache.errors import DatasetError, HeadError, PictureError
+from featcache.heads import get
+from featcache.records import Features, Look, Progress
+from featcache.records.audits import AuditSummary, FindingRow, LeakScore, SizeRow
+from featcache.splits import Plan, Rows
+
+if TYPE_CHECKING:
+    from featcache.audits.findings import Subject
+
+HEAD = "logreg"
+"""The head that is scored with and without what is also trained on."""
+
+
+def audit(
+    source: str | Path | None = None,
+    seed: int = 0,
+    manifest: str | Path | None = None,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> AuditSummary:
+    """Look for what flatters or spoils scores in the dataset last extracted, or in `source`, as it is in the cache.
+
+    Twins by content and by vector, those across what is trained on and scored first; labels that look wrong; pictures
+    unlike their class, blank, tiny, of extreme shape, or standing in for one; classes too small or too unequal. No
+    network is run, and no picture is changed. With `manifest` a new CSV lists the pictures without those named. `seed`
+    decides the split, where the dataset has none, and the folds. Raises `FeatcacheError`.
+    """
+    started = time.perf_counter()
+    with open_experiment(source, options, progress, as_it_is=True) as experiment, experiment.run("audit") as run:
+        if manifest is not None:
+            check_manifest(Path(manifest), sorted(set(experiment.features.y.tolist()) - {""}))
+        plan, notices = _plan(experiment, seed)
+        found = _examine(experiment, plan, seed, progress)
+        unreadable = sum(row.key is None for row in experiment.cache.catalog.dataset(experiment.root))
+        summary = AuditSummary(
+            dataset=experiment.root,
+            backbone=experiment.spec.backbone,
+            weights=str(experiment.extracted["weights"]),
+            fingerprint=experiment.spec.fingerprint,
+            seed=seed,
+            pictures=len(experiment.features.y),
+            contents=len(found.subject.firsts),
+            unreadable=unreadable,
+            sizes=tuple(_sizes(found.subject)),
+            leak=_leak_score(experiment, plan, found, seed, notices),
+            cuts=_cuts(),
+            rows=found.rows,
+            manifest=None,
+            seconds=round(time.perf_counter() - started, 3),
+            notices=(*experiment.notices, *notices, *found.notices),
+        )
+        if manifest is not None:
+            summary = _cleaned(experiment.features, found, Path(manifest), summary)
+        experiment.cache.runs.finish(run, asdict(summary))
+        return summary
+
+
+@dataclass(frozen=True)
+class _Found:
+    subject: Subject
+    rows: tuple[FindingRow, ...]
+    notices: tuple[str, ...]
+
+
+def _plan(experiment: Experiment, seed: int) -> tuple[Plan | None, list[str]]:
+    try:
+        plan = experiment.plan(seed, strict=False)
+    except DatasetError as error:
+        return None, [f"nothing is said of training and scoring: {error}"]
+    return plan, list(plan.notices)
+
+
+def _examine(experiment: Experiment, plan: Plan | None, seed: int, progress: Progress | None) -> _Found:
+    from featcache.audits import findings
+    from featcache.audits.axes import principal
+    from featcache.audits.labels import suspects
+    from featcache.audits.outliers import typicality
+    from featcache.audits.twins import groups, near_twins
+
+    features = experiment.features
+    numbers: dict[bytes, int] = {}
+    contents = np.array([numbers.setdefault(key, len(numbers)) for key in features.keys], np.intp)
+    firsts = np.unique(contents, return_index=True)[1]
+    _check_finite(features, firsts)
+    X = principal(features.X[firsts])
+    pairs = near_twins(X, progress)
+    fitted, scored = (np.zeros(len(features.y), bool) for _ in range(2))
+    splits = features.splits
+    if plan is not None:
+        fitted[plan.fitted], scored[plan.scored] = True, True
+        if plan.made:
+            splits = np.array([plan.made.get(key, "") for key in features.keys])
+    subject = findings.Subject(features, contents, firsts, groups(pairs, len(firsts)), splits, fitted, scored)
+    judged = np.flatnonzero(features.y[firsts] != "")
+    names, codes = np.unique(features.y[firsts[judged]], return_inverse=True)
+    trust = np.full(len(firsts), -1.0)
+    looks, unseen = _looks(experiment, subject, progress)
+    wrong = suspects(X[judged], codes, subject.groups[judged], seed, progress)
+    trust[judged] = np.nan_to_num(wrong.probabilities[np.arange(len(codes)), codes], nan=-1.0)
+    usual = typicality(X[judged], codes, subject.groups[judged], seed)
+    rows = findings.others(subject, wrong, [str(name) for name in names], judged, usual, looks)
+    return _Found(subject, (*findings.twins(subject, pairs, trust), *rows), (*unseen, *_class_notices(subject, plan)))
+
+
+def _check_finite(features: Features, firsts: Rows) -> None:
+    for file in firsts:
+        if not np.isfinite(features.X[file]).all():
+            raise HeadError(
+                f"the vector of {features.paths[file]} is not finite: extract it again, or import a sound file"
+            )
+
+
+def _looks(experiment: Experiment, subject: Subject, progress: Progress | None) -> tuple[dict[bytes, Look], list[str]]:
+    """Return what contents look like, of those extracted before that was kept by looking at their files once."""
+    features, catalog = experiment.features, experiment.cache.catalog
+    known = catalog.looks(features.keys[file] for file in subject.firsts)
+    missing = [file for file in subject.firsts.tolist() if features.keys[file] not in known]
+
+    def see(file: int) -> Look | None:
+        try:
+            data, key, _ = read(features.paths[file])
+            return look(data) if key == features.keys[file] else None
+        except PictureError:
+            return None
+
+    new = {}
+    with ThreadPoolExecutor() as executor:
+        for done, (file, seen) in enumerate(zip(missing, executor.map(see, missing), strict=True), 1):
+            if seen is not None:
+                new[features.keys[file]] = seen
+            if progress:
+                progress("audit looks", done, len(missing))
+    if new:
+        catalog.remember_looks(new)
+    unseen = len(missing) - len(new)
+    said = f"{unseen:,} pictures are not where they were, so that nobody knows which of them are blank, tiny or long"
+    return known | new, [said] * bool(unseen)
+
+
+def _class_notices(subject: Subject, plan: Plan | None) -> Iterator[str]:
+    from featcache.audits import classes
+
+    if plan is not None:
+        labels = subject.features.y[subject.firsts].tolist()
+        sides = [np.unique(subject.contents[side]) for side in (subject.fitted, subject.scored)]
+        fitted, scored = ([labels[content] for content in side] for side in sides)
+        yield from classes.notices(fitted, scored, plan.scored_name)
+
+
+def _sizes(subject: Subject) -> Iterator[SizeRow]:
+    y, names = subject.features.y, sorted(set(subject.splits.tolist()) - {""})
+    for label in sorted(set(y.tolist()) - {""}):
+        of_label = y == label
+        splits = Counter(subject.splits[of_label].tolist())
+        contents = len(np.unique(subject.contents[of_label]))
+        yield SizeRow(label, int(of_label.sum()), contents, {name: splits[name] for name in names})
+
+
+def _leak_score(
+    experiment: Experiment, plan: Plan | None, found: _Found, seed: int, notices: list[str]
+) -> LeakScore | None:
+    """Return what the head scores with and without pictures that have a twin in training, if there are any."""
+    subject = found.subject
+    leaked = np.isin(subject.features.paths, [row.path for row in found.rows if row.kind == "leak"])
+    if plan is None or not leaked.any():
+        return None
+    from featcache.evaluate import wilson
+    from featcache.experiments.fitting import fit_head
+    from featcache.experiments.prepared import prepare
+
+    try:
+        data = prepare(subject.features, plan)
+        hits = fit_head(get(HEAD), data, seed).probabilities.argmax(1) == data.truth
+    except HeadError as error:
+        notices.append(f"no head was scored with and without twins: {error}")
+        return None
+    clean = hits[~leaked[plan.scored]]
+    return LeakScore(
+        head=HEAD,
+        seed=seed,
+        scored_split=plan.scored_name,
+        n_train=len(plan.fitted),
+        n_test=len(hits),
+        accuracy=float(hits.mean()),
+        accuracy_interval=wilson(int(hits.sum()), len(hits)),
+        n_without=len(clean),
+        without=float(clean.mean()) if len(clean) else None,
+        without_interval=wilson(int(clean.sum()), len(clean)) if len(clean) else None,
+    )
+
+
+def _cuts() -> dict[str, str]:
+    from featcache.audits import labels, looks, outliers, twins
+
+    twin = ", or ".join(
+        f"{part:g} times what lies between either of them and its {rank}th nearest picture"
+        for rank, part in twins.NEARER.items()
+    )
+    apart = f"one content, or vectors no further apart (1 - cosine) than {twins.SAME:g}, or than {twin}"
+    return {
+        "leak": f"twins across what is trained on and what is scored; {apart}",
+        "twin": apart,
+        "label": "the least probable labels, as many as are confidently of another class (confident learning), by "
+        f"{labels.FOLDS}-fold probabilities of logreg, C={labels.STRENGTH:g}",
+        "outlier": f"typicality below {outliers.UNLIKE:g}: the modified z-score in its class of the mean cosine to the "
+        f"nearest {outliers.NEIGHBOURS}",
+        **looks.CUTS,
+    }
+
+
+def _cleaned(features: Features, found: _Found, file: Path, summary: AuditSummary) -> AuditSummary:
+    """Write a manifest of the pictures that are not named, or are kept of their twins."""
+    dropped = {row.path for row in summary.rows if not row.kept}
+    rows = [
+        (path, str(label), str(split))
+        for path, label, split in zip(features.paths, features.y, found.subject.splits, strict=True)
+        if path not in dropped
+    ]
+    write_manifest(file, rows)
+    left, notices = {label for _, label, _ in rows}, list(summary.notices)
+    notices += [f"class {row.label!r} has no picture in {file.name}" for row in summary.sizes if row.label not in left]
+    return replace(summary, manifest=str(file.absolute()), notices=tuple(notices))

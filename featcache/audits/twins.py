@@ -1,0 +1,93 @@
+"""Vectors on principal axes enter; pairs of pictures that are nearly the same, and groups of them, leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.neighbors import NearestNeighbors
+
+from featcache.audits.axes import directions
+from featcache.records import FloatArray, Progress
+
+NEARER = {10: 0.45, 30: 0.25}
+"""Twins are apart by at most this part of what lies between either of them and its 10th, or 30th, nearest picture."""
+
+SAME = 0.03
+"""Pictures no further apart than this (1 - cosine) are twins whatever surrounds them."""
+
+DIMS = 128
+"""Neighbours are looked for on the first axes, and then compared on all of them."""
+
+BLOCK = 4096
+
+Rows = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of row numbers (m each), the first below the second, and the cosine of their vectors (m)."""
+
+    first: Rows
+    second: Rows
+    cosine: FloatArray
+
+
+def near_twins(X: FloatArray, progress: Progress | None = None) -> Pairs:
+    """Return the pairs of pictures that are copies of each other, or of one scene, by vectors (n, d) on principal axes.
+
+    Two pictures of one class can be as alike as a picture and its copy in another class, so that no cosine tells twins.
+    What does is that they are much nearer to each other than to what else surrounds them (as in the ratio test of Lowe
+    2004). The neighbours of all pictures are found block by block; there is never a matrix of all pairs.
+    """
+    n = len(X)
+    count = min(max(NEARER), n - 1)
+    if count < 1:
+        return Pairs(np.empty(0, np.intp), np.empty(0, np.intp), np.empty(0, np.float32))
+    Z = directions(X)
+    neighbours, gaps = np.empty((n, count), np.intp), np.empty((n, count), np.float32)
+    for rows, found in _searched(directions(X[:, :DIMS]), count, progress):
+        apart = 1 - np.einsum("nd,nkd->nk", Z[rows], Z[found])
+        order = np.argsort(apart, axis=1)
+        neighbours[rows] = np.take_along_axis(found, order, axis=1)
+        gaps[rows] = np.take_along_axis(apart, order, axis=1)
+    first, second, gap = np.repeat(np.arange(n), count), neighbours.ravel(), gaps.ravel()
+    is_twin = gap <= SAME
+    for rank, part in NEARER.items():
+        room = gaps[:, min(rank, count) - 1]
+        is_twin |= (gap <= part * np.minimum(room[first], room[second])) & (count > 1)
+    return _once(first[is_twin], second[is_twin], 1 - gap[is_twin], n)
+
+
+def groups(pairs: Pairs, n: int) -> Rows:
+    """Return for each of n pictures the number of its group; one without a twin is a group of its own."""
+    links = coo_array((np.ones(len(pairs.first), np.int8), (pairs.first, pairs.second)), (n, n))
+    return np.asarray(connected_components(links, directed=False)[1], dtype=np.intp)
+
+
+def _searched(Z: FloatArray, count: int, progress: Progress | None) -> Iterator[tuple[slice, Rows]]:
+    """Yield a slice of rows and their nearest others (m, count), until all have been looked up."""
+    n = len(Z)
+    index = NearestNeighbors(n_neighbors=count + 1, algorithm="brute", metric="sqeuclidean").fit(Z)
+    for start in range(0, n, BLOCK):
+        if progress:
+            progress("audit twins", start, n)
+        rows = slice(start, min(start + BLOCK, n))
+        found = index.kneighbors(Z[rows], return_distance=False)
+        # The picture itself is among them, but not always the first, and not at all where many are equal to it.
+        itself = found == np.arange(rows.start, rows.stop)[:, None]
+        itself[~itself.any(axis=1), -1] = True
+        yield rows, found[~itself].reshape(-1, count)
+    if progress:
+        progress("audit twins", n, n)
+
+
+def _once(first: Rows, second: Rows, cosine: FloatArray, n: int) -> Pairs:
+    """Return pairs that may be there in both orders once each."""
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    _, at = np.unique(low * n + high, return_index=True)
+    return Pairs(low[at], high[at], cosine[at])
