@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.options import Options
@@ -101,7 +102,7 @@ def _examine(experiment: Experiment, plan: Plan | None, seed: int, progress: Pro
     firsts = np.unique(contents, return_index=True)[1]
     _check_finite(features, firsts)
     X = principal(features.X[firsts])
-    pairs = near_twins(X, progress)
+    pairs = near_twins(X, _peers(features.y[firsts]), progress)
     fitted, scored = (np.zeros(len(features.y), bool) for _ in range(2))
     splits = features.splits
     if plan is not None:
@@ -118,6 +119,12 @@ def _examine(experiment: Experiment, plan: Plan | None, seed: int, progress: Pro
     usual = typicality(X[judged], codes, subject.groups[judged], seed)
     rows = findings.others(subject, wrong, [str(name) for name in names], judged, usual, looks)
     return _Found(subject, (*findings.twins(subject, pairs, trust), *rows), (*unseen, *_class_notices(subject, plan)))
+
+
+def _peers(labels: npt.NDArray[np.str_]) -> Rows:
+    """Return how many contents have the label of each; all of them for one without."""
+    _, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    return np.where(labels == "", len(labels), sizes[codes])
 
 
 def _check_finite(features: Features, firsts: Rows) -> None:
@@ -210,11 +217,8 @@ def _leak_score(
 def _cuts() -> dict[str, str]:
     from featcache.audits import labels, looks, outliers, twins
 
-    twin = ", or ".join(
-        f"{part:g} times what lies between either of them and its {rank}th nearest picture"
-        for rank, part in twins.NEARER.items()
-    )
-    apart = f"one content, or vectors no further apart (1 - cosine) than {twins.SAME:g}, or than {twin}"
+    twin = ", or ".join(f"{part:g} of the way to its {rank}th nearest picture" for rank, part in twins.NEARER.items())
+    apart = f"one content, or vectors no further apart (1 - cosine) than {twins.SAME:g}, or for either than {twin}"
     return {
         "leak": f"twins across what is trained on and what is scored; {apart}",
         "twin": apart,

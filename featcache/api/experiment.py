@@ -150,12 +150,14 @@ def _as_it_is(source: str | Path | None, options: Options, always: bool) -> str 
     """Return the root of a dataset that can be used without its pictures, or `None` where they are to be looked at."""
     folder = places(options)[0]
     is_plain = always or options == Options(cache=options.cache)
-    if source is None or not folder.exists() or not is_plain:
+    if source is None or not is_plain or not (always or folder.exists()):
         return None
     root = os.path.abspath(source)  # noqa: PTH100 - as datasets are named
+    if always:
+        return root
     with open_cache(options, create=False) as cache:
         run = newest_uses(cache).get(root)
-    return root if run and (always or run.command == "import" or not os.path.exists(root)) else None
+    return root if run and (run.command == "import" or not os.path.exists(root)) else None
 
 
 def _left_out(rows: Sequence[Row]) -> list[str]:

@@ -87,9 +87,11 @@ def others(
 
     `judged` are the contents that `suspects` and `typicality` number.
     """
-    named = list(_looking(subject, judged, typicality, looks))
-    junk = {content for content, kind, *_ in named if kind in ("blank", "placeholder")}
     wrong = {int(judged[row]) for row in suspects.rows}
+    # A picture that is mostly of one colour and is in the wrong class stands in for nothing.
+    looking = _looking(subject, judged, typicality, looks)
+    named = [row for row in looking if row[1] != "placeholder" or row[0] not in wrong]
+    junk = {content for content, kind, *_ in named if kind in ("blank", "placeholder")}
     for row, code in zip(suspects.rows, suspects.suggested, strict=True):
         content, likely = int(judged[row]), suspects.probabilities[row]
         if content not in junk:

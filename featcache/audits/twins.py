@@ -15,7 +15,11 @@ from featcache.audits.axes import directions
 from featcache.records import FloatArray, Progress
 
 NEARER = {10: 0.45, 30: 0.25}
-"""Twins are apart by at most this part of what lies between either of them and its 10th, or 30th, nearest picture."""
+"""Twins are apart by at most this part of what lies between either of them and its 10th, or 30th, nearest picture.
+
+The 10th finds copies, the 30th series of one scene, as long as the rank is within half of the picture's class: further
+off lie other classes, and small classes would look like series.
+"""
 
 SAME = 0.03
 """Pictures no further apart than this (1 - cosine) are twins whatever surrounds them."""
@@ -37,8 +41,10 @@ class Pairs:
     cosine: FloatArray
 
 
-def near_twins(X: FloatArray, progress: Progress | None = None) -> Pairs:
+def near_twins(X: FloatArray, peers: Rows, progress: Progress | None = None) -> Pairs:
     """Return the pairs of pictures that are copies of each other, or of one scene, by vectors (n, d) on principal axes.
+
+    `peers` (n) is how many pictures there are of the class of each, itself included, or of all without a label.
 
     Two pictures of one class can be as alike as a picture and its copy in another class, so that no cosine tells twins.
     What does is that they are much nearer to each other than to what else surrounds them (as in the ratio test of Lowe
@@ -57,9 +63,8 @@ def near_twins(X: FloatArray, progress: Progress | None = None) -> Pairs:
         gaps[rows] = np.take_along_axis(apart, order, axis=1)
     first, second, gap = np.repeat(np.arange(n), count), neighbours.ravel(), gaps.ravel()
     is_twin = gap <= SAME
-    for rank, part in NEARER.items():
-        room = gaps[:, min(rank, count) - 1]
-        is_twin |= (gap <= part * np.minimum(room[first], room[second])) & (count > 1)
+    for room in _rooms(gaps, peers):
+        is_twin |= gap <= np.minimum(room[first], room[second])
     return _once(first[is_twin], second[is_twin], 1 - gap[is_twin], n)
 
 
@@ -67,6 +72,16 @@ def groups(pairs: Pairs, n: int) -> Rows:
     """Return for each of n pictures the number of its group; one without a twin is a group of its own."""
     links = coo_array((np.ones(len(pairs.first), np.int8), (pairs.first, pairs.second)), (n, n))
     return np.asarray(connected_components(links, directed=False)[1], dtype=np.intp)
+
+
+def _rooms(gaps: FloatArray, peers: Rows) -> Iterator[FloatArray]:
+    """Yield how far apart twins of each picture (n) may be, given how far its neighbours (n, count) are."""
+    within = np.clip((peers - 1) // 2, 1, gaps.shape[1])
+    (near, part), *further = sorted(NEARER.items())
+    # Up to here nearer ones will do: in a class of five the second nearest picture.
+    yield part * np.take_along_axis(gaps, np.minimum(near, within)[:, None] - 1, axis=1)[:, 0]
+    for rank, part in further:
+        yield np.where(within >= rank, part * gaps[:, min(rank, gaps.shape[1]) - 1], 0)
 
 
 def _searched(Z: FloatArray, count: int, progress: Progress | None) -> Iterator[tuple[slice, Rows]]:
