@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from featcache.records.experiments import (
     BenchRow,
     BenchSummary,
-    CompareRow,
     CompareSummary,
     ConfusionSummary,
     FitSummary,
@@ -20,7 +17,7 @@ from featcache.records.experiments import (
     Setting,
 )
 from featcache.render.finetuning import verdict
-from featcache.render.formats import curve, interval, number, params_text, sizes_text
+from featcache.render.formats import chosen_text, curve, head_name, interval, number, params_text, sizes_text
 from featcache.render.tables import Page, Table
 
 SHOWN_PAIRS = 10
@@ -36,7 +33,7 @@ def fit_page(rows: Sequence[FitSummary]) -> Page:
         [" head", "accuracy", " 95 % interval", "balanced", "macro-F1", "log loss", " chosen", "fit s"],
         [
             (
-                row.head + _views(bool(row.train_views), bool(row.test_views)),
+                head_name(row),
                 number(row.accuracy),
                 interval((row.accuracy_low, row.accuracy_high)),
                 number(row.balanced_accuracy),
@@ -93,7 +90,7 @@ def compare_page(summary: CompareSummary) -> Page:
         [" head", "accuracy", " 95 % interval", "balanced", " 95 % interval", "macro-F1", "p", " against the best"],
         [
             (
-                _name(row),
+                head_name(row),
                 number(row.accuracy),
                 interval(row.accuracy_interval),
                 number(row.balanced_accuracy),
@@ -110,12 +107,12 @@ def compare_page(summary: CompareSummary) -> Page:
         [" head", "log loss", "calibration error", "fit s", "predict s", " chosen"],
         [
             (
-                _name(row),
+                head_name(row),
                 number(row.log_loss),
                 number(row.calibration_error),
                 number(row.fit_seconds, 2),
                 number(row.predict_seconds, 2),
-                _chosen(row.params),
+                chosen_text(row.params),
             )
             for row in ranked
             if not row.error
@@ -125,7 +122,7 @@ def compare_page(summary: CompareSummary) -> Page:
     tuned = [
         (
             "finetuned",
-            f"{row.head}: {verdict(row.gain, row.p_value, _name(best), row.fit_seconds, best.fit_seconds or 0)}",
+            f"{row.head}: {verdict(row.gain, row.p_value, head_name(best), row.fit_seconds, best.fit_seconds or 0)}",
         )
         for row in ranked
         if best and row.gain is not None and row.p_value is not None and row.fit_seconds is not None
@@ -339,23 +336,6 @@ def setting_facts(setting: Setting) -> list[tuple[str, str]]:
         ("backbone", f"{setting.backbone} ({setting.weights}), fingerprint {setting.fingerprint[:16]}"),
         *_view_facts(setting.train_views, setting.test_views),
     ]
-
-
-def _chosen(params: Sequence[Mapping[str, Any]]) -> str:
-    """Return the values chosen most often, and how often where it was not each time."""
-    if not params:
-        return ""
-    counts = Counter(json.dumps(each, sort_keys=True) for each in params)
-    most, times = counts.most_common(1)[0]
-    return params_text(json.loads(most)) + (f" ({times} of {len(params)})" if times < len(params) else "")
-
-
-def _name(row: CompareRow) -> str:
-    return row.head + _views(row.train_views, row.test_views)
-
-
-def _views(train_views: bool, test_views: bool) -> str:
-    return "+views" * train_views + "+tta" * test_views
 
 
 def _view_facts(train_views: Sequence[str], test_views: Sequence[str]) -> list[tuple[str, str]]:

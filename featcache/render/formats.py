@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from featcache.records.experiments import CompareRow, FitSummary
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -21,6 +25,20 @@ def interval(value: tuple[float, float] | None) -> str:
 def params_text(params: Mapping[str, Any]) -> str:
     """Return parameters and their values in a few words."""
     return " ".join(f"{name}={_value(value)}" for name, value in params.items())
+
+
+def chosen_text(params: Sequence[Mapping[str, Any]]) -> str:
+    """Return the values chosen most often, and how often where it was not each time."""
+    if not params:
+        return ""
+    counts = Counter(json.dumps(each, sort_keys=True) for each in params)
+    most, times = counts.most_common(1)[0]
+    return params_text(json.loads(most)) + (f" ({times} of {len(params)})" if times < len(params) else "")
+
+
+def head_name(row: CompareRow | FitSummary) -> str:
+    """Return a head with whether it was fitted and tried on views."""
+    return row.head + "+views" * bool(row.train_views) + "+tta" * bool(row.test_views)
 
 
 def curve(values: Sequence[float], width: int = 24) -> str:
