@@ -11,7 +11,7 @@ from featcache.errors import OutputError, one_line
 from featcache.records.audits import AuditSummary
 from featcache.records.experiments import BenchSummary, CompareSummary, ConfusionSummary, Setting
 from featcache.records.finetuning import FinetuneSummary
-from featcache.render.charts.base import PRINT, Spec
+from featcache.render.charts.base import PRINT, Spec, fitted
 from featcache.render.charts.classes import sizes_chart
 from featcache.render.charts.confusion import matrix_chart
 from featcache.render.charts.courses import epochs_chart
@@ -117,7 +117,10 @@ def _figure(charts: list[Spec], title: str, said: list[str], width: int) -> Spec
     lines = [part for text in said if text for part in textwrap.wrap(one_line(text), line)]
     config: dict[str, Any] = charts[0]["config"]
     own = ("config", "autosize")
-    parts = [{name: value for name, value in chart.items() if name not in own} | {"width": width} for chart in charts]
+    charts = [fitted(chart, width) for chart in charts]
+    if len(charts) > 1:
+        config["legend"]["offset"] = 14  # of charts side by side it is measured from their axes' titles on
+    parts = [{name: value for name, value in chart.items() if name not in own} for chart in charts]
     return {
         "config": config,
         "padding": 14,

@@ -77,6 +77,7 @@ def config(palette: Palette) -> Spec:
             "tickSize": 4,
             "labelLimit": 230,
             "labelPadding": 5,
+            "labelFlush": False,
         },
         "axisYQuantitative": {"titleAlign": "left", "titleAngle": 0, "titleAnchor": "end", "titleX": 0, "titleY": -14},
         "legend": {
@@ -87,12 +88,27 @@ def config(palette: Palette) -> Spec:
             "symbolOpacity": 1,
             "columnPadding": 14,
             "labelLimit": 220,
-            "offset": 28,
+            "offset": 20,
         },
         "title": {"color": palette.ink, "subtitleColor": palette.muted, "anchor": "start"},
         "point": {"filled": True, "opacity": 1},
         "range": {"category": list(SERIES)},
     }
+
+
+def with_legend(spec: Spec, labels: Sequence[str], *, titled: bool = False) -> Spec:
+    """Return a chart that knows its legend's labels; a title of its vertical axis stands between legend and chart."""
+    spec["config"]["legend"]["offset"] = 38 if titled else 20
+    spec["usermeta"] = {"entry": 36 + 7 * max((len(label) for label in labels), default=0), "entries": len(labels)}
+    return spec
+
+
+def fitted(spec: Spec, width: int) -> Spec:
+    """Return a chart of a fixed width, with its legend in as many columns as there is room for."""
+    own = spec.pop("usermeta", None)
+    if own and own["entry"] * own["entries"] > width:
+        spec["config"]["legend"]["columns"] = max(1, width // own["entry"])
+    return spec | {"width": width}
 
 
 def named(field: str = "i", **axis: Any) -> Spec:

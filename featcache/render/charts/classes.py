@@ -7,7 +7,18 @@ from typing import Any
 
 from featcache.records.audits import SizeRow
 from featcache.records.experiments import ClassRow
-from featcache.render.charts.base import LIKE_SERIES, SERIES, Palette, Spec, chart, named, number, tip
+from featcache.render.charts.base import (
+    LIKE_SERIES,
+    SERIES,
+    Palette,
+    Spec,
+    chart,
+    named,
+    number,
+    padded,
+    tip,
+    with_legend,
+)
 
 USED = ("train", "val", "test")
 
@@ -42,7 +53,8 @@ def sizes_chart(sizes: Sequence[SizeRow], palette: Palette) -> Spec:
             "tooltip": tip(("class", "class"), ("split", "split"), ("n", "files", ",")),
         },
     }
-    return chart(palette, values, content, _height(len(rows)), names)
+    spec = chart(palette, values, content, _height(len(rows)), names)
+    return with_legend(spec, splits, titled=len(rows) > MANY)
 
 
 def split_names(sizes: Sequence[SizeRow]) -> list[str]:
@@ -61,7 +73,8 @@ def scores_chart(classes: Sequence[ClassRow], palette: Palette) -> Spec:
     lost = {"condition": {"test": "datum.lost", "value": LIKE_SERIES["wrong"]}, "value": LIKE_SERIES["accent"]}
     said = tip(("class", "class"), ("f", "F1", ".3f"), ("p", "precision", ".3f"), ("r", "recall", ".3f"),
                ("n", "scored pictures", ","))  # fmt: skip
-    fraction: dict[str, Any] = {"scale": {"domain": [0, 1]}}
+    ends = padded([each for row in rows for each in (row.precision, row.recall, row.f1)] or [0.0, 1.0])
+    fraction: dict[str, Any] = {"scale": {"domain": ends if len(rows) <= MANY else [0, 1], "nice": True}}
     title = "F1; the line spans precision and recall" if len(rows) <= MANY else "F1"
     bars = {
         "mark": {"type": "bar", "opacity": 0.85},

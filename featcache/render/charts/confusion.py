@@ -48,7 +48,8 @@ def matrix_chart(summary: ConfusionSummary, palette: Palette) -> Spec:
     said = tip(("true", "true class"), ("said", "predicted"), ("n", "pictures", ","), ("s", "of the true class", ".1%"))
     color = {"condition": {"test": "datum.t == datum.p", "value": LIKE_SERIES["quiet"]}, "value": LIKE_SERIES["wrong"]}
     shade = {"condition": {"test": "datum.t == datum.p", "value": 0.28}, "field": "s", "type": "quantitative",
-             "scale": {"type": "sqrt", "domain": [0, 1], "range": [0.12, 1]}, "legend": None}  # fmt: skip
+             "scale": {"type": "sqrt", "domain": [0, 1], "range": [0.12, 0.85] if n <= NUMBERED else [0.3, 1]},
+             "legend": None}  # fmt: skip
     cells = {"mark": {"type": "rect"}, "encoding": {"color": color, "opacity": shade, "tooltip": said}}
     numbers = {
         "mark": {"type": "text", "fontSize": 13, "tooltip": None, "color": palette.ink},

@@ -8,7 +8,7 @@ from featcache.evaluate import wilson
 from featcache.records.experiments import LedgerSummary
 from featcache.records.finetuning import FinetuneSummary
 from featcache.records.reports import CalibrationBin
-from featcache.render.charts.base import LIKE_SERIES, SERIES, Palette, Spec, chart, named, number, tip
+from featcache.render.charts.base import LIKE_SERIES, SERIES, Palette, Spec, chart, named, number, tip, with_legend
 
 UNITS = {"loss": "loss (nats a picture)", "accuracy": "accuracy"}
 
@@ -46,7 +46,7 @@ def epochs_chart(summary: FinetuneSummary, what: str, palette: Palette) -> Spec:
          "encoding": {"x": x, "y": y, "color": color, "shape": shape,
                       "tooltip": tip(("on", "on"), ("x", "epoch", "d"), ("v", what, ".4f"))}},
     ]  # fmt: skip
-    return chart(palette, values, {"layer": layers}, 260)
+    return with_legend(chart(palette, values, {"layer": layers}, 260), list(kinds), titled=True)
 
 
 def reliability_chart(bins: Sequence[CalibrationBin], palette: Palette) -> Spec:
@@ -108,8 +108,9 @@ def cache_chart(summary: LedgerSummary, palette: Palette) -> Spec:
 def _seconds_chart(
     values: Sequence[dict[str, object]], names: Sequence[str], color: Spec, said: list[Spec], palette: Palette
 ) -> Spec:
+    most = 1.2 * max((float(str(value["s"])) for value in values), default=1.0)
     content = {
-        "encoding": {"y": named(), "x": number("s", "seconds")},
+        "encoding": {"y": named(), "x": number("s", "seconds", scale={"domain": [0, most], "nice": False})},
         "layer": [
             {"mark": {"type": "bar", "height": {"band": 0.66}}, "encoding": {"color": color, "tooltip": said}},
             {"mark": {"type": "text", "align": "left", "dx": 5, "color": palette.ink, "fontSize": 12},

@@ -19,6 +19,7 @@ from featcache.render.charts.base import (
     number,
     padded,
     tip,
+    with_legend,
 )
 from featcache.render.formats import head_name
 
@@ -79,7 +80,8 @@ def compare_chart(summary: CompareSummary, palette: Palette) -> Spec:
             },
         ],
     }
-    return chart(palette, values, content, 28 * max(2, len(rows)), [head_name(row) for row in rows])
+    spec = chart(palette, values, content, 28 * max(2, len(rows)), [head_name(row) for row in rows])
+    return with_legend(spec, kinds)
 
 
 def _fractions(values: Sequence[dict[str, Any]]) -> list[float]:
@@ -121,10 +123,9 @@ def bench_charts(summary: BenchSummary, axis: Axis, palette: Palette) -> dict[st
             "labelExpr": f"(datum.value == {last} ? 'all ' : '') + format(datum.value, ',')",
         },
     )
-    return {
-        "accuracy": chart(palette, values, _accuracy(x, values), 300),
-        "seconds": chart(palette, values, _seconds(x, values), 300),
-    }
+    heads = list(dict.fromkeys(row.head for row in rows))
+    drawn = {"accuracy": _accuracy(x, values), "seconds": _seconds(x, values)}
+    return {what: with_legend(chart(palette, values, each, 300), heads, titled=True) for what, each in drawn.items()}
 
 
 def _accuracy(x: Spec, values: Sequence[dict[str, Any]]) -> Spec:
@@ -135,8 +136,14 @@ def _accuracy(x: Spec, values: Sequence[dict[str, Any]]) -> Spec:
     band = {**number("low", "accuracy", scale=scale)}
     layers = [
         {
-            "mark": {"type": "area", "opacity": 0.13},
-            "encoding": {"x": x, "y": band, "y2": {"field": "high"}, "color": _head(values)},
+            "mark": {"type": "area"},
+            "encoding": {
+                "x": x,
+                "y": band,
+                "y2": {"field": "high"},
+                "color": _head(values),
+                "opacity": _picked(0.1, 0),
+            },
         },
         *_lines(x, y, values, said),
     ]
@@ -151,13 +158,19 @@ def _seconds(x: Spec, values: Sequence[dict[str, Any]]) -> Spec:
 
 
 def _lines(x: Spec, y: Spec, values: Sequence[dict[str, Any]], said: list[Spec]) -> list[Spec]:
-    encoding = {"x": x, "y": y, "color": _head(values)}
+    encoding = {"x": x, "y": y, "color": _head(values), "opacity": _picked(1, 0.12)}
+    pick = {"name": "pick", "select": {"type": "point", "fields": ["head"]}, "bind": "legend"}
     heads = list(dict.fromkeys(value["head"] for value in values))
     shape = {"field": "head", "type": "nominal", "scale": {"domain": heads, "range": _repeat(SHAPES, len(heads))}}
     return [
-        {"mark": {"type": "line", "strokeWidth": 1.8}, "encoding": encoding},
+        {"params": [pick], "mark": {"type": "line", "strokeWidth": 1.8}, "encoding": encoding},
         {"mark": {"type": "point", "size": 50}, "encoding": {**encoding, "shape": shape, "tooltip": said}},
     ]
+
+
+def _picked(usual: float, other: float) -> Spec:
+    """Return how opaque a head is: as usual, unless others are picked in the legend."""
+    return {"condition": {"param": "pick", "value": usual}, "value": other}
 
 
 def _head(values: Sequence[dict[str, Any]]) -> Spec:

@@ -98,7 +98,7 @@ def _twins(rows: Sequence[FindingRow]) -> Gallery:
         Picture(
             row.path,
             f"twin in {row.split}, labelled {row.label}",
-            (f"{row.split}: {row.label}", "kept" if row.kept else "left out of a clean manifest"),
+            (f"{row.split}: {row.label}", "kept" if row.kept else "left out if cleaned"),
         )
         for row in rows[:SHOWN_TWINS]
     )

@@ -62,14 +62,14 @@ _COLUMNS = (
     " head",
     "accuracy",
     " interval",
+    " verdict",
+    "p",
     "balanced",
     "macro-F1",
     "log loss",
-    "calibration error",
-    "p",
-    " against the best",
-    " chosen",
+    "calibration",
     "fit s",
+    " chosen",
 )
 
 
@@ -78,14 +78,14 @@ def _cells(row: CompareRow) -> tuple[str, ...]:
         head_name(row),
         number(row.accuracy),
         interval(row.accuracy_interval),
+        f"failed: {row.error}" if row.error else row.verdict,
+        number(row.p_value),
         number(row.balanced_accuracy),
         number(row.macro_f1),
         number(row.log_loss),
         number(row.calibration_error),
-        number(row.p_value),
-        f"failed: {row.error}" if row.error else row.verdict,
-        chosen_text(row.params),
         number(row.fit_seconds, 2),
+        chosen_text(row.params),
     )
 
 
@@ -109,7 +109,7 @@ def _tuned(rows: list[CompareRow]) -> Table:
 
 def _benched(summary: BenchSummary) -> list[Block]:
     seeds = len(summary.setting.seeds)
-    band = f"; a band from the lowest to the highest of {seeds} seeds" if seeds > 1 else ""
+    band = f"; bands: lowest to highest of {seeds} seeds" if seeds > 1 else ""
     blocks: list[Block] = []
     for axis, over in ((CLASSES, "all images of each class"), (PER_CLASS, "all classes")):
         drawn = bench_charts(summary, axis, PAGE)
@@ -121,6 +121,8 @@ def _benched(summary: BenchSummary) -> list[Block]:
                       f"Seconds a seed to choose and fit, {over}"),
             )  # fmt: skip
             blocks.append(Charts(charts))
+    if blocks:
+        blocks.append(Text("A click on a head in a legend shows it alone.", quiet=True))
     page = bench_page(summary)
     blocks += [Grid(table, folded=f"{table.title.split(' ± ')[0]}, in numbers") for table in page.tables]
     own = [fact for fact in page.facts if fact[0] in {"subsets", "problem", "note"}]

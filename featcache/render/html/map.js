@@ -23,20 +23,44 @@
   };
   const picture = (i) => featcache.picture(columns.picture[i], folder + columns.path[i], lines(i));
 
-  const say = (handler, event, item, i) => {
-    if (typeof i !== "number") return featcache.hideTip();
+  spec.data.values = every.map((i) => ({ i, x: columns.x[i], y: columns.y[i], c: columns.label[i], o: outcome[i] }));
+  const host = document.getElementById("map-chart");
+  spec.height = Math.min(spec.height, Math.max(300, Math.round(host.clientWidth * 0.75)));
+  const { view } = await featcache.draw(host, spec, { renderer: "canvas" });
+
+  // The point nearest to the pointer is meant, since points are too small to be met
+
+  const NEAR = 12;
+  const nearest = (event) => {
+    const canvas = host.querySelector("canvas").getBoundingClientRect();
+    const [left, top] = view.origin();
+    const line = (name, start) => {
+      const scale = view.scale(name);
+      return [start + scale(0), scale(1) - scale(0)];
+    };
+    const [x0, dx] = line("x", canvas.left + left);
+    const [y0, dy] = line("y", canvas.top + top);
+    let found = -1;
+    let least = NEAR * NEAR;
+    for (const i of every) {
+      const distance = (x0 + dx * columns.x[i] - event.clientX) ** 2 + (y0 + dy * columns.y[i] - event.clientY) ** 2;
+      if (distance < least) [found, least] = [i, distance];
+    }
+    return found;
+  };
+  const say = (event) => {
+    const i = event.buttons && event.type === "pointermove" ? -1 : nearest(event);
+    if (i < 0) return featcache.hideTip();
     const whole = document.createElement("span");
     whole.className = "path";
     whole.textContent = folder + columns.path[i];
     const box = document.createElement("ul");
     box.append(picture(i));
-    featcache.showTip(event, box, whole);
+    return featcache.showTip(event, box, whole);
   };
+  for (const type of ["pointermove", "pointerdown"]) host.addEventListener(type, say);
+  host.addEventListener("pointerleave", featcache.hideTip);
 
-  spec.data.values = every.map((i) => ({ i, x: columns.x[i], y: columns.y[i], c: columns.label[i], o: outcome[i] }));
-  const host = document.getElementById("map-chart");
-  spec.height = Math.min(spec.height, Math.max(300, Math.round(host.clientWidth * 0.75)));
-  const { view } = await featcache.draw(host, spec, { renderer: "canvas", tooltip: say });
   const value = (name) => new FormData(controls).get(name);
 
   const listed = () => {
@@ -47,13 +71,20 @@
       (i) => (chosen < 0 || columns.label[i] === chosen) && (wanted < 0 || outcome[i] === wanted),
     );
   };
+  const count = (n) => n.toLocaleString("en");
+  const some = (found) => {
+    const seen = found.filter((i) => columns.picture[i] >= 0);
+    const from = seen.length < SHOWN ? found : seen;
+    const step = Math.max(1, from.length / SHOWN);
+    return from.filter((i, k) => Math.floor(k / step) !== Math.floor((k - 1) / step)).slice(0, SHOWN);
+  };
   const show = () => {
     const found = listed();
     const none = within === every && Number(value("chosen")) < 0 && Number(value("outcome")) < 0;
-    const rest = found.length > SHOWN ? `, the first ${SHOWN} are shown, ${(found.length - SHOWN).toLocaleString("en")} more are not` : "";
     const are = found.length === 1 ? "picture is" : "pictures are";
-    status.textContent = none ? "" : `${found.length.toLocaleString("en")} ${are} selected${rest}.`;
-    list.replaceChildren(...found.slice(0, SHOWN).map(picture));
+    const rest = found.length > SHOWN ? `; ${SHOWN} of them are shown, ${count(found.length - SHOWN)} more are not` : "";
+    status.textContent = none ? "" : `${count(found.length)} ${are} selected${rest}.`;
+    list.replaceChildren(...some(found).map(picture));
   };
   const explain = () => {
     const colors = spec.encoding.color;

@@ -28,7 +28,7 @@ from featcache.render.html.blocks import (
 from featcache.render.tables import Table
 
 SHOWN_PAIRS = 10
-SHOWN_WRONG = 6
+SHOWN_WRONG = 7
 SHOWN_SURE = 12
 
 
@@ -51,11 +51,13 @@ def confusion(summary: ReportSummary) -> Section:
         places = order(found.matrix)
         names = [found.labels[place] for place in places]
         rows = [(found.labels[i], *(f"{found.matrix[i][j]:,}" for j in places)) for i in places]
-        blocks.append(Grid(Table("True class down, predicted class across", [" true class", *names], rows)))
+        table = Table("True class down, predicted class across", [" true class", *names], rows)
+        blocks.append(Grid(table, folded="the matrix in numbers"))
     if found.pairs:
         blocks += [Heading("The most confused pairs", len(found.pairs)), *_pairs(summary)]
     sure = sorted((row for row in summary.scored if row.label != row.predicted), key=lambda row: -row.probability)
-    if sure:
+    shown = [group for block in blocks if isinstance(block, Galleries) for group in block.groups]
+    if len(sure) > sum(len(group.pictures) for group in shown):
         gallery = Gallery(tuple(_picture(row) for row in sure[:SHOWN_SURE]), note=more(
             len(sure) - SHOWN_SURE, "wrong pictures", "`featcache predict --csv` lists them"))  # fmt: skip
         blocks += [Heading("Wrong, and sure of it", len(sure)), Galleries((gallery,))]
@@ -99,8 +101,8 @@ def _picture(row: ScoredPicture) -> Picture:
         row.path,
         f"labelled {row.label}, predicted {row.predicted}",
         (
-            f"{row.label} called {row.predicted}",
-            f"{row.probability:.2f} sure, {row.label_probability:.2f} of the label",
+            f"labelled {row.label}",
+            f"predicted {row.predicted} ({row.probability:.2f}), its label {row.label_probability:.2f}",
         ),
     )
 
@@ -129,26 +131,24 @@ _COLUMNS = (
     "scored n",
     "train n",
     " taken for",
+    " nearest classes",
     "best recall",
     " by",
-    " nearest classes",
-    " mark",
 )
 
 
 def _cells(row: ClassRow, summary: ReportSummary) -> tuple[str, ...]:
     return (
-        row.label,
+        row.label + " (unlearnable)" * row.is_unlearnable,
         number(row.f1),
         number(row.precision),
         number(row.recall),
         f"{row.n_test:,}",
         f"{row.n_train:,}",
         row.confused_with or "",
+        ", ".join(summary.nearest.get(row.label, ())[:3]),
         number(row.best_recall),
         row.best_head,
-        ", ".join(summary.nearest.get(row.label, ())[:3]),
-        "unlearnable" if row.is_unlearnable else "",
     )
 
 
@@ -180,7 +180,7 @@ def calibration(summary: ReportSummary) -> Section:
     )
     charts = (
         Chart(reliability_chart(bins, PAGE), "Share that was right against the probability of the predicted class.",
-              "Right against sure, with 95 % Wilson intervals; the dashed line is perfect"),
+              "Right against sure, with 95 % intervals"),
         Chart(counts_chart(bins, PAGE), "Bars: scored pictures by the probability of the predicted class.",
               "Scored pictures by how sure the head was"),
     )  # fmt: skip

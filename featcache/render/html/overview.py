@@ -27,10 +27,10 @@ def top(summary: ReportSummary) -> Top:
     named = len({row.path for row in audit.rows})
     tiles = (
         Tile("accuracy", _percent(confusion.accuracy), f"{_percent(low)} to {_percent(high)}, n={setting.n_test:,}"),
-        Tile("mean F1 of the classes", number(macro), f"{setting.n_classes:,} classes"),
+        Tile("macro-F1", number(macro), f"{setting.n_classes:,} classes"),
         Tile("calibration error", number(summary.calibration_error), "0 is perfect"),
         Tile("pictures", f"{audit.pictures:,}", f"{audit.contents:,} different contents"),
-        Tile("pictures to look at", f"{named:,}", "named by the audit"),
+        Tile("to look at", f"{named:,}", "pictures named by the audit"),
     )
     return Top(
         title=PurePath(setting.dataset).name or setting.dataset,

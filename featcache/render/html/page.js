@@ -77,7 +77,7 @@ const featcache = (() => {
   const showTip = (event, ...content) => {
     tip.replaceChildren(...content);
     tip.hidden = false;
-    const { clientX: x = 0, clientY: y = 0 } = event.changedTouches?.[0] ?? event;
+    const { clientX: x, clientY: y } = event.changedTouches?.[0] ?? event;
     const { offsetWidth: width, offsetHeight: height } = tip;
     tip.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - width - 8))}px`;
     tip.style.top = `${y + height + 24 > innerHeight ? Math.max(8, y - height - 12) : y + 14}px`;
@@ -109,8 +109,9 @@ const featcache = (() => {
     const width = host.clientWidth;
     if (width < NARROW) {
       Object.assign(spec.config.axis, { labelLimit: Math.min(spec.config.axis.labelLimit, 96), labelFontSize: 11 });
-      Object.assign(spec.config.legend, { columns: 3, labelLimit: 120, columnPadding: 8 });
     }
+    const { entry, entries } = spec.usermeta ?? {};
+    if (entry * entries > width) spec.config.legend.columns = Math.max(1, Math.floor(width / entry));
     if ("square" in host.dataset) spec.height = Math.min(spec.height, Math.max(240, Math.round(width * 0.85)));
     return vegaEmbed(host, spec, {
       mode: "vega-lite",

@@ -79,6 +79,7 @@ def map_chart(n_labels: int, n_points: int) -> Spec:
         {"test": "by == 'outcome' && datum.o == 2", "value": "cross"},
         {"test": f"by == 'outcome' || {'true' if several else 'false'}", "value": "circle"},
     ]
+    size = 60 if n_points <= 600 else 28 if n_points <= 3000 else 14
     front = f"({plain} && datum.c == chosen) || (by == 'outcome' && datum.o == 2)"
     hidden = {"type": "quantitative", "axis": None, "scale": {"nice": False, "zero": False, "padding": 12}}
     content = {
@@ -88,7 +89,7 @@ def map_chart(n_labels: int, n_points: int) -> Spec:
             {"name": "brush", "select": {"type": "interval", "mark": {"stroke": SERIES[7], "fillOpacity": 0.1}}},
         ],
         "transform": [{"calculate": f"({front}) ? 1 : 0", "as": "front"}],
-        "mark": {"type": "point", "filled": True, "size": 60 if n_points <= 600 else 28 if n_points <= 3000 else 14},
+        "mark": {"type": "point", "filled": True},
         "encoding": {
             "x": {"field": "x", **hidden},
             "y": {"field": "y", **hidden},
@@ -96,12 +97,14 @@ def map_chart(n_labels: int, n_points: int) -> Spec:
             "shape": {"condition": shapes, "field": "c", "type": "nominal",
                       "scale": {"domain": domain, "range": list(SHAPES)}, "legend": None},
             "opacity": {
-                "condition": {"test": f"({plain} && {'true' if several else 'chosen >= 0'} && datum.c != chosen) || "
-                              "(by == 'outcome' && datum.o == 0)", "value": 0.3},
-                "value": 0.8,
+                "condition": [
+                    {"test": "datum.front", "value": 0.95},
+                    {"test": f"{plain} ? chosen >= 0 : datum.o == 0", "value": 0.25},
+                ],
+                "value": 0.5 if several else 0.8,
             },
+            "size": {"condition": {"test": "datum.front", "value": max(size, 40)}, "value": size},
             "order": {"field": "front", "type": "quantitative"},
-            "tooltip": {"field": "i", "type": "quantitative"},
         },
     }  # fmt: skip
     return chart(PAGE, [], content, 520)
