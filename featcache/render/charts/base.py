@@ -55,7 +55,7 @@ def chart(
         "height": height,
         "data": {"values": list(values)},
         **content,
-        "params": [*content.get("params", []), *([own] if names else [])],
+        "params": [*content.get("params", []), own],
     }
 
 
@@ -79,6 +79,7 @@ def config(palette: Palette) -> Spec:
             "labelPadding": 5,
             "labelFlush": False,
         },
+        "axisX": {"tickCount": 9, "labelSeparation": 8},
         "axisYQuantitative": {"titleAlign": "left", "titleAngle": 0, "titleAnchor": "end", "titleX": 0, "titleY": -14},
         "legend": {
             **text,
@@ -143,5 +144,5 @@ def decades(values: Sequence[float]) -> Spec:
 def padded(values: Sequence[float], share: float = 0.06) -> list[float]:
     """Return the range of fractions with some room at both ends, inside 0 to 1."""
     low, high = min(values), max(values)
-    room = max(share * (high - low), 0.005)
+    room = max(share * (high - low), 0.02)
     return [max(0.0, low - room), min(1.0, high + room)]

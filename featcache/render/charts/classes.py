@@ -75,7 +75,7 @@ def scores_chart(classes: Sequence[ClassRow], palette: Palette) -> Spec:
                ("n", "scored pictures", ","))  # fmt: skip
     ends = padded([each for row in rows for each in (row.precision, row.recall, row.f1)] or [0.0, 1.0])
     fraction: dict[str, Any] = {"scale": {"domain": ends if len(rows) <= MANY else [0, 1], "nice": True}}
-    title = "F1; the line spans precision and recall" if len(rows) <= MANY else "F1"
+    title = "F1 (line: precision to recall)" if len(rows) <= MANY else "F1"
     bars = {
         "mark": {"type": "bar", "opacity": 0.85},
         "encoding": _sides(len(rows), number("f", title, **fraction)),

@@ -142,7 +142,7 @@ def _accuracy(x: Spec, values: Sequence[dict[str, Any]]) -> Spec:
                 "y": band,
                 "y2": {"field": "high"},
                 "color": _head(values),
-                "opacity": _picked(0.1, 0),
+                "opacity": _picked(0.12, 0),
             },
         },
         *_lines(x, y, values, said),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -117,6 +118,17 @@ class Section:
     id: str
     title: str
     blocks: tuple[Block, ...]
+
+
+def section(name: str, title: str, blocks: Sequence[Block]) -> Section:
+    """Return a section without tables that have no rows, and charts that have nothing to show."""
+    return Section(name, title, tuple(block for block in blocks if not _is_empty(block)))
+
+
+def _is_empty(block: Block) -> bool:
+    if isinstance(block, Charts):
+        return not any(chart.spec["data"]["values"] for chart in block.charts)
+    return isinstance(block, Grid) and not block.table.rows
 
 
 @dataclass(frozen=True)

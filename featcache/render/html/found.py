@@ -18,6 +18,7 @@ from featcache.render.html.blocks import (
     Text,
     more,
     plural,
+    section,
 )
 from featcache.render.html.overview import interval_text
 
@@ -53,7 +54,7 @@ def audit(summary: ReportSummary) -> Section:
             blocks += _kind(kind, by_kind[kind], found.cuts.get(kind, ""))
     if found.manifest:
         blocks.append(Text(f"A manifest without them: `{found.manifest}`.", quiet=True))
-    return Section("audit", "Pictures to look at", tuple(blocks))
+    return section("audit", "Pictures to look at", blocks)
 
 
 def _counts(by_kind: dict[str, list[FindingRow]]) -> Text:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from featcache.records.experiments import BenchSummary, CompareRow, CompareSummary
 from featcache.records.finetuning import FinetuneSummary
 from featcache.records.reports import ReportSummary
@@ -11,7 +13,7 @@ from featcache.render.charts.heads import CLASSES, PER_CLASS, bench_charts, comp
 from featcache.render.experiments import bench_page, ledger_page
 from featcache.render.finetuning import finetune_page, name_of
 from featcache.render.formats import chosen_text, head_name, interval, number
-from featcache.render.html.blocks import Block, Chart, Charts, Facts, Grid, Heading, Section, Text
+from featcache.render.html.blocks import Block, Chart, Charts, Facts, Grid, Heading, Section, Text, section
 from featcache.render.html.overview import missing
 from featcache.render.tables import Table
 
@@ -25,7 +27,7 @@ def heads(summary: ReportSummary) -> Section:
         Heading("With fewer classes and fewer images"),
         *(_benched(bench) if bench else [missing(summary, "bench")]),
     ]
-    return Section("heads", "Heads", tuple(blocks))
+    return section("heads", "Heads", blocks)
 
 
 def _compared(summary: CompareSummary) -> list[Block]:
@@ -134,7 +136,7 @@ def finetuning(summary: ReportSummary) -> Section:
     blocks: list[Block] = []
     for found in summary.finetunes:
         blocks += _training(found)
-    return Section("finetuning", "Fine-tuning", tuple(blocks or [missing(summary, "finetune")]))
+    return section("finetuning", "Fine-tuning", blocks or [missing(summary, "finetune")])
 
 
 def _training(found: FinetuneSummary) -> list[Block]:
@@ -164,12 +166,11 @@ def _training(found: FinetuneSummary) -> list[Block]:
         f"{found.head} {number(found.head_accuracy)}, finetuned {number(found.accuracy)} on {found.scored_split} "
         f"(n={found.n_test:,}): {100 * found.gain:+.1f} points, {found.gain_per_minute:+.2f} points a minute."
     )
-    scores = page.tables[0]
     return [
         Heading(name),
         Text(f"{facts['verdict'][0].upper()}{facts['verdict'][1:]}. {gain}"),
         Charts(charts),
-        Grid(Table(f"{name}: scores on {found.scored_split}, n={found.n_test:,}", scores.headers, scores.rows)),
+        Grid(replace(page.tables[0], title=f"{name}: scores on {found.scored_split}, n={found.n_test:,}")),
         Grid(Table(f"{name}: epochs", columns, epochs), folded=f"all {len(epochs):,} epochs in numbers"),
         Facts(tuple(fact for fact in page.facts if fact[0] in {"trained", "network", "stopped", "cached", "note"})),
     ]
@@ -196,10 +197,6 @@ def time(summary: ReportSummary) -> Section:
             Text(f"The cache {when} for itself from experiment {ledger.break_even:,} on; {so_far}. To run the network "
                  f"over all pictures once takes {ledger.network_seconds:,.1f} s.")
         )  # fmt: skip
-    blocks += [Charts(tuple(charts)), Grid(Table("Seconds by kind of work", *_parts(page.tables[0])))]
+    blocks += [Charts(tuple(charts)), Grid(replace(page.tables[0], title="Seconds by kind of work"))]
     blocks.append(Facts(tuple(fact for fact in page.facts if fact[0] in {"with the cache", "without it", "note"})))
-    return Section("time", "Where the time went", tuple(blocks))
-
-
-def _parts(table: Table) -> tuple[list[str], list[tuple[str, ...]]]:
-    return list(table.headers), [tuple(row) for row in table.rows]
+    return section("time", "Where the time went", blocks)

@@ -24,6 +24,7 @@ from featcache.render.html.blocks import (
     Text,
     more,
     plural,
+    section,
 )
 from featcache.render.tables import Table
 
@@ -61,7 +62,7 @@ def confusion(summary: ReportSummary) -> Section:
         gallery = Gallery(tuple(_picture(row) for row in sure[:SHOWN_SURE]), note=more(
             len(sure) - SHOWN_SURE, "wrong pictures", "`featcache predict --csv` lists them"))  # fmt: skip
         blocks += [Heading("Wrong, and sure of it", len(sure)), Galleries((gallery,))]
-    return Section("confusion", "Who is taken for whom", tuple(blocks))
+    return section("confusion", "Who is taken for whom", blocks)
 
 
 def _pairs(summary: ReportSummary) -> list[Block]:
@@ -120,7 +121,7 @@ def classes(summary: ReportSummary) -> Section:
     )
     table = Table("Classes, the best F1 first", _COLUMNS, [_cells(row, summary) for row in rows])
     blocks: list[Block] = [_lost(summary, lost), Charts((chart,)), Grid(table, sortable=True)]
-    return Section("classes", "Class by class", tuple(blocks))
+    return section("classes", "Class by class", blocks)
 
 
 _COLUMNS = (
@@ -190,4 +191,4 @@ def calibration(summary: ReportSummary) -> Section:
         for row in bins
     ]  # fmt: skip
     table = Table("Bins of the predicted class's probability", [" from-to", "n", "mean", "right", "difference"], rows)
-    return Section("calibration", "Calibration", (Text(said), Charts(charts), Grid(table)))
+    return section("calibration", "Calibration", (Text(said), Charts(charts), Grid(table)))

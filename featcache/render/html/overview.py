@@ -9,7 +9,20 @@ from featcache.records.reports import ReportSummary
 from featcache.render.charts.base import PAGE
 from featcache.render.charts.classes import MANY, sizes_chart, split_names
 from featcache.render.formats import interval, number, sizes_text
-from featcache.render.html.blocks import Block, Chart, Charts, Facts, Grid, Points, Section, Text, Tile, Top, plural
+from featcache.render.html.blocks import (
+    Block,
+    Chart,
+    Charts,
+    Facts,
+    Grid,
+    Points,
+    Section,
+    Text,
+    Tile,
+    Top,
+    plural,
+    section,
+)
 from featcache.render.tables import Table
 
 
@@ -99,7 +112,7 @@ def dataset(summary: ReportSummary) -> Section:
     blocks += _failures(summary)
     if audit.notices:
         blocks.append(Points(audit.notices))
-    return Section("dataset", "The dataset", tuple(blocks))
+    return section("dataset", "The dataset", blocks)
 
 
 def _failures(summary: ReportSummary) -> list[Block]:
@@ -134,7 +147,7 @@ def again(summary: ReportSummary) -> Section:
         blocks += [Text("Not in this page:"), Points(summary.missing)]
     if notices:
         blocks += [Text("To be said of it:"), Points(notices)]
-    return Section("again", "How to make this page again", tuple(blocks))
+    return section("again", "How to make this page again", blocks)
 
 
 def missing(summary: ReportSummary, command: str) -> Text:

@@ -124,7 +124,13 @@ const featcache = (() => {
     });
   };
   const drawAll = async () => {
-    for (const host of document.querySelectorAll("[data-chart]")) await draw(host, charts[host.dataset.chart]);
+    for (const host of document.querySelectorAll("[data-chart]")) {
+      try {
+        await draw(host, charts[host.dataset.chart]);
+      } catch (error) {
+        host.textContent = `This chart could not be drawn (${error.message}); the table has its numbers.`;
+      }
+    }
     root.dataset.drawn = "";
   };
   drawAll();
@@ -159,14 +165,16 @@ const featcache = (() => {
 
   // Where the reader is
 
-  const links = new Map([...document.querySelectorAll(".contents a")].map((link) => [link.hash.slice(1), link]));
+  const contents = document.querySelector(".contents");
+  const links = new Map([...contents.querySelectorAll("a")].map((link) => [link.hash.slice(1), link]));
   const places = [...document.querySelectorAll("main > section")];
   const mark = () => {
     const here = places.findLast((place) => place.getBoundingClientRect().top < innerHeight / 3) ?? places[0];
-    for (const [id, link] of links) {
-      if (id === here.id) link.setAttribute("aria-current", "true");
-      else link.removeAttribute("aria-current");
-    }
+    const current = links.get(here.id);
+    if (current.hasAttribute("aria-current")) return;
+    for (const link of links.values()) link.removeAttribute("aria-current");
+    current.setAttribute("aria-current", "true");
+    contents.scrollLeft = current.offsetLeft - (contents.clientWidth - current.offsetWidth) / 2;
   };
   addEventListener("scroll", mark, { passive: true });
   mark();

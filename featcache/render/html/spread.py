@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from featcache.records.reports import Map, MapPoint, ReportSummary
 from featcache.render.charts.base import LIKE_SERIES, PAGE, SERIES, SHAPES, Spec, chart
-from featcache.render.html.blocks import Section, Spread, Text
+from featcache.render.html.blocks import Section, Spread, Text, section
 
 TOLD_APART = 8
 """Classes that have a colour of their own; of more, one at a time is shown against grey."""
@@ -28,9 +28,9 @@ def spread(summary: ReportSummary, numbers: Mapping[str, int]) -> Section:
         "that lie together here look alike to the backbone; what lies apart in the other dimensions may fall together."
     )
     if not found.points:
-        return Section("map", "A map of the pictures", (Text("There is no picture to draw.", quiet=True),))
+        return section("map", "A map of the pictures", (Text("There is no picture to draw.", quiet=True),))
     view = Spread(map_chart(len(labels), len(found.points)), columns(found, labels, numbers), tuple(labels))
-    return Section("map", "A map of the pictures", (Text(said), view))
+    return section("map", "A map of the pictures", (Text(said), view))
 
 
 def columns(found: Map, labels: Sequence[str], numbers: Mapping[str, int]) -> dict[str, object]:
@@ -65,23 +65,10 @@ def _folder(points: Sequence[MapPoint]) -> str:
 def map_chart(n_labels: int, n_points: int) -> Spec:
     """Return the chart; the page sets its points, the chosen class (-1 for none) and what is coloured."""
     several = n_labels > TOLD_APART
-    grey, plain = {"value": LIKE_SERIES["quiet"]}, "by == 'class'"
-    colors = [
-        {"test": "by == 'outcome' && datum.o == 2", "value": LIKE_SERIES["wrong"]},
-        {"test": "by == 'outcome' && datum.o == 1", "value": LIKE_SERIES["accent"]},
-        {"test": "by == 'outcome'", **grey},
-        {"test": "chosen >= 0 && datum.c != chosen", **grey},
-        *([{"test": "datum.c == chosen", "value": LIKE_SERIES["wrong"]}, {"test": "true", **grey}] if several else []),
-    ]
-    domain = list(range(TOLD_APART))
-    scale = {"domain": domain, "range": list(SERIES)}
-    shapes = [
-        {"test": "by == 'outcome' && datum.o == 2", "value": "cross"},
-        {"test": f"by == 'outcome' || {'true' if several else 'false'}", "value": "circle"},
-    ]
     size = 60 if n_points <= 600 else 28 if n_points <= 3000 else 14
-    front = f"({plain} && datum.c == chosen) || (by == 'outcome' && datum.o == 2)"
+    front = "(by == 'class' && datum.c == chosen) || (by == 'outcome' && datum.o == 2)"
     hidden = {"type": "quantitative", "axis": None, "scale": {"nice": False, "zero": False, "padding": 12}}
+    faint = {"test": "by == 'class' ? chosen >= 0 : datum.o == 0", "value": 0.25}
     content = {
         "params": [
             {"name": "by", "value": "class"},
@@ -93,18 +80,38 @@ def map_chart(n_labels: int, n_points: int) -> Spec:
         "encoding": {
             "x": {"field": "x", **hidden},
             "y": {"field": "y", **hidden},
-            "color": {"condition": colors, "field": "c", "type": "nominal", "scale": scale, "legend": None},
-            "shape": {"condition": shapes, "field": "c", "type": "nominal",
-                      "scale": {"domain": domain, "range": list(SHAPES)}, "legend": None},
+            "color": _of_class(_colors(several), SERIES),
+            "shape": _of_class(_shapes(several), SHAPES),
             "opacity": {
-                "condition": [
-                    {"test": "datum.front", "value": 0.95},
-                    {"test": f"{plain} ? chosen >= 0 : datum.o == 0", "value": 0.25},
-                ],
+                "condition": [{"test": "datum.front", "value": 0.95}, faint],
                 "value": 0.5 if several else 0.8,
             },
             "size": {"condition": {"test": "datum.front", "value": max(size, 40)}, "value": size},
             "order": {"field": "front", "type": "quantitative"},
         },
-    }  # fmt: skip
+    }
     return chart(PAGE, [], content, 520)
+
+
+def _colors(several: bool) -> list[Spec]:
+    """Return the colours of points that have not that of their class."""
+    wrong, right, grey = LIKE_SERIES["wrong"], LIKE_SERIES["accent"], LIKE_SERIES["quiet"]
+    rules = [
+        ("by == 'outcome' && datum.o == 2", wrong),
+        ("by == 'outcome' && datum.o == 1", right),
+        ("by == 'outcome'", grey),
+        ("chosen >= 0 && datum.c != chosen", grey),
+        *([("datum.c == chosen", wrong), ("true", grey)] if several else []),
+    ]
+    return [{"test": test, "value": color} for test, color in rules]
+
+
+def _shapes(several: bool) -> list[Spec]:
+    """Return the shapes of points that have not that of their class."""
+    rules = [("by == 'outcome' && datum.o == 2", "cross"), ("true" if several else "by == 'outcome'", "circle")]
+    return [{"test": test, "value": shape} for test, shape in rules]
+
+
+def _of_class(others: list[Spec], values: Sequence[str]) -> Spec:
+    scale = {"domain": list(range(TOLD_APART)), "range": list(values)}
+    return {"condition": others, "field": "c", "type": "nominal", "scale": scale, "legend": None}
