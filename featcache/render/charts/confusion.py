@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from featcache.records.experiments import ConfusionSummary
 from featcache.render.charts.base import LIKE_SERIES, Palette, Spec, chart, tip
 
@@ -21,6 +19,7 @@ def order(matrix: Sequence[Sequence[int]]) -> list[int]:
     if len(matrix) < 3:
         return list(range(len(matrix)))
 
+    import numpy as np
     from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
     from scipy.spatial.distance import squareform
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from featcache.evaluate import wilson
 from featcache.records.experiments import LedgerSummary
 from featcache.records.finetuning import FinetuneSummary
 from featcache.records.reports import CalibrationBin
@@ -51,6 +50,8 @@ def epochs_chart(summary: FinetuneSummary, what: str, palette: Palette) -> Spec:
 
 def reliability_chart(bins: Sequence[CalibrationBin], palette: Palette) -> Spec:
     """Return how many were right against how sure the head was, with 95 % intervals; the diagonal is what is meant."""
+    from featcache.evaluate import wilson
+
     values = []
     for found in bins:
         low, high = wilson(round(found.accuracy * found.n), found.n)
