@@ -363,7 +363,7 @@ class TestManifest:
         assert {row["path"] for row in rows} == everything - dropped
         pair = {str(cached / "leaf" / "2.png"), str(cached / "leaf" / "copy.png")}
         assert len(pair - dropped) == 1
-        assert {row["split"] for row in rows} == {"train", "test"}
+        assert {row["split"] for row in rows} == {""}
         assert {path: path.stat().st_mtime_ns for path in cached.rglob("*.*")} == before
         again = run("extract", "clean.csv", "--json", network=True)
         assert (again.json["computed"], again.json["found"]) == (0, len(rows))

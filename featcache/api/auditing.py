@@ -44,34 +44,39 @@ def audit(
     network is run, and no picture is changed. With `manifest` a new CSV lists the pictures without those named. `seed`
     decides the split, where the dataset has none, and the folds. Raises `FeatcacheError`.
     """
-    started = time.perf_counter()
     with open_experiment(source, options, progress, as_it_is=True) as experiment, experiment.run("audit") as run:
         if manifest is not None:
             check_manifest(Path(manifest), sorted(set(experiment.features.y.tolist()) - {""}))
-        plan, notices = _plan(experiment, seed)
-        found = _examine(experiment, plan, seed, progress)
-        unreadable = sum(row.key is None for row in experiment.cache.catalog.dataset(experiment.root))
-        summary = AuditSummary(
-            dataset=experiment.root,
-            backbone=experiment.spec.backbone,
-            weights=str(experiment.extracted["weights"]),
-            fingerprint=experiment.spec.fingerprint,
-            seed=seed,
-            pictures=len(experiment.features.y),
-            contents=len(found.subject.firsts),
-            unreadable=unreadable,
-            sizes=tuple(_sizes(found.subject)),
-            leak=_leak_score(experiment, plan, found, seed, notices),
-            cuts=_cuts(),
-            rows=found.rows,
-            manifest=None,
-            seconds=round(time.perf_counter() - started, 3),
-            notices=(*experiment.notices, *notices, *found.notices),
-        )
+        summary = audited(experiment, seed, progress)
         if manifest is not None:
-            summary = _cleaned(experiment.features, found, Path(manifest), summary)
+            summary = _cleaned(experiment.features, Path(manifest), summary)
         experiment.cache.runs.finish(run, asdict(summary))
         return summary
+
+
+def audited(experiment: Experiment, seed: int, progress: Progress | None) -> AuditSummary:
+    """Return what an audit finds in a dataset that is open."""
+    started = time.perf_counter()
+    plan, notices = _plan(experiment, seed)
+    found = _examine(experiment, plan, seed, progress)
+    unreadable = sum(row.key is None for row in experiment.cache.catalog.dataset(experiment.root))
+    return AuditSummary(
+        dataset=experiment.root,
+        backbone=experiment.spec.backbone,
+        weights=str(experiment.extracted["weights"]),
+        fingerprint=experiment.spec.fingerprint,
+        seed=seed,
+        pictures=len(experiment.features.y),
+        contents=len(found.subject.firsts),
+        unreadable=unreadable,
+        sizes=tuple(_sizes(found.subject)),
+        leak=_leak_score(plan, found, seed, notices),
+        cuts=_cuts(),
+        rows=found.rows,
+        manifest=None,
+        seconds=round(time.perf_counter() - started, 3),
+        notices=(*experiment.notices, *notices, *found.notices),
+    )
 
 
 @dataclass(frozen=True)
@@ -181,9 +186,7 @@ def _sizes(subject: Subject) -> Iterator[SizeRow]:
         yield SizeRow(label, int(of_label.sum()), contents, {name: splits[name] for name in names})
 
 
-def _leak_score(
-    experiment: Experiment, plan: Plan | None, found: _Found, seed: int, notices: list[str]
-) -> LeakScore | None:
+def _leak_score(plan: Plan | None, found: _Found, seed: int, notices: list[str]) -> LeakScore | None:
     """Return what the head scores with and without pictures that have a twin in training, if there are any."""
     subject = found.subject
     leaked = np.isin(subject.features.paths, [row.path for row in found.rows if row.kind == "leak"])
@@ -230,12 +233,12 @@ def _cuts() -> dict[str, str]:
     }
 
 
-def _cleaned(features: Features, found: _Found, file: Path, summary: AuditSummary) -> AuditSummary:
-    """Write a manifest of the pictures that are not named, or are kept of their twins."""
+def _cleaned(features: Features, file: Path, summary: AuditSummary) -> AuditSummary:
+    """Write a manifest of the pictures that are not named, or are kept of their twins, with the splits they brought."""
     dropped = {row.path for row in summary.rows if not row.kept}
     rows = [
         (path, str(label), str(split))
-        for path, label, split in zip(features.paths, features.y, found.subject.splits, strict=True)
+        for path, label, split in zip(features.paths, features.y, features.splits, strict=True)
         if path not in dropped
     ]
     write_manifest(file, rows)

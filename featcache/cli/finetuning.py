@@ -96,12 +96,12 @@ def finetune(
     whole epoch when the same command is given again. The score is on the split that the heads are scored on.
     """
     from featcache import api, render
-    from featcache.render import plots
+    from featcache.render.figures import check, draw, finetune_figure
     from featcache.render.tensorboard import Board
 
     options = make_options({"backbone": backbone, "weights": weights, "device": device, "cache": cache})
     if plot:
-        plots.check(plot)
+        check(plot)
     with ExitStack() as stack:
         bar = stack.enter_context(Bar())
         board = stack.enter_context(Board(tensorboard)) if tensorboard else None
@@ -113,5 +113,5 @@ def finetune(
 
         summary = api.finetune(source, api.Training(**training), seed, options, bar, round(limit * 1e9), on_epoch)
     if plot:
-        write(plot, plots.curves(summary, plot.suffix))
+        write(plot, draw(finetune_figure(summary), plot.suffix))
     show_page(as_json, summary, render.finetune_page, csv, md)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,6 @@ def check(path: Path) -> None:
     """Raise `OutputError` unless a picture of this name can be drawn, before the work it would show."""
     if path.suffix.lower() not in FORMATS:
         raise OutputError(f"{path} has no ending that says how to draw it: use {', '.join(FORMATS)}")
-    if find_spec("vl_convert") is None:
-        raise OutputError("vl-convert-python is not installed: pip install 'featcache[plot]'")
 
 
 def draw(spec: Spec, suffix: str) -> bytes:

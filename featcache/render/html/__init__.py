@@ -10,8 +10,7 @@ from featcache.records.reports import ReportSummary
 def report_html(summary: ReportSummary, thumbnails: Mapping[str, bytes]) -> str:
     """Return the page; `thumbnails` are WEBP files by the path of their picture, others show as a box with a name.
 
-    The page asks for nothing from anywhere, and can be encoded as UTF-8. Raises `OutputError` where what draws its
-    charts is not installed.
+    The page asks for nothing from anywhere, and can be encoded as UTF-8.
     """
     from featcache.render.html.found import audit
     from featcache.render.html.heads import finetuning, heads, time

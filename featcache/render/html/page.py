@@ -8,14 +8,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import PurePath
 from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from featcache.errors import OutputError, one_line
+from featcache.errors import one_line
 from featcache.render.html.blocks import Charts, Picture, Section, Spread, Top
 
 TEMPLATES = ("page.html", "blocks.html")
@@ -26,8 +25,6 @@ _IN_SCRIPTS = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 def page(top: Top, sections: Sequence[Section], thumbnails: Mapping[str, bytes]) -> str:
     """Return the page; scripts run only if they are those written here, by their sha256."""
-    if find_spec("vl_convert") is None:
-        raise OutputError("vl-convert-python is not installed: pip install 'featcache[plot]'")
     import vl_convert
 
     blocks = [block for section in sections for block in section.blocks]
