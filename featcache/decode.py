@@ -103,7 +103,7 @@ def decode(data: bytes, preprocess: Preprocess, view: str = ORIGINAL, *, draft: 
 
 def decode_views(data: bytes, preprocess: Preprocess, views: Sequence[str], *, draft: bool = False) -> list[Pixels]:
     """Decode a picture file's bytes once, as `decode` does, and return its array for each of several views."""
-    return _opened(data, preprocess if draft else None, lambda image, _: crops(image, preprocess, views, data))
+    return _opened(data, preprocess.resize if draft else None, lambda image, _: crops(image, preprocess, views, data))
 
 
 def decode_and_look(
@@ -114,12 +114,27 @@ def decode_and_look(
     def both(image: Image.Image, size: tuple[int, int]) -> tuple[list[Pixels], Look]:
         return crops(image, preprocess, views, data), _look(image, size)
 
-    return _opened(data, preprocess if draft else None, both)
+    return _opened(data, preprocess.resize if draft else None, both)
 
 
 def look(data: bytes) -> Look:
     """Decode a picture file's bytes, and return what it looks like; raises `PictureError`."""
     return _opened(data, None, _look)
+
+
+def thumbnail(data: bytes, edge: int, quality: int) -> bytes:
+    """Decode a picture file's bytes, and return it upright as a WEBP of at most `edge` pixels a side.
+
+    Raises `PictureError`.
+    """
+
+    def shrunk(image: Image.Image, _size: tuple[int, int]) -> bytes:
+        image.thumbnail((edge, edge))
+        out = io.BytesIO()
+        image.save(out, "WEBP", quality=quality, method=4)
+        return out.getvalue()
+
+    return _opened(data, edge, shrunk)
 
 
 def _look(image: Image.Image, size: tuple[int, int]) -> Look:
@@ -132,8 +147,11 @@ def _look(image: Image.Image, size: tuple[int, int]) -> Look:
     return Look(width, height, float((away <= SAME_COLOUR).mean()), float(np.asarray(small.convert("L")).std()))
 
 
-def _opened(data: bytes, draft: Preprocess | None, use: Callable[[Image.Image, tuple[int, int]], Result]) -> Result:
-    """Open a picture file's bytes and use it upright and in RGB, with its size in the file; raises `PictureError`."""
+def _opened(data: bytes, draft: int | None, use: Callable[[Image.Image, tuple[int, int]], Result]) -> Result:
+    """Open a picture file's bytes and use it upright and in RGB, with its size in the file; raises `PictureError`.
+
+    Where its short edge may be `draft` pixels in the end, a large JPEG is decoded in fewer pixels.
+    """
     try:
         if data[4:12] in _HEIC_BRANDS:
             _allow_heic()
@@ -142,7 +160,7 @@ def _opened(data: bytes, draft: Preprocess | None, use: Callable[[Image.Image, t
         with Image.open(io.BytesIO(data)) as image:
             size = image.size
             if draft is not None:
-                scale = 2 * draft.resize / min(size)
+                scale = 2 * draft / min(size)
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             with _room_for(image):
                 return use(_upright_rgb(image), size)

@@ -17,6 +17,7 @@ from featcache.api.history import runs, runs_compare, runs_show
 from featcache.api.ledger import ledger
 from featcache.api.options import CACHE_VARIABLE, Options
 from featcache.api.prediction import predict
+from featcache.api.reporting import report
 from featcache.api.splitting import split
 from featcache.records.experiments import Sweep
 from featcache.records.finetuning import Training
@@ -42,6 +43,7 @@ __all__ = [
     "fit",
     "ledger",
     "predict",
+    "report",
     "runs",
     "runs_compare",
     "runs_show",

@@ -45,6 +45,7 @@ for command in (
     finetuning.finetune,
     pictures.predict,
     auditing.audit,
+    auditing.report,
     experiments.runs,
     experiments.ledger,
     pictures.demo,

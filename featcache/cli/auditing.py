@@ -1,4 +1,4 @@
-"""Words that name a dataset enter; what is wrong with its pictures, and a cleaned manifest, leave."""
+"""Words that name a dataset enter; what is wrong with its pictures, a cleaned manifest, or a page on it, leave."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from featcache.cli.options import (
     OUTPUT,
     Bar,
     cache_option,
+    heads_option,
+    json_option,
     make_options,
     seed_option,
+    show,
     show_page,
     table_options,
 )
@@ -43,3 +46,33 @@ def audit(
     with Bar() as bar:
         summary = api.audit(source, seed, manifest, make_options(options), bar)
     show_page(as_json, summary, render.audit_page, csv, md)
+
+
+@click.command()
+@click.argument("source", type=FILE, required=False)
+@click.option("--out", type=OUTPUT, default="report.html", show_default=True, help="The page to write.")
+@click.option("--head", default="logreg", show_default=True, help="The head whose confusions are shown.")
+@heads_option("logreg,svm,svm-rbf,mlp,knn,centroid,ridge,lda")
+@click.option("--map", "method", default="pca", show_default=True, help="pca, tsne, or umap (needs featcache[umap]).")
+@seed_option
+@cache_option
+@json_option
+def report(
+    source: Path | None,
+    out: Path,
+    head: str,
+    heads: tuple[str, ...],
+    method: str,
+    seed: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Write one HTML page on the dataset last extracted, or on SOURCE, that needs nothing else to be shown.
+
+    It shows what compare, bench and finetune recorded, and computes confusions, a map and the audit from the cache.
+    """
+    from featcache import api, render
+
+    with Bar() as bar:
+        summary = api.report(source, out, head, heads, seed, method, make_options(options), bar)
+    show(as_json, summary, render.report_text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,9 @@ import click
 from featcache.cli.options import (
     FILE,
     Bar,
-    Command,
     cache_option,
     fail_if,
+    heads_option,
     json_option,
     make_options,
     network_options,
@@ -56,17 +55,6 @@ class _Numbers(click.ParamType[Any]):
         if not all(math.isfinite(number) and (number > 0 or (self._has_zero and number == 0)) for number in numbers):
             self.fail(f"{value!r} has a number that is not above zero", param, ctx)
         return tuple(found)
-
-
-def _heads(default: str) -> Callable[[Command], Command]:
-    def split(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, ...]:
-        from featcache.heads import FLOOR, HEADS
-
-        return (*HEADS, FLOOR) if value == "all" else words(value)
-
-    return click.option(
-        "--heads", default=default, show_default=True, callback=split, help="Names with commas, or all."
-    )
 
 
 _sweep = several(
@@ -120,7 +108,7 @@ def fit(
 
 @click.command()
 @_source
-@_heads("all")
+@heads_option("all")
 @_seeds
 @seed_option
 @_train_views
@@ -154,7 +142,7 @@ def compare(
 
 @click.command()
 @_source
-@_heads("logreg,svm,svm-rbf,mlp,knn,centroid,ridge,lda")
+@heads_option("logreg,svm,svm-rbf,mlp,knn,centroid,ridge,lda")
 @click.option("--classes", type=_Numbers(int, True), help="Numbers of classes  [default: 2,5,10,20,50,all].")
 @click.option("--per-class", type=_Numbers(int, True), help="Images of each class  [default: 1,2,5,10,30,all].")
 @_seeds
@@ -189,7 +177,7 @@ def bench(
 @click.command()
 @_source
 @click.option("--head", default="logreg", show_default=True, help="The head whose confusions are counted.")
-@_heads("logreg,svm,svm-rbf,mlp,knn,centroid,ridge,lda")
+@heads_option("logreg,svm,svm-rbf,mlp,knn,centroid,ridge,lda")
 @seed_option
 @network_options
 @cache_option

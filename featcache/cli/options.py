@@ -87,6 +87,19 @@ def words(value: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in value.split(",")) if value else ()
 
 
+def heads_option(default: str) -> Callable[[Command], Command]:
+    """Return the option --heads with these names as its default."""
+
+    def split(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, ...]:
+        from featcache.heads import FLOOR, HEADS
+
+        return (*HEADS, FLOOR) if value == "all" else words(value)
+
+    return click.option(
+        "--heads", default=default, show_default=True, callback=split, help="Names with commas, or all."
+    )
+
+
 def make_options(values: dict[str, Any]) -> Options:
     """Return the API's options from a command's."""
     from featcache.api import Options

@@ -64,6 +64,7 @@ class ReportSummary:
 
     out: str
     bytes: int
+    thumbnails: int
     created: str
     version: str
     command: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featcache.render.auditing import audit_page
+from featcache.render.auditing import audit_page, report_text
 from featcache.render.cache import compact_text, exchange_text, gc_text, info_text, verify_text
 from featcache.render.experiments import (
     bench_page,
@@ -32,6 +32,7 @@ __all__ = [
     "ledger_page",
     "predict_csv",
     "predict_text",
+    "report_text",
     "run_text",
     "runs_compare_page",
     "runs_page",

@@ -1,11 +1,14 @@
-"""The summary of an audit enters; a page of tables leaves."""
+"""The summary of an audit, or of a report, enters; a page of tables, or a few lines, leave."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 
+from featcache.errors import one_line
 from featcache.records.audits import KINDS, AuditSummary, FindingRow, LeakScore
+from featcache.records.reports import ReportSummary
+from featcache.render.cache import size_text
 from featcache.render.formats import interval, number
 from featcache.render.tables import Page, Table
 
@@ -76,3 +79,19 @@ def _groups(rows: list[FindingRow]) -> str:
 
 def _why(row: FindingRow, summary: AuditSummary) -> str:
     return row.reason.replace(f"{summary.dataset}{os.sep}", "")
+
+
+def report_text(summary: ReportSummary) -> str:
+    """Return where the page lies, what it shows, and what it lacks."""
+    found = summary.confusion
+    score = f"{number(found.accuracy)} ({interval(found.accuracy_interval)}) on {found.setting.scored_split}"
+    named = len({row.path for row in summary.audit.rows})
+    lines = [
+        f"page         {summary.out} ({size_text(summary.bytes)}, {summary.thumbnails:,} thumbnails)",
+        f"dataset      {found.setting.dataset}: {summary.audit.pictures:,} pictures, {len(found.labels):,} classes",
+        f"score        {found.head} {score}, n={found.setting.n_test:,}, fitted on {found.setting.n_train:,}, "
+        f"seed {found.setting.seeds[0]}",
+        f"audit        {named:,} pictures named",
+        *(f"not in it    {text}" for text in summary.missing),
+    ]
+    return "\n".join(map(one_line, lines))
