@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from featcache.api.accounting import ledger
 from featcache.api.auditing import audit
 from featcache.api.benching import bench
 from featcache.api.checking import cache_info, cache_verify
@@ -14,7 +15,6 @@ from featcache.api.extraction import extract
 from featcache.api.finetuning import finetune
 from featcache.api.fitting import fit
 from featcache.api.history import runs, runs_compare, runs_show
-from featcache.api.ledger import ledger
 from featcache.api.options import CACHE_VARIABLE, Options
 from featcache.api.prediction import predict
 from featcache.api.reporting import report

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.api.accounting import ledger
 from featcache.api.auditing import audited
 from featcache.api.confusing import tried
 from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.history import restore
-from featcache.api.ledger import ledger
 from featcache.api.mapping import check_method, map_of
 from featcache.api.options import Options
 from featcache.decode import read, thumbnail
