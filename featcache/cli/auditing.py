@@ -15,6 +15,7 @@ from featcache.cli.options import (
     heads_option,
     json_option,
     make_options,
+    plotter,
     seed_option,
     show,
     show_page,
@@ -25,12 +26,14 @@ from featcache.cli.options import (
 @click.command()
 @click.argument("source", type=FILE, required=False)
 @click.option("--write-manifest", "manifest", type=OUTPUT, help="List the pictures without those named in this .csv.")
+@click.option("--plot", type=OUTPUT, help="Also draw the size of each class to this .png, .svg or .pdf.")
 @seed_option
 @cache_option
 @table_options
 def audit(
     source: Path | None,
     manifest: Path | None,
+    plot: Path | None,
     seed: int,
     as_json: bool,
     csv: Path | None,
@@ -43,8 +46,10 @@ def audit(
     """
     from featcache import api, render
 
+    draw = plotter(plot, "sizes_figure")
     with Bar() as bar:
         summary = api.audit(source, seed, manifest, make_options(options), bar)
+    draw(summary)
     show_page(as_json, summary, render.audit_page, csv, md)
 
 

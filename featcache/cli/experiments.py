@@ -17,6 +17,8 @@ from featcache.cli.options import (
     json_option,
     make_options,
     network_options,
+    plot_option,
+    plotter,
     seed_option,
     several,
     show,
@@ -114,6 +116,7 @@ def fit(
 @_train_views
 @_tta
 @network_options
+@plot_option
 @cache_option
 @table_options
 def compare(
@@ -123,6 +126,7 @@ def compare(
     seed: int,
     train_views: bool,
     tta: bool,
+    plot: Path | None,
     as_json: bool,
     csv: Path | None,
     md: Path | None,
@@ -134,8 +138,10 @@ def compare(
     """
     from featcache import api, render
 
+    draw = plotter(plot, "compare_figure")
     with Bar() as bar:
         summary = api.compare(source, heads, n_seeds, seed, make_options(options), bar, train_views, tta)
+    draw(summary)
     show_page(as_json, summary, render.compare_page, csv, md)
     fail_if([row.error for row in summary.rows if row.error], HeadError)
 
@@ -148,6 +154,7 @@ def compare(
 @_seeds
 @seed_option
 @network_options
+@plot_option
 @cache_option
 @table_options
 def bench(
@@ -157,6 +164,7 @@ def bench(
     per_class: tuple[int | None, ...] | None,
     n_seeds: int,
     seed: int,
+    plot: Path | None,
     as_json: bool,
     csv: Path | None,
     md: Path | None,
@@ -168,8 +176,10 @@ def bench(
     """
     from featcache import api, render
 
+    draw = plotter(plot, "bench_figure")
     with Bar() as bar:
         summary = api.bench(source, heads, classes, per_class, n_seeds, seed, make_options(options), bar)
+    draw(summary)
     show_page(as_json, summary, render.bench_page, csv, md)
     fail_if([row.error or row.problem or "" for row in summary.rows if row.error or row.problem], HeadError)
 
@@ -180,6 +190,7 @@ def bench(
 @heads_option("logreg,svm,svm-rbf,mlp,knn,centroid,ridge,lda")
 @seed_option
 @network_options
+@plot_option
 @cache_option
 @table_options
 def confusions(
@@ -187,6 +198,7 @@ def confusions(
     head: str,
     heads: tuple[str, ...],
     seed: int,
+    plot: Path | None,
     as_json: bool,
     csv: Path | None,
     md: Path | None,
@@ -195,8 +207,10 @@ def confusions(
     """Say which classes are taken for which, and which of them none of the --heads can learn."""
     from featcache import api, render
 
+    draw = plotter(plot, "confusions_figure")
     with Bar() as bar:
         summary = api.confusions(source, head, heads, seed, make_options(options), bar)
+    draw(summary)
     show_page(as_json, summary, render.confusions_page, csv, md)
     fail_if(list(summary.errors), HeadError)
 

@@ -14,12 +14,12 @@ from featcache.cli.options import (
     Bar,
     cache_option,
     make_options,
+    plotter,
     seed_option,
     several,
     show_page,
     table_options,
     weights_option,
-    write,
 )
 
 if TYPE_CHECKING:
@@ -96,12 +96,10 @@ def finetune(
     whole epoch when the same command is given again. The score is on the split that the heads are scored on.
     """
     from featcache import api, render
-    from featcache.render.figures import check, draw, finetune_figure
     from featcache.render.tensorboard import Board
 
     options = make_options({"backbone": backbone, "weights": weights, "device": device, "cache": cache})
-    if plot:
-        check(plot)
+    draw = plotter(plot, "finetune_figure")
     with ExitStack() as stack:
         bar = stack.enter_context(Bar())
         board = stack.enter_context(Board(tensorboard)) if tensorboard else None
@@ -112,6 +110,5 @@ def finetune(
                 board.add(row)
 
         summary = api.finetune(source, api.Training(**training), seed, options, bar, round(limit * 1e9), on_epoch)
-    if plot:
-        write(plot, draw(finetune_figure(summary), plot.suffix))
+    draw(summary)
     show_page(as_json, summary, render.finetune_page, csv, md)

@@ -82,6 +82,9 @@ table_options = several(
 )
 
 
+plot_option = click.option("--plot", type=OUTPUT, help="Also draw a figure of it to this .png, .svg or .pdf.")
+
+
 def words(value: str) -> tuple[str, ...]:
     """Return the words between the commas of a value; none of an empty one."""
     return tuple(word.strip() for word in value.split(",")) if value else ()
@@ -123,6 +126,16 @@ def show_page(as_json: bool, summary: Any, page: Callable[[Any], Page], csv: Pat
         if path:
             write(path, content.encode(errors="backslashreplace"))
     show(as_json, summary, lambda found: tables.text(page(found)))
+
+
+def plotter(plot: Path | None, figure: str) -> Callable[[Any], None]:
+    """Return what draws a summary to the file that was asked for, if any; raises `OutputError` where it cannot."""
+    if plot is None:
+        return lambda summary: None
+    from featcache.render import figures
+
+    figures.check(plot)
+    return lambda summary: write(plot, figures.draw(getattr(figures, figure)(summary), plot.suffix))
 
 
 def write(path: Path, content: bytes) -> None:

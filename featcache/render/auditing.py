@@ -91,7 +91,7 @@ def report_text(summary: ReportSummary) -> str:
         f"dataset      {found.setting.dataset}: {summary.audit.pictures:,} pictures, {len(found.labels):,} classes",
         f"score        {found.head} {score}, n={found.setting.n_test:,}, fitted on {found.setting.n_train:,}, "
         f"seed {found.setting.seeds[0]}",
-        f"audit        {named:,} pictures named",
+        f"audit        {named:,} picture{'' if named == 1 else 's'} named",
         *(f"not in it    {text}" for text in summary.missing),
     ]
     return "\n".join(map(one_line, lines))

@@ -100,11 +100,15 @@ class Galleries:
 
 @dataclass(frozen=True)
 class Spread:
-    """A map of pictures: its chart, the columns of its points, and the names of the classes to choose from."""
+    """A map of pictures: its chart, the columns of its points, and the names of the classes to choose from.
+
+    Where it is `crowded` there are more classes than colours, so that it begins with what is right and wrong.
+    """
 
     spec: Spec
     columns: dict[str, Any]
     labels: tuple[str, ...]
+    crowded: bool
     kind: ClassVar = "spread"
 
 

@@ -8,6 +8,7 @@ from itertools import islice
 
 from featcache.records.audits import KINDS, FindingRow, LeakScore
 from featcache.records.reports import ReportSummary
+from featcache.render.auditing import TITLES
 from featcache.render.html.blocks import (
     Block,
     Galleries,
@@ -27,16 +28,6 @@ SHOWN = 24
 
 SHOWN_TWINS = 8
 
-TITLES = {
-    "leak": "Twins across the split",
-    "twin": "Twins",
-    "label": "Labels that look wrong",
-    "placeholder": "Placeholders",
-    "outlier": "Far from all others",
-    "blank": "Blank pictures",
-    "tiny": "Tiny pictures",
-    "shape": "Odd shapes",
-}
 ELSEWHERE = "`featcache audit --csv` lists all"
 
 
@@ -61,7 +52,7 @@ def _counts(by_kind: dict[str, list[FindingRow]]) -> Text:
     named = {row.path for rows in by_kind.values() for row in rows}
     if not named:
         return Text("The audit found nothing to look at.", quiet=True)
-    each = [f"{TITLES[kind].lower()} {len(by_kind[kind]):,}" for kind in KINDS if by_kind[kind]]
+    each = [f"{TITLES[kind]} {len(by_kind[kind]):,}" for kind in KINDS if by_kind[kind]]
     return Text(f"The audit names {plural(len(named), 'picture')}: {', '.join(each)}. Each is a hint, not a verdict.")
 
 
@@ -78,7 +69,7 @@ def leak_text(leak: LeakScore) -> str:
 
 
 def _kind(kind: str, rows: Sequence[FindingRow], cut: str) -> list[Block]:
-    blocks: list[Block] = [Heading(TITLES[kind], len(rows))]
+    blocks: list[Block] = [Heading(TITLES[kind].capitalize(), len(rows))]
     if cut:
         blocks.append(Text(f"Named by: {cut}.", quiet=True))
     groups: dict[int | str, list[FindingRow]] = defaultdict(list)

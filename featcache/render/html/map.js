@@ -113,7 +113,8 @@
     }));
   };
 
-  controls.addEventListener("change", () => {
+  controls.addEventListener("change", (event) => {
+    if (event.target.name === "chosen") controls.elements.by.value = "class";
     view.signal("by", value("by")).signal("chosen", Number(value("chosen"))).runAsync();
     explain();
     show();
@@ -124,5 +125,6 @@
     within = x && y ? every.filter((i) => inside(columns.x[i], x) && inside(columns.y[i], y)) : every;
     show();
   });
+  view.signal("by", value("by")).runAsync();
   explain();
 })();

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from featcache.records.reports import Map, MapPoint, ReportSummary
-from featcache.render.charts.base import LIKE_SERIES, PAGE, SERIES, SHAPES, Spec, chart
+from featcache.render.charts.base import LIKE_SERIES, PAGE, SERIES, SHAPES, Spec
+from featcache.render.charts.base import chart as chart_of
 from featcache.render.html.blocks import Section, Spread, Text, section
 
 TOLD_APART = 8
@@ -29,7 +30,8 @@ def spread(summary: ReportSummary, numbers: Mapping[str, int]) -> Section:
     )
     if not found.points:
         return section("map", "A map of the pictures", (Text("There is no picture to draw.", quiet=True),))
-    view = Spread(map_chart(len(labels), len(found.points)), columns(found, labels, numbers), tuple(labels))
+    chart = map_chart(len(labels), len(found.points))
+    view = Spread(chart, columns(found, labels, numbers), tuple(labels), len(labels) > TOLD_APART)
     return section("map", "A map of the pictures", (Text(said), view))
 
 
@@ -90,7 +92,7 @@ def map_chart(n_labels: int, n_points: int) -> Spec:
             "order": {"field": "front", "type": "quantitative"},
         },
     }
-    return chart(PAGE, [], content, 520)
+    return chart_of(PAGE, [], content, 520)
 
 
 def _colors(several: bool) -> list[Spec]:
