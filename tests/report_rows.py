@@ -105,6 +105,7 @@ def report_summary(first: str = "ant", second: str = "bee", folder: str = "/data
     return ReportSummary(
         out="report.html",
         bytes=0,
+        thumbnails=0,
         created="2026-01-02T03:04:05+00:00",
         version="0.1.0",
         command="featcache report /data/insects",
