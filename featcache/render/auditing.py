@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from pathlib import Path
 
 from featcache.errors import one_line
 from featcache.records.audits import KINDS, AuditSummary, FindingRow, LeakScore
@@ -55,8 +56,15 @@ def audit_page(summary: AuditSummary) -> Page:
 
 
 def within(path: str, summary: AuditSummary) -> str:
-    """Return the path of a picture as seen from the folder of the dataset."""
-    return path.removeprefix(f"{summary.dataset}{os.sep}")
+    """Return the path of a picture as seen from the folder of the dataset, or of its manifest."""
+    return _shortened(path, summary)
+
+
+def _shortened(text: str, summary: AuditSummary) -> str:
+    for folder in (Path(summary.dataset), Path(summary.dataset).parent):
+        if f"{folder}{os.sep}" in text:
+            return text.replace(f"{folder}{os.sep}", "")
+    return text
 
 
 def leak_text(leak: LeakScore | None) -> str:
@@ -78,7 +86,7 @@ def _groups(rows: list[FindingRow]) -> str:
 
 
 def _why(row: FindingRow, summary: AuditSummary) -> str:
-    return row.reason.replace(f"{summary.dataset}{os.sep}", "")
+    return _shortened(row.reason, summary)
 
 
 def report_text(summary: ReportSummary) -> str:
