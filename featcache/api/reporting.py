@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,10 +25,12 @@ from featcache.decode import read, thumbnail
 from featcache.errors import DatasetError, OutputError, PictureError
 from featcache.heads import HEADS, several
 from featcache.records import Failure, Progress
+from featcache.records.audits import AuditSummary
 from featcache.records.experiments import BenchSummary, CompareSummary
 from featcache.records.finetuning import FinetuneSummary
 from featcache.records.reports import CalibrationBin, ReportSummary, ScoredPicture
 from featcache.splits import digest
+from featcache.store import Run
 
 if TYPE_CHECKING:
     from featcache.api.confusing import Tried
@@ -61,41 +64,49 @@ def report(
     chosen = several([head, *heads])
     check_method(method)
     with open_experiment(source, options, progress, as_it_is=True) as experiment:
+        command = _command(experiment.root, out, head, heads, seed, method, options)
         found = tried(experiment, chosen, seed, progress)
         audit = audited(experiment, seed, progress)
-        scored = tuple(_scored(experiment, found))
-        predicted = {row.path: row.predicted for row in scored}
-        recorded, missing = _recorded(experiment)
-        failures = [
-            Failure(row.item.path, row.reason or "")
-            for row in experiment.cache.catalog.dataset(experiment.root)
-            if row.key is None
-        ]
-        summary = ReportSummary(
-            out=str(Path(out).absolute()),
-            bytes=0,
-            thumbnails=0,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            version=version("featcache"),
-            command=_command(experiment.root, out, head, heads, seed, method, options),
-            failures=tuple(failures[:SHOWN_FAILURES]),
-            unreadable=len(failures),
-            confusion=found.summary,
-            calibration_error=_calibration_error(found),
-            calibration=tuple(_calibration(found)),
-            scored=scored,
-            nearest=_nearest(found),
-            map=map_of(experiment, method, seed, predicted, progress),
-            compare=recorded["compare"],
-            bench=recorded["bench"],
-            finetunes=tuple(_finetunes(experiment)),
-            ledger=ledger(experiment.root, Options(cache=options.cache)),
-            audit=audit,
-            missing=tuple(missing),
-            notices=experiment.notices,
-        )
+        summary = _gathered(experiment, found, audit, method, progress, Path(out), command)
         pictures = _thumbnails(experiment, _wanted(summary), progress)
     return _written(summary, pictures)
+
+
+def _gathered(
+    experiment: Experiment,
+    found: Tried,
+    audit: AuditSummary,
+    method: str,
+    progress: Progress | None,
+    out: Path,
+    command: str,
+) -> ReportSummary:
+    scored = tuple(_scored(experiment, found))
+    predicted = {row.path: row.predicted for row in scored}
+    recorded, missing = _recorded(experiment)
+    rows = experiment.cache.catalog.dataset(experiment.root)
+    failures = [Failure(row.item.path, row.reason or "") for row in rows if row.key is None]
+    return ReportSummary(
+        out=str(out.absolute()),
+        bytes=0,
+        thumbnails=0,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        version=version("featcache"),
+        command=command,
+        failures=tuple(failures[:SHOWN_FAILURES]),
+        unreadable=len(failures),
+        confusion=found.summary,
+        calibration_error=_calibration_error(found),
+        calibration=tuple(_calibration(found)),
+        scored=scored,
+        nearest=_nearest(found),
+        map=map_of(experiment, method, audit.seed, predicted, progress),
+        **recorded,
+        ledger=ledger(experiment.root, Options(cache=experiment.cache.folder)),
+        audit=audit,
+        missing=tuple(missing),
+        notices=experiment.notices,
+    )
 
 
 def _written(summary: ReportSummary, pictures: Mapping[str, bytes]) -> ReportSummary:
@@ -166,44 +177,40 @@ def _nearest(found: Tried) -> dict[str, tuple[str, ...]]:
 
 
 def _recorded(experiment: Experiment) -> tuple[dict[str, Any], list[str]]:
-    """Return the newest compare and bench of these features and splits, and what to say where there is none."""
-    kinds = {"compare": CompareSummary, "bench": BenchSummary}
-    found: dict[str, Any] = dict.fromkeys(kinds)
-    missing = []
-    command = shlex.quote(experiment.root)
-    for name, kind in kinds.items():
-        runs = [run for run in experiment.cache.runs.all() if run.command == name and run.root == experiment.root]
-        for run in reversed([run for run in runs if run.summary and run.fingerprint == experiment.spec.fingerprint]):
-            if _is_of_these_pictures(experiment, run.summary or {}):
-                try:
-                    found[name] = restore(kind, run.summary)
-                    break
-                except (TypeError, KeyError, AttributeError):
-                    continue  # of another version, with other fields
+    """Return what was recorded of these features and splits, the newest of compare and bench, and what is missing."""
+    runs = [run for run in experiment.cache.runs.all() if run.root == experiment.root and run.summary]
+    command, missing = shlex.quote(experiment.root), []
+    found: dict[str, Any] = {"finetunes": tuple(_restored(experiment, runs, "finetune", FinetuneSummary))}
+    for name, kind in (("compare", CompareSummary), ("bench", BenchSummary)):
+        found[name] = next(_restored(experiment, runs[::-1], name, kind), None)
         if found[name] is None:
-            why = "was recorded of these pictures, splits and features" if runs else "was recorded"
-            missing.append(f"no `featcache {name}` {why}: `featcache {name} {command}` fills this")
-    if not any(_finetunes(experiment)):
+            any_of_it = any(run.command == name for run in runs)
+            which = " of these pictures, splits and features" if any_of_it else ""
+            missing.append(f"no `featcache {name}` was recorded{which}: `featcache {name} {command}` fills this")
+    if not found["finetunes"]:
         missing.append(f"no fine-tuning was recorded: `featcache finetune {command}` fills this")
     return found, missing
 
 
+def _restored(experiment: Experiment, runs: Sequence[Run], command: str, kind: Any) -> Iterator[Any]:
+    """Yield the records of those runs of a command that were on these features and splits."""
+    for run in runs:
+        summary = run.summary or {}
+        if run.command == command and run.fingerprint == experiment.spec.fingerprint:
+            # Other versions kept other fields.
+            with suppress(TypeError, KeyError, AttributeError):
+                if _is_of_these_pictures(experiment, summary):
+                    yield restore(kind, summary)
+
+
 def _is_of_these_pictures(experiment: Experiment, summary: Mapping[str, Any]) -> bool:
-    setting = summary["setting"]
+    setting = summary.get("setting", summary)
+    seeds = setting["seeds"] if "seeds" in setting else [setting["seed"]]
     try:
-        plans = [experiment.plan(seed, strict=False) for seed in setting["seeds"]]
+        plans = [experiment.plan(seed, strict=False) for seed in seeds]
     except DatasetError:
         return False
     return bool(setting["split_digest"] == digest(experiment.features, plans))
-
-
-def _finetunes(experiment: Experiment) -> Iterator[FinetuneSummary]:
-    """Yield what was fine-tuned on these pictures and splits."""
-    for run in experiment.cache.runs.all():
-        if run.command == "finetune" and run.root == experiment.root and run.summary:
-            plan = experiment.plan(int(run.summary["seed"]), strict=False)
-            if run.summary["split_digest"] == digest(experiment.features, [plan]):
-                yield restore(FinetuneSummary, run.summary)
 
 
 def _wanted(summary: ReportSummary) -> list[str]:
