@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.options import Options
 from featcache.api.splitting import check_manifest, write_manifest
+from featcache.api.threads import in_threads
 from featcache.decode import look, read
 from featcache.errors import DatasetError, HeadError, PictureError
 from featcache.heads import get
@@ -153,13 +153,8 @@ def _looks(experiment: Experiment, subject: Subject, progress: Progress | None) 
         except PictureError:
             return None
 
-    new = {}
-    with ThreadPoolExecutor() as executor:
-        for done, (file, seen) in enumerate(zip(missing, executor.map(see, missing), strict=True), 1):
-            if seen is not None:
-                new[features.keys[file]] = seen
-            if progress:
-                progress("audit looks", done, len(missing))
+    seen = zip(missing, in_threads(see, missing, "audit looks", progress), strict=True)
+    new = {features.keys[file]: found for file, found in seen if found is not None}
     if new:
         catalog.remember_looks(new)
     unseen = len(missing) - len(new)

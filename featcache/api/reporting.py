@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.history import restore
 from featcache.api.mapping import check_method, map_of
 from featcache.api.options import Options
+from featcache.api.threads import in_threads
 from featcache.decode import read, thumbnail
 from featcache.errors import DatasetError, OutputError, PictureError
 from featcache.heads import HEADS, several
@@ -39,6 +39,9 @@ EDGE = 80
 QUALITY = 45
 ROOM = 2_200_000
 """Bytes that all thumbnails may take, so that a page stays below 5 MB with its scripts and 10,000 pictures."""
+
+NAMES = 1_000_000
+"""Characters that the paths of all pictures on the map may have; longer ones take room from the thumbnails."""
 
 SHOWN_FAILURES = 100
 NEAREST = 3
@@ -234,19 +237,13 @@ def _thumbnails(experiment: Experiment, paths: Sequence[str], progress: Progress
             return None
 
     found: dict[str, bytes] = {}
-    executor = ThreadPoolExecutor(thread_name_prefix="featcache-thumbnail")
-    try:
-        room = ROOM
-        for done, (path, small) in enumerate(zip(paths, executor.map(shrunk, paths), strict=True)):
-            room -= len(small or b"")
-            if room < 0:
-                break
-            if small is not None:
-                found[path] = small
+    room = ROOM - max(0, sum(map(len, paths)) - NAMES)
+    for path, small in zip(paths, in_threads(shrunk, paths, "report pictures", progress), strict=False):
+        room -= len(small or b"")
+        if room < 0:
             if progress:
-                progress("report pictures", done, len(paths))
-    finally:
-        executor.shutdown(cancel_futures=True)
-    if progress:
-        progress("report pictures", len(paths), len(paths))
+                progress("report pictures", len(paths), len(paths))
+            break
+        if small is not None:
+            found[path] = small
     return found

@@ -8,10 +8,10 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from featcache.api.threads import in_threads
 from featcache.decode import decode, read
 from featcache.discover import discover, is_skipped
 from featcache.errors import CacheWriteError, DatasetError, OutputError, PictureError, UsageError
@@ -119,23 +119,13 @@ def _left_out(dataset: Dataset, labelled: Sequence[Item], items: Sequence[Item])
 
 def _read_all(paths: Sequence[str], progress: Progress | None) -> tuple[dict[str, bytes], list[Failure]]:
     """Return the content key of each picture by its path, and the files that are none."""
-    from joblib import cpu_count
-
     keys: dict[str, bytes] = {}
     failures: list[Failure] = []
-    executor = ThreadPoolExecutor(cpu_count(), thread_name_prefix="featcache-read")
-    try:
-        for done, (path, found) in enumerate(zip(paths, executor.map(_read, paths), strict=True)):
-            if progress:
-                progress("split", done, len(paths))
-            if isinstance(found, bytes):
-                keys[path] = found
-            else:
-                failures.append(Failure(path, str(found)))
-    finally:
-        executor.shutdown(cancel_futures=True)
-    if progress:
-        progress("split", len(paths), len(paths))
+    for path, found in zip(paths, in_threads(_read, paths, "split", progress), strict=True):
+        if isinstance(found, bytes):
+            keys[path] = found
+        else:
+            failures.append(Failure(path, str(found)))
     return keys, failures
 
 
