@@ -165,6 +165,31 @@ class TestTwins:
             "40": "the same file as /gone/0.jpg, labelled ant",
         }
 
+    def test_of_a_chain_of_twins_those_without_a_twin_among_the_kept_are_kept(self, tmp_path: Path) -> None:
+        r = np.random.default_rng(6)
+        X = r.standard_normal((150, 200))
+        step = 0.55 * r.standard_normal(200)
+        X[1:4] = X[0] + np.outer([1, 2, 3], step)  # each is near its neighbours only
+        found = featcache.audit(options=known(tmp_path, X.astype(np.float32), ["ant", "bee"] * 75))
+        rows = {int(Path(row.path).stem): row for row in found.rows if row.kind in ("twin", "leak")}
+        assert set(rows) == {0, 1, 2, 3}
+        assert len({row.group for row in rows.values()}) == 1
+        kept = {number for number, row in rows.items() if row.kept}
+        assert kept in ({0, 2}, {0, 3}, {1, 3})
+
+    def test_a_copy_in_a_wrong_class_is_doubted_and_the_right_one_stays(self, tmp_path: Path) -> None:
+        X, codes = clusters([40, 40], apart=3.0)
+        labels = [*np.array(["ant", "bee"])[codes], "bee"]
+        X = np.concatenate([X, X[:1]])
+        options = known(tmp_path, X, labels, keys=[*range(80), 0])
+        found = featcache.audit(manifest=tmp_path / "clean.csv", options=options)
+        assert set(named(found, "label")) == {"80"}
+        assert all(row.path != "/gone/0.jpg" for row in found.rows if row.kind != "twin" or not row.kept)
+        with (tmp_path / "clean.csv").open(newline="") as stream:
+            left = {row["path"]: row["label"] for row in csv.DictReader(stream)}
+        assert left["/gone/0.jpg"] == "ant"
+        assert "/gone/80.jpg" not in left
+
 
 class TestLabels:
     def test_flipped_labels_are_named_with_the_class_they_had(self, tmp_path: Path) -> None:
@@ -194,13 +219,17 @@ class TestLabels:
         codes[:2] = 1  # both copies have the wrong label
         assert {0, 1} <= set(suspects(X, codes, group, 0).rows.tolist())
 
-    def test_a_class_with_one_picture_cannot_be_judged(self) -> None:
-        X, codes = clusters([30, 30, 1], apart=2.0)
-        found = suspects(X, codes, np.arange(61), 0)
-        assert np.isnan(found.probabilities[60]).all()
+    @pytest.mark.parametrize("size", [1, 4])
+    def test_a_class_with_a_few_pictures_is_not_judged(self, tmp_path: Path, size: int) -> None:
+        X, codes = clusters([30, 30, size], apart=2.0)
+        X[60:] = X[:size]  # they look like the first class
+        found = suspects(X, codes, np.arange(60 + size), 0)
+        assert np.isnan(found.probabilities[60:]).all()
         assert np.isfinite(found.probabilities[:60]).all()
         np.testing.assert_allclose(found.probabilities[:60].sum(1), 1)
-        assert 60 not in found.rows
+        assert (found.rows < 60).all()
+        summary = featcache.audit(options=known(tmp_path, X, np.array(["ant", "bee", "cow"])[codes].tolist()))
+        assert "labels of classes with fewer than 5 pictures are not judged: cow" in summary.notices
 
     def test_a_seed_gives_the_same_twice(self) -> None:
         X, codes = clusters([40, 40], apart=0.3)
@@ -311,6 +340,8 @@ class TestLooks:
         X, codes = clusters([20, 20], apart=3.0)
         found = featcache.audit(options=known(tmp_path, X, np.array(["ant", "bee"])[codes].tolist()))
         assert any(notice.startswith("40 pictures are not where they were") for notice in found.notices)
+        gone = len({row.path for row in found.rows})
+        assert any(notice.startswith(f"{gone} of the pictures named are not") for notice in found.notices) == (gone > 0)
 
 
 class TestClasses:

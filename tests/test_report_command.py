@@ -108,8 +108,14 @@ def test_pictures_that_changed_or_are_gone_have_no_thumbnail(photos: Path, tmp_p
     found = run("report", "photos", *FAST, "--json").json
     assert found["thumbnails"] == 34
     shutil.rmtree(tmp_path / "photos")
-    assert run("report", "photos", *FAST, "--json").json["thumbnails"] == 0
-    assert "9.png" in (tmp_path / "report.html").read_text("utf-8")
+    result = run("report", "photos", *FAST)
+    assert "0 thumbnails" in result.out
+    assert (
+        "note         36 pictures are gone or have changed, and are not shown: `featcache extract` again" in result.out
+    )
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "9.png" in page
+    assert "36 pictures are gone or have changed" in page
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
@@ -152,6 +158,7 @@ def test_wrong_values_are_refused_before_the_work(photos: Path, tmp_path: Path, 
         (("--map", "pie"), "unknown map 'pie'"),
         (("--head", "none"), "unknown head 'none'"),
         (("--out", "no/report.html"), "there is no folder"),
+        (("--out", "cache"), "cache is a folder: name a file in it"),
         (("elsewhere",), "elsewhere"),
     ):
         result = run("report", *words)

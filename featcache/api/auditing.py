@@ -19,12 +19,12 @@ from featcache.api.threads import in_threads
 from featcache.decode import look, read
 from featcache.errors import DatasetError, HeadError, PictureError
 from featcache.heads import get
-from featcache.records import Features, Look, Progress
+from featcache.records import Features, FloatArray, Look, Progress
 from featcache.records.audits import AuditSummary, FindingRow, LeakScore, SizeRow
 from featcache.splits import Plan, Rows
 
 if TYPE_CHECKING:
-    from featcache.audits.findings import Subject
+    from featcache.audits.findings import Judgement, Subject
 
 HEAD = "logreg"
 """The head that is scored with and without what is also trained on."""
@@ -60,6 +60,9 @@ def audited(experiment: Experiment, seed: int, progress: Progress | None) -> Aud
     plan, notices = _plan(experiment, seed)
     found = _examine(experiment, plan, seed, progress)
     unreadable = sum(row.key is None for row in experiment.cache.catalog.dataset(experiment.root))
+    gone = sum(not Path(path).exists() for path in {row.path for row in found.rows})
+    if gone:
+        notices.append(f"{gone:,} of the pictures named are not where they were: `featcache extract` again")
     return AuditSummary(
         dataset=experiment.root,
         backbone=experiment.spec.backbone,
@@ -97,8 +100,6 @@ def _plan(experiment: Experiment, seed: int) -> tuple[Plan | None, list[str]]:
 def _examine(experiment: Experiment, plan: Plan | None, seed: int, progress: Progress | None) -> _Found:
     from featcache.audits import findings
     from featcache.audits.axes import principal
-    from featcache.audits.labels import suspects
-    from featcache.audits.outliers import typicality
     from featcache.audits.twins import groups, near_twins
 
     features = experiment.features
@@ -114,22 +115,43 @@ def _examine(experiment: Experiment, plan: Plan | None, seed: int, progress: Pro
         fitted[plan.fitted], scored[plan.scored] = True, True
         if plan.made:
             splits = np.array([plan.made.get(key, "") for key in features.keys])
-    subject = findings.Subject(features, contents, firsts, groups(pairs, len(firsts)), splits, fitted, scored)
-    judged = np.flatnonzero(features.y[firsts] != "")
-    names, codes = np.unique(features.y[firsts[judged]], return_inverse=True)
-    trust = np.full(len(firsts), -1.0)
+    labelled = [(int(content), str(label)) for content, label in zip(contents, features.y, strict=True)]
+    known = {case: at for at, case in enumerate(dict.fromkeys(case for case in labelled if case[1]))}
+    cases = np.array([known.get(case, -1) for case in labelled], np.intp)
+    case_firsts = np.unique(cases, return_index=True)[1][int((cases < 0).any()) :]
+    number = groups(pairs, len(firsts))
+    subject = findings.Subject(features, contents, firsts, cases, case_firsts, number, splits, fitted, scored)
+    judgement = _judged(subject, X, seed, progress)
     looks, unseen = _looks(experiment, subject, progress)
-    wrong = suspects(X[judged], codes, subject.groups[judged], seed, progress)
-    trust[judged] = np.nan_to_num(wrong.probabilities[np.arange(len(codes)), codes], nan=-1.0)
-    usual = typicality(X[judged], codes, subject.groups[judged], seed)
-    rows = findings.others(subject, wrong, [str(name) for name in names], judged, usual, looks)
-    return _Found(subject, (*findings.twins(subject, pairs, trust), *rows), (*unseen, *_class_notices(subject, plan)))
+    rows = findings.others(subject, judgement, looks)
+    doubted = np.isin(features.paths, [row.path for row in rows])
+    trust = np.where(cases < 0, -1.0, np.append(judgement.trust, -1.0)[cases])
+    notices = [*unseen, *_class_notices(subject, plan, judgement)]
+    return _Found(subject, (*findings.twins(subject, pairs, trust, doubted), *rows), tuple(notices))
 
 
 def _peers(labels: npt.NDArray[np.str_]) -> Rows:
     """Return how many contents have the label of each; all of them for one without."""
     _, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     return np.where(labels == "", len(labels), sizes[codes])
+
+
+def _judged(subject: Subject, X: FloatArray, seed: int, progress: Progress | None) -> Judgement:
+    """Judge labels and typicality of each case; `X` holds the vectors of the contents."""
+    from featcache.audits.findings import Judgement
+    from featcache.audits.labels import suspects
+    from featcache.audits.outliers import typicality
+
+    names, codes = np.unique(subject.features.y[subject.case_firsts], return_inverse=True)
+    of_case = subject.contents[subject.case_firsts]
+    X, number = X[of_case], subject.groups[of_case]
+    return Judgement(
+        suspects=suspects(X, codes, number, seed, progress),
+        classes=tuple(map(str, names)),
+        codes=codes,
+        typicality=typicality(X, codes, number, seed),
+        sizes=np.bincount(codes, minlength=1)[codes],
+    )
 
 
 def _check_finite(features: Features, firsts: Rows) -> None:
@@ -162,9 +184,15 @@ def _looks(experiment: Experiment, subject: Subject, progress: Progress | None) 
     return known | new, [said] * bool(unseen)
 
 
-def _class_notices(subject: Subject, plan: Plan | None) -> Iterator[str]:
+def _class_notices(subject: Subject, plan: Plan | None, judgement: Judgement) -> Iterator[str]:
     from featcache.audits import classes
+    from featcache.audits.labels import FEWEST
 
+    small = [name for name, size in zip(judgement.classes, np.bincount(judgement.codes), strict=True) if size < FEWEST]
+    if small:
+        yield f"labels of classes with fewer than {FEWEST} pictures are not judged: {', '.join(small[:FEWEST])}" + (
+            f" and {len(small) - FEWEST:,} more" if len(small) > FEWEST else ""
+        )
     if plan is not None:
         labels = subject.features.y[subject.firsts].tolist()
         sides = [np.unique(subject.contents[side]) for side in (subject.fitted, subject.scored)]

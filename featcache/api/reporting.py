@@ -71,7 +71,10 @@ def report(
         found = tried(experiment, chosen, seed, progress)
         audit = audited(experiment, seed, progress)
         summary = _gathered(experiment, found, audit, method, progress, Path(out), command)
-        pictures = _thumbnails(experiment, _wanted(summary), progress)
+        pictures, gone = _thumbnails(experiment, _wanted(summary), progress)
+        if gone:
+            said = f"{gone:,} pictures are gone or have changed, and are not shown: `featcache extract` again"
+            summary = replace(summary, notices=(*summary.notices, said))
     return _written(summary, pictures)
 
 
@@ -225,8 +228,10 @@ def _wanted(summary: ReportSummary) -> list[str]:
     return list(dict.fromkeys([*named, *(row.path for row in wrong), *mixed]))
 
 
-def _thumbnails(experiment: Experiment, paths: Sequence[str], progress: Progress | None) -> dict[str, bytes]:
-    """Return pictures as small WEBP files by their paths, as far as there is room for; changed ones are left out."""
+def _thumbnails(
+    experiment: Experiment, paths: Sequence[str], progress: Progress | None
+) -> tuple[dict[str, bytes], int]:
+    """Return pictures as small WEBP files by their paths, as far as there is room, and how many are gone or changed."""
     keys = dict(zip(experiment.features.paths, experiment.features.keys, strict=True))
 
     def shrunk(path: str) -> bytes | None:
@@ -237,6 +242,7 @@ def _thumbnails(experiment: Experiment, paths: Sequence[str], progress: Progress
             return None
 
     found: dict[str, bytes] = {}
+    gone = 0
     room = ROOM - max(0, sum(map(len, paths)) - NAMES)
     for path, small in zip(paths, in_threads(shrunk, paths, "report pictures", progress), strict=False):
         room -= len(small or b"")
@@ -244,6 +250,8 @@ def _thumbnails(experiment: Experiment, paths: Sequence[str], progress: Progress
             if progress:
                 progress("report pictures", len(paths), len(paths))
             break
-        if small is not None:
+        if small is None:
+            gone += 1
+        else:
             found[path] = small
-    return found
+    return found, gone

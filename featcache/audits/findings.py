@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,55 +11,112 @@ import numpy.typing as npt
 
 from featcache.audits.labels import Suspects
 from featcache.audits.looks import problems
-from featcache.audits.outliers import UNLIKE
+from featcache.audits.outliers import MANY, UNLIKE
 from featcache.audits.twins import Pairs, Rows
 from featcache.records import Features, Look
 from featcache.records.audits import KINDS, FindingRow
 
+NEARLY = 0.9
+"""Twins that are less alike than this (cosine) are said to be much alike, not nearly the same."""
+
 
 @dataclass(frozen=True)
 class Subject:
-    """The files of a dataset (n), and their different contents (m): what an audit looks at.
+    """The files of a dataset (n), their different contents (m), and the cases (k): contents with one of their labels.
 
-    `contents` (n) numbers the content of each file, `firsts` (m) is the first file of each, `groups` (m) numbers twins.
-    `splits` (n) are the names that files are found under, `fitted` and `scored` (n) say what a plan does with them.
+    `contents` and `cases` (n) number those of each file, the case being -1 where there is no label; `firsts` (m) and
+    `case_firsts` (k) are the first files of each; `groups` (m) numbers twins. `splits` (n) are the names that files are
+    found under, `fitted` and `scored` (n) say what a plan does with them.
     """
 
     features: Features
     contents: Rows
     firsts: Rows
+    cases: Rows
+    case_firsts: Rows
     groups: Rows
     splits: npt.NDArray[np.str_]
     fitted: npt.NDArray[np.bool_]
     scored: npt.NDArray[np.bool_]
 
-    @property
-    def files(self) -> dict[int, list[int]]:
-        """The files of each content."""
-        found = defaultdict(list)
-        for row, content in enumerate(self.contents.tolist()):
-            found[content].append(row)
-        return found
-
-    def row(self, kind: str, file: int, value: float, reason: str, **more: str | int | bool) -> FindingRow:
+    def row(self, kind: str, file: int, value: float, reason: str, **more: str | int | bool | None) -> FindingRow:
         """Return a row on one file."""
         given = {"suggested": None, "group": None, "kept": False} | more
         path, label = self.features.paths[file], str(self.features.y[file])
         return FindingRow(kind, path, label, str(self.splits[file]), value=float(value), reason=reason, **given)  # type: ignore[arg-type]
 
 
-def twins(subject: Subject, pairs: Pairs, trust: npt.NDArray[np.float64]) -> list[FindingRow]:
+@dataclass(frozen=True)
+class Judgement:
+    """What is thought of each case (k): its label, how like its class it is, and how many pictures that class has."""
+
+    suspects: Suspects
+    classes: tuple[str, ...]
+    codes: Rows
+    typicality: npt.NDArray[np.float64]
+    sizes: Rows
+
+    @property
+    def trust(self) -> npt.NDArray[np.float64]:
+        """The probability (k) of the label of each case, -1 where it cannot be judged."""
+        found = self.suspects.probabilities[np.arange(len(self.codes)), self.codes]
+        return np.nan_to_num(found, nan=-1.0)
+
+
+Named = tuple[Sequence[int], str, float, str, str | None]
+"""Files, kind, value, reason, and the class they look like."""
+
+
+def others(subject: Subject, judgement: Judgement, looks: Mapping[bytes, Look]) -> list[FindingRow]:
+    """Return rows for suspect labels, outliers and what pictures look like, each picture named once for what it is."""
+    wrong = set(judgement.suspects.rows.tolist())
+    of_case = _files_of(subject.cases)
+    looking = list(_looking(subject, judgement, looks))
+    junk = {int(subject.cases[files[0]]) for files, kind, *_ in looking if kind in ("blank", "placeholder")}
+    named = looking
+    for case, code in zip(judgement.suspects.rows.tolist(), judgement.suspects.suggested.tolist(), strict=True):
+        likely = judgement.suspects.probabilities[case]
+        own = float(likely[judgement.codes[case]])
+        reason = f"looks like {judgement.classes[code]} ({likely[code]:.2f}), its own label has {own:.2f}"
+        if case not in junk:
+            named.append((of_case[case], "label", own, reason, judgement.classes[code]))
+    for case, z in enumerate(judgement.typicality.tolist()):
+        if z < UNLIKE and judgement.sizes[case] >= MANY and case not in junk | wrong:
+            named.append((of_case[case], "outlier", z, f"unlike the others of its class (typicality {z:.1f})", None))
+    # Suspects are in their order already, and sorting keeps it.
+    named.sort(key=lambda found: (KINDS.index(found[1]), 0.0 if found[1] == "label" else found[2]))
+    return [
+        subject.row(kind, file, value, reason, suggested=suggested)
+        for files, kind, value, reason, suggested in named
+        for file in files
+    ]
+
+
+def _looking(subject: Subject, judgement: Judgement, looks: Mapping[bytes, Look]) -> Iterator[Named]:
+    files_of, wrong = _files_of(subject.contents), set(judgement.suspects.rows.tolist())
+    for content, first in enumerate(subject.firsts.tolist()):
+        look = looks.get(subject.features.keys[first])
+        if look is not None:
+            files = files_of[content]
+            cases = {case for case in subject.cases[files].tolist() if case >= 0}
+            usual = min((float(judgement.typicality[case]) for case in cases), default=0.0)
+            for kind, value, reason in problems(look, usual):
+                # A picture that is mostly of one colour and is in the wrong class stands in for nothing.
+                if kind != "placeholder" or not cases & wrong:
+                    yield files, kind, value, reason, None
+
+
+def twins(
+    subject: Subject, pairs: Pairs, trust: npt.NDArray[np.float64], doubted: npt.NDArray[np.bool_]
+) -> list[FindingRow]:
     """Return a row for each file that has a twin, groups across training and scoring first, then the most alike.
 
-    Of each group one file is kept, where some are scored one of those, that of the content with the most `trust` (m).
+    `trust` (n) says how likely the label of each file is, `doubted` (n) whether it is named for something else. So many
+    files of a group are kept that each of the others has a twin among them, unless all of them are doubted.
     """
-    nearest = _nearest(pairs)
-    of_group: dict[int, list[int]] = defaultdict(list)
-    for file, content in enumerate(subject.contents):
-        of_group[int(subject.groups[content])].append(file)
+    nearest, stand_ins = _nearest(pairs), _stand_ins(subject)
     found = []
-    stand_ins = _stand_ins(subject)
-    for files in of_group.values():
+    for files in _files_of(subject.groups[subject.contents]).values():
         if len(files) > 1:
             kind = "leak" if subject.fitted[files].any() and subject.scored[files].any() else "twin"
             partners = {file: _partner(subject, file, nearest, stand_ins) for file in files}
@@ -67,71 +124,44 @@ def twins(subject: Subject, pairs: Pairs, trust: npt.NDArray[np.float64]) -> lis
             found.append((KINDS.index(kind), -best, files[0], kind, partners))
     rows = []
     for number, (*_, kind, partners) in enumerate(sorted(found, key=lambda group: group[:3]), 1):
-        candidates = [file for file in partners if kind == "twin" or subject.scored[file]]
-        kept = max(candidates, key=lambda file: trust[subject.contents[file]])
+        kept = _kept(subject, list(partners), nearest, trust, doubted)
         for file, (other, cosine) in partners.items():
             reason = _likeness(subject, file, other, cosine)
-            rows.append(subject.row(kind, file, cosine, reason, group=number, kept=file == kept))
+            rows.append(subject.row(kind, file, cosine, reason, group=number, kept=file in kept))
     return rows
 
 
-def others(
+def _kept(
     subject: Subject,
-    suspects: Suspects,
-    classes: Sequence[str],
-    judged: Rows,
-    typicality: npt.NDArray[np.float64],
-    looks: Mapping[bytes, Look],
-) -> list[FindingRow]:
-    """Return rows for suspect labels, outliers and what pictures look like, each content named once for what it is.
-
-    `judged` are the contents that `suspects` and `typicality` number.
-    """
-    wrong = {int(judged[row]) for row in suspects.rows}
-    # A picture that is mostly of one colour and is in the wrong class stands in for nothing.
-    looking = _looking(subject, judged, typicality, looks)
-    named = [row for row in looking if row[1] != "placeholder" or row[0] not in wrong]
-    junk = {content for content, kind, *_ in named if kind in ("blank", "placeholder")}
-    for row, code in zip(suspects.rows, suspects.suggested, strict=True):
-        content, likely = int(judged[row]), suspects.probabilities[row]
-        if content not in junk:
-            own = float(likely[classes.index(str(subject.features.y[subject.firsts[content]]))])
-            reason = f"looks like {classes[code]} ({likely[code]:.2f}), its own label has {own:.2f}"
-            named.append((content, "label", own, reason, classes[code]))
-    for content, z in zip(judged.tolist(), typicality.tolist(), strict=True):
-        if z < UNLIKE and content not in junk | wrong:
-            named.append((content, "outlier", z, f"unlike the others of its class (typicality {z:.1f})", None))
-    order = {content: rank for rank, (content, kind, *_) in enumerate(named) if kind == "label"}
-    named.sort(key=lambda row: (KINDS.index(row[1]), order.get(row[0], 0) if row[1] == "label" else row[2], row[0]))
-    files = subject.files
-    return [
-        subject.row(kind, file, value, reason, **({"suggested": suggested} if suggested else {}))
-        for content, kind, value, reason, suggested in named
-        for file in files[content]
-    ]
+    files: Sequence[int],
+    nearest: Mapping[int, Sequence[tuple[float, int]]],
+    trust: npt.NDArray[np.float64],
+    doubted: npt.NDArray[np.bool_],
+) -> set[int]:
+    """Return files of a group of which none is a twin of another: scored ones first, then those with likely labels."""
+    kept, covered = set(), set()
+    for file in sorted(files, key=lambda file: (doubted[file], not subject.scored[file], -trust[file], file)):
+        content = int(subject.contents[file])
+        if content not in covered and not doubted[file]:
+            kept.add(file)
+            covered |= {content, *(other for _, other in nearest.get(content, ()))}
+    return kept
 
 
-Named = tuple[int, str, float, str, str | None]
-
-
-def _looking(
-    subject: Subject, judged: Rows, typicality: npt.NDArray[np.float64], looks: Mapping[bytes, Look]
-) -> Iterator[Named]:
-    usual = dict(zip(judged.tolist(), typicality.tolist(), strict=True))
-    for content, first in enumerate(subject.firsts.tolist()):
-        look = looks.get(subject.features.keys[first])
-        if look is not None:
-            for kind, value, reason in problems(look, usual.get(content, 0.0)):
-                yield content, kind, value, reason, None
+def _files_of(numbers: Rows) -> dict[int, list[int]]:
+    """Return the files of each number."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for file, number in enumerate(numbers.tolist()):
+        found[number].append(file)
+    return found
 
 
 def _nearest(pairs: Pairs) -> dict[int, list[tuple[float, int]]]:
     """Return the twins of each content, the most alike first."""
     found: dict[int, list[tuple[float, int]]] = defaultdict(list)
-    both: Iterable[tuple[int, int, float]] = zip(
-        pairs.first.tolist(), pairs.second.tolist(), pairs.cosine.tolist(), strict=True
-    )
-    for first, second, cosine in both:
+    for first, second, cosine in zip(
+        *(part.tolist() for part in (pairs.first, pairs.second, pairs.cosine)), strict=True
+    ):
         found[first].append((cosine, second))
         found[second].append((cosine, first))
     return {content: sorted(alike, reverse=True) for content, alike in found.items()}
@@ -140,7 +170,7 @@ def _nearest(pairs: Pairs) -> dict[int, list[tuple[float, int]]]:
 def _stand_ins(subject: Subject) -> dict[int, list[int]]:
     """Return for each content two of its files that are scored and two that are not: of many copies these will do."""
     found: dict[int, list[int]] = {}
-    for content, files in subject.files.items():
+    for content, files in _files_of(subject.contents).items():
         scored = [file for file in files if subject.scored[file]]
         found[content] = scored[:2] + [file for file in files if not subject.scored[file]][:2]
     return found
@@ -159,7 +189,9 @@ def _partner(
 
 def _likeness(subject: Subject, file: int, other: int, cosine: float) -> str:
     features = subject.features
-    same = "the same file as" if features.keys[file] == features.keys[other] else f"nearly the same ({cosine:.2f}) as"
+    same = f"nearly the same ({cosine:.2f}) as" if cosine >= NEARLY else f"much alike ({cosine:.2f})"
+    if features.keys[file] == features.keys[other]:
+        same = "the same file as"
     where = [
         f"in {subject.splits[other]}" * bool(subject.splits[other] and subject.splits[other] != subject.splits[file]),
         f"labelled {features.y[other] or 'nothing'}" * bool(features.y[other] != features.y[file]),

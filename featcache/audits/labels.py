@@ -18,6 +18,9 @@ from featcache.records import FloatArray, Progress
 STRENGTH = 0.001
 """`C` of the head: so regularised it does not bend to single labels that are wrong."""
 
+FEWEST = 5
+"""Labels of a class with fewer different pictures are not judged: nobody can tell what it looks like."""
+
 FOLDS = 5
 REPEATS = 3
 MANY = 10_000
@@ -28,8 +31,8 @@ MANY = 10_000
 class Suspects:
     """Row numbers (m) of pictures whose label looks wrong, the worst first, and the class each looks like (m).
 
-    `probabilities` (n, K) are those that a head gives pictures it was not fitted on; rows that cannot be judged, since
-    no other picture has their label, are nan.
+    `probabilities` (n, K) are those that a head gives pictures it was not fitted on; rows of classes that are too small
+    to be judged are nan.
     """
 
     rows: Rows
@@ -46,7 +49,7 @@ def suspects(X: FloatArray, codes: Rows, groups: Rows, seed: int, progress: Prog
     """
     n_classes = int(codes.max(initial=-1)) + 1
     counted = np.unique(np.stack([codes, groups], axis=1), axis=0)[:, 0]
-    judged = np.flatnonzero(np.bincount(counted, minlength=n_classes)[codes] > 1)
+    judged = np.flatnonzero(np.bincount(counted, minlength=n_classes)[codes] >= FEWEST)
     probabilities = np.full((len(codes), n_classes), np.nan)
     if len(np.unique(codes[judged])) < 2:
         return Suspects(np.empty(0, np.intp), np.empty(0, np.intp), probabilities)

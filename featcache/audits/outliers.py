@@ -19,6 +19,9 @@ REFERENCES = 2000
 FEWEST = 10
 """Of a class with fewer different pictures nobody can tell what is usual in it."""
 
+MANY = 20
+"""From so many on the unusual are outliers; among fewer there is always one."""
+
 LEAST_SPREAD = 0.02
 
 

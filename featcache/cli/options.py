@@ -39,6 +39,10 @@ class _Output(click.Path):
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if not path.parent.is_dir():
             raise OutputError(f"there is no folder {path.absolute().parent} for {path.name}: make it first")
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder: name a file in it")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise OutputError(f"not allowed to write {path}: name another place")
         return path
 
 

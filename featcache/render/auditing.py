@@ -38,7 +38,7 @@ def audit_page(summary: AuditSummary) -> Page:
     )
     tables = [overview] if of_kind else []
     for kind, rows in of_kind.items():
-        more = f", the first {SHOWN} of {len(rows):,}" if len(rows) > SHOWN else ""
+        more = f", the first {SHOWN} of {len(rows):,} (--csv FILE has all)" if len(rows) > SHOWN else ""
         shown = [(within(row.path, summary), row.label, row.split, _why(row, summary)) for row in rows[:SHOWN]]
         tables.append(Table(TITLES[kind] + more, [" picture", " label", " split", " why"], shown))
     counted = f"{summary.pictures:,} pictures, {summary.contents:,} different ones"
@@ -101,5 +101,6 @@ def report_text(summary: ReportSummary) -> str:
         f"seed {found.setting.seeds[0]}",
         f"audit        {named:,} picture{'' if named == 1 else 's'} named",
         *(f"not in it    {text}" for text in summary.missing),
+        *(f"note         {text}" for text in summary.notices),
     ]
     return "\n".join(map(one_line, lines))

@@ -69,9 +69,10 @@ def gravest(summary: ReportSummary) -> list[str]:
     said = []
     if audit.leak and audit.leak.n_test > audit.leak.n_without:
         leak, n = audit.leak, audit.leak.n_test - audit.leak.n_without
-        without = "" if leak.without is None else f": without them accuracy is {_percent(leak.without)}"
+        without = "" if leak.without is None else f", {_percent(leak.without)} without"
         have = "picture has" if n == 1 else "pictures have"
-        said.append(f"{n:,} scored {have} a twin among those trained on{without}.")
+        score = f"accuracy is {_percent(leak.accuracy)} with {'it' if n == 1 else 'them'}{without}"
+        said.append(f"{n:,} scored {have} a twin among those trained on: {score}.")
     elif counts["leak"]:
         said.append(f"{plural(counts['leak'], 'picture')} in twins that stand on both sides of the split.")
     if counts["label"]:

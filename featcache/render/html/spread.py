@@ -24,9 +24,14 @@ def spread(summary: ReportSummary, numbers: Mapping[str, int]) -> Section:
     )
     variance = "" if found.variance is None else f", which show {100 * found.variance:.1f} % of their variance"
     few = "" if len(found.points) == found.pictures else f" ({len(found.points):,} of them drawn)"
+    beware = (
+        "what lies apart in the other dimensions may fall together"
+        if found.method == "PCA"
+        else "how far clusters are from each other, and how large they are, means nothing"
+    )
     said = (
         f"The vectors of {found.pictures:,} pictures{few} in two dimensions, by {found.method}{variance}. Pictures "
-        "that lie together here look alike to the backbone; what lies apart in the other dimensions may fall together."
+        f"that lie together here look alike to the backbone; {beware}."
     )
     if not found.points:
         return section("map", "A map of the pictures", (Text("There is no picture to draw.", quiet=True),))
