@@ -243,15 +243,14 @@ def _leak_score(plan: Plan | None, found: _Found, seed: int, notices: list[str])
 def _cuts() -> dict[str, str]:
     from featcache.audits import labels, looks, outliers, twins
 
-    twin = ", or ".join(f"{part:g} of the way to its {rank}th nearest picture" for rank, part in twins.NEARER.items())
-    apart = f"one content, or vectors no further apart (1 - cosine) than {twins.SAME:g}, or for either than {twin}"
+    rooms = ", ".join(f"{part:g} times as far as the {rank}th nearest picture" for rank, part in twins.NEARER.items())
     return {
-        "leak": f"twins across what is trained on and what is scored; {apart}",
-        "twin": apart,
+        "leak": "twins of which some are trained on and some are scored",
+        "twin": f"one content, or vectors at most {twins.SAME:g} apart (1 - cosine), or for both {rooms}",
         "label": "the least probable labels, as many as are confidently of another class (confident learning), by "
         f"{labels.FOLDS}-fold probabilities of logreg, C={labels.STRENGTH:g}",
         "outlier": f"typicality below {outliers.UNLIKE:g}: the modified z-score in its class of the mean cosine to the "
-        f"nearest {outliers.NEIGHBOURS}",
+        f"nearest {outliers.NEIGHBOURS}, from {outliers.MANY} pictures of a class on",
         **looks.CUTS,
     }
 

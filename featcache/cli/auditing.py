@@ -42,7 +42,7 @@ def audit(
 ) -> None:
     """Look for twins, leaks, wrong labels, outliers and junk in the dataset last extracted, or in SOURCE.
 
-    It uses the cache as it is, runs no network, and never changes a picture. Of twins one stays in the manifest.
+    It uses the cache as it is, runs no network, and never changes a picture. Of twins some stay in the manifest.
     """
     from featcache import api, render
 
