@@ -441,7 +441,7 @@ class TestCommand:
         assert result.code == 0
         assert "leaf/blank.png" in result.out
         assert f"{cached}/leaf" not in result.out
-        assert "named by: grey levels vary by less than 2" in result.out
+        assert "named by: one colour covers all of it" in result.out
 
     def test_csv_and_markdown_hold_the_rows(self, cached: Path, tmp_path: Path, run: Run) -> None:
         result = run("audit", "--csv", "a.csv", "--md", "a.md", "--json")

@@ -205,11 +205,11 @@ def test_an_outside_witness_finds_the_rows(catalog: Catalog, tmp_path: Path) -> 
     witness.close()
 
 
-LOOK = Look(300, 200, 0.25, 51.5)
+LOOK = Look(300, 200, 0.25)
 
 
 def test_what_contents_look_like_is_known_again(catalog: Catalog, tmp_path: Path) -> None:
-    catalog.remember_looks({KEY: LOOK, OTHER_KEY: Look(1, 1, 1.0, 0.0)})
+    catalog.remember_looks({KEY: LOOK, OTHER_KEY: Look(1, 1, 1.0)})
     catalog.remember_looks({OTHER_KEY: LOOK})
     again = reopened(tmp_path)
     assert again.looks([KEY, b"?" * 32]) == {KEY: LOOK}

@@ -6,10 +6,7 @@ from collections.abc import Iterator
 
 from featcache.records import Look
 
-NO_CONTRAST = 2.0
-"""Grey levels: a picture that varies less is blank."""
-
-FLAT = 0.8
+FLAT = 0.9
 UNUSUAL = -1.5
 """Most of it one colour, and below this typicality in its class: a stand-in for a picture rather than one."""
 
@@ -17,7 +14,7 @@ TINY = 64
 LONG = 4.0
 
 CUTS = {
-    "blank": f"grey levels vary by less than {NO_CONTRAST:g}",
+    "blank": "one colour covers all of it",
     "placeholder": f"one colour covers {FLAT:.0%} or more, and it is unlike its class (typicality below {UNUSUAL:g})",
     "tiny": f"the shorter edge has fewer than {TINY} pixels",
     "shape": f"one edge is {LONG:g} times the other or more, so that the network sees a quarter of it at most",
@@ -27,8 +24,8 @@ CUTS = {
 
 def problems(look: Look, typicality: float) -> Iterator[tuple[str, float, str]]:
     """Yield kind, value and reason for what is wrong with a picture of this typicality in its class."""
-    if look.contrast < NO_CONTRAST:
-        yield "blank", look.contrast, f"blank: its grey levels vary by {look.contrast:.1f}"
+    if look.flat == 1:
+        yield "blank", look.flat, "all of it is one colour"
     elif look.flat >= FLAT and typicality < UNUSUAL:
         reason = f"{look.flat:.0%} of it is one colour, and it is unlike its class (typicality {typicality:.1f})"
         yield "placeholder", look.flat, reason

@@ -159,16 +159,14 @@ class FileStat:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a picture looks like at a glance: its upright width and height in pixels, how flat it is, and its contrast.
+    """What a picture looks like at a glance: its upright width and height in pixels, and how flat it is.
 
-    `flat` is the share of it, reduced to 32 x 32, that is within 12 levels of the median colour; `contrast` is the
-    standard deviation of its grey levels (0-255).
+    `flat` is the share of 32 x 32 pixels, spread over it, that are within 12 levels of their median colour.
     """
 
     width: int
     height: int
     flat: float
-    contrast: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS files (
     path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, key BLOB
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS looks (
-    key BLOB PRIMARY KEY, width INTEGER, height INTEGER, flat REAL, contrast REAL
+    key BLOB PRIMARY KEY, width INTEGER, height INTEGER, flat REAL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS datasets (id INTEGER PRIMARY KEY, root TEXT UNIQUE, run INTEGER);
 CREATE TABLE IF NOT EXISTS items (
@@ -77,15 +77,15 @@ class Catalog:
         """Return what the contents `keys` look like, those of them that were seen."""
         with self._transaction() as db:
             _want(db, keys)
-            rows = db.execute("SELECT key, width, height, flat, contrast FROM looks NATURAL JOIN wanted")
+            rows = db.execute("SELECT key, width, height, flat FROM looks NATURAL JOIN wanted")
             return {key: Look(*found) for key, *found in rows}
 
     def remember_looks(self, looks: Mapping[bytes, Look]) -> None:
         """Keep what contents look like."""
         with self._transaction() as db:
             db.executemany(
-                "INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?, ?)",
-                ((key, found.width, found.height, found.flat, found.contrast) for key, found in looks.items()),
+                "INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?)",
+                ((key, found.width, found.height, found.flat) for key, found in looks.items()),
             )
 
     def save_dataset(self, root: str, rows: Iterable[Row], run: int) -> None:
