@@ -766,8 +766,9 @@ def test_a_file_that_cannot_be_written_is_one_line(
     assert sorted(tmp_path.glob("cache/runs/*")) == before  # it was said before any work
     (tmp_path / "folder").mkdir()
     result = run(*words, option, "folder")
-    assert result.code == 1
-    assert said(result)[-1].endswith("cannot write folder: Is a directory")
+    assert (result.code, result.out) == (1, "")
+    assert said(result) == ["featcache: folder is a folder: name a file in it"]
+    assert sorted(tmp_path.glob("cache/runs/*")) == before
     assert "Traceback" not in result.err
 
 

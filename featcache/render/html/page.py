@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
@@ -25,14 +26,12 @@ _IN_SCRIPTS = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 def page(top: Top, sections: Sequence[Section], thumbnails: Mapping[str, bytes]) -> str:
     """Return the page; scripts run only if they are those written here, by their sha256."""
-    import vl_convert
-
     blocks = [block for section in sections for block in section.blocks]
     charts = [chart.spec for block in blocks if isinstance(block, Charts) for chart in block.charts]
     spreads = [block for block in blocks if isinstance(block, Spread)]
     scripts = {
         "theme": _read("theme.js"),
-        "vega": vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
+        "vega": _vega(),
         "page": _read("page.js"),
         "map": _read("map.js") if spreads else "",
     }
@@ -49,6 +48,14 @@ def page(top: Top, sections: Sequence[Section], thumbnails: Mapping[str, bytes])
             "map": script_json([{"spec": block.spec, "columns": block.columns} for block in spreads][:1]),
         },
     )
+
+
+@cache
+def _vega() -> str:
+    """Return Vega with what it needs, as one script; to bundle it takes a second."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def script_json(value: Any) -> Markup:
