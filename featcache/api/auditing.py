@@ -106,8 +106,9 @@ def _examine(experiment: Experiment, plan: Plan | None, seed: int, progress: Pro
     numbers: dict[bytes, int] = {}
     contents = np.array([numbers.setdefault(key, len(numbers)) for key in features.keys], np.intp)
     firsts = np.unique(contents, return_index=True)[1]
-    _check_finite(features, firsts)
-    X = principal(features.X[firsts])
+    X = features.X[firsts]
+    _check_finite(features, firsts, X)
+    X = principal(X)
     pairs = near_twins(X, _peers(features.y[firsts]), progress)
     fitted, scored = (np.zeros(len(features.y), bool) for _ in range(2))
     splits = features.splits
@@ -154,12 +155,11 @@ def _judged(subject: Subject, X: FloatArray, seed: int, progress: Progress | Non
     )
 
 
-def _check_finite(features: Features, firsts: Rows) -> None:
-    for file in firsts:
-        if not np.isfinite(features.X[file]).all():
-            raise HeadError(
-                f"the vector of {features.paths[file]} is not finite: extract it again, or import a sound file"
-            )
+def _check_finite(features: Features, firsts: Rows, X: FloatArray) -> None:
+    broken = firsts[~np.isfinite(X).all(axis=1)]
+    if len(broken):
+        path = features.paths[broken[0]]
+        raise HeadError(f"the vector of {path} is not finite: extract it again, or import a sound file")
 
 
 def _looks(experiment: Experiment, subject: Subject, progress: Progress | None) -> tuple[dict[bytes, Look], list[str]]:

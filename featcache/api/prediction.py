@@ -8,11 +8,12 @@ import numpy as np
 
 from featcache.api.models import Model, load_model
 from featcache.api.options import Options, moved, open_cache
+from featcache.api.outputs import write
 from featcache.api.pipeline import compute
 from featcache.backbones import Backbone, note, reproduce
 from featcache.discover import discover
 from featcache.embed import check_running
-from featcache.errors import DatasetError, ModelError, OutputError, WeightsError
+from featcache.errors import DatasetError, ModelError, WeightsError
 from featcache.load import load
 from featcache.records import Progress
 from featcache.records.experiments import Prediction, PredictSummary
@@ -60,15 +61,8 @@ def predict(
         failures=work.failures,
     )
     if csv:
-        _write(csv, predict_csv(summary))
+        write(csv, predict_csv(summary).encode(errors="backslashreplace"))
     return summary
-
-
-def _write(path: Path, content: str) -> None:
-    try:
-        path.write_text(content, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _same_backbone(cache: Cache, model: Model, path: Path, weights: Path | None) -> Backbone:

@@ -20,9 +20,10 @@ from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.history import restore
 from featcache.api.mapping import check_method, map_of
 from featcache.api.options import Options
+from featcache.api.outputs import write
 from featcache.api.threads import in_threads
 from featcache.decode import read, thumbnail
-from featcache.errors import DatasetError, OutputError, PictureError
+from featcache.errors import DatasetError, PictureError
 from featcache.heads import HEADS, several
 from featcache.records import Failure, Progress
 from featcache.records.audits import AuditSummary
@@ -119,10 +120,7 @@ def _written(summary: ReportSummary, pictures: Mapping[str, bytes]) -> ReportSum
     from featcache.render.html import report_html
 
     page = report_html(summary, pictures).encode()
-    try:
-        Path(summary.out).write_bytes(page)
-    except OSError as error:
-        raise OutputError(f"cannot write {summary.out}: {error.strerror}") from error
+    write(Path(summary.out), page)
     return replace(summary, bytes=len(page), thumbnails=len(pictures))
 
 

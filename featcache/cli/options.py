@@ -123,6 +123,7 @@ def show(as_json: bool, summary: Any, text: Callable[[Any], str]) -> None:
 
 def show_page(as_json: bool, summary: Any, page: Callable[[Any], Page], csv: Path | None, md: Path | None) -> None:
     """Write a summary of tables to the files that were asked for, then print it; raises `OutputError`."""
+    from featcache.api.outputs import write
     from featcache.render import tables
 
     files = [(csv, tables.summary_csv(summary) if csv else ""), (md, tables.markdown(page(summary)) if md else "")]
@@ -136,18 +137,11 @@ def plotter(plot: Path | None, figure: str) -> Callable[[Any], None]:
     """Return what draws a summary to the file that was asked for, if any; raises `OutputError` where it cannot."""
     if plot is None:
         return lambda summary: None
+    from featcache.api.outputs import write
     from featcache.render import figures
 
     figures.check(plot)
     return lambda summary: write(plot, figures.draw(getattr(figures, figure)(summary), plot.suffix))
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file that the user named; raises `OutputError`."""
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def fail_if(problems: list[str], kind: type[FeatcacheError]) -> None:
