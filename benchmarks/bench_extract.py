@@ -50,10 +50,11 @@ from tabulate import tabulate
 import featcache
 from featcache.backbones import Backbone, resolve
 from featcache.backbones.vision_import import import_torchvision
-from featcache.decode import Pixels, decode, read
+from featcache.decode import Pixels, decode
 from featcache.discover import discover
 from featcache.errors import PictureError
 from featcache.records import ExtractSummary
+from featcache.sources import read
 from featcache.store import Cache
 
 BATCH = 32

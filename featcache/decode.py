@@ -1,18 +1,14 @@
-"""The path of a picture enters; its content key and an RGB uint8 array leave, or one `PictureError`."""
+"""The bytes of a picture file enter; an RGB uint8 array and what it looks like leave, or one `PictureError`."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
-import os
-import stat
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from featcache.augment import draw
 from featcache.errors import PictureError
-from featcache.records import ORIGINAL, FileStat, Look, Preprocess, is_drawn
-
-MAX_BYTES = 512 * 2**20
-"""A picture file larger than this is refused, so that one stray archive cannot fill the memory."""
-
-FRESH_NS = 2 * 10**9
-"""The stat of a file that was modified less than this before it is read may not tell a later change."""
+from featcache.records import ORIGINAL, Look, Preprocess, is_drawn
 
 LARGE_PIXELS = 2**25
 """Pictures with more pixels are decoded one at a time, so that a few huge ones do not fill the memory together."""
@@ -57,38 +47,6 @@ _one_large = threading.Lock()
 _EPS = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 _HEIC_BRANDS = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
 _AVIF_BRANDS = {b"ftypavif", b"ftypavis"}
-
-
-def file_stat(path: str) -> FileStat:
-    """Return what tells an unchanged file; raises `PictureError` where there is no regular file."""
-    try:
-        return _regular(os.stat(path))
-    except OSError as error:
-        raise PictureError(_reason(error)) from error
-
-
-def read(path: str) -> tuple[bytes, bytes, FileStat]:
-    """Read a picture file: its bytes, its content key (32 bytes, sha256) and the stat that belongs to them.
-
-    Raises `PictureError` where the file cannot be read, is not regular, or changes under the reader.
-    """
-    try:
-        # A fifo would block open() for ever without O_NONBLOCK; on regular files the flag does nothing.
-        with open(path, "rb", buffering=0, opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
-            before = _regular(os.fstat(file.fileno()))
-            if before.size > MAX_BYTES:
-                raise PictureError(f"larger than {MAX_BYTES // 2**20} MiB ({before.size:,} bytes)")
-            data = file.readall()
-            after = _regular(os.fstat(file.fileno()))
-            # A change within one tick of the file system's clock does not show in the stat.
-            is_fresh = time.time_ns() - before.mtime_ns < FRESH_NS
-            if is_fresh and file.seek(0) == 0 and file.readall() != data:
-                raise PictureError("changed while it was read: run again when it is complete")
-    except OSError as error:
-        raise PictureError(_reason(error)) from error
-    if before != after or len(data) != before.size:
-        raise PictureError("changed while it was read: run again when it is complete")
-    return data, hashlib.sha256(data).digest(), before
 
 
 def decode(data: bytes, preprocess: Preprocess, view: str = ORIGINAL, *, draft: bool = False) -> Pixels:
@@ -135,6 +93,30 @@ def thumbnail(data: bytes, edge: int, quality: int) -> bytes:
         return out.getvalue()
 
     return _opened(data, edge, shrunk)
+
+
+def as_file(picture: Image.Image | npt.NDArray[Any]) -> bytes:
+    """Return pixels as the bytes of a picture file, a binary PPM: what they are kept and decoded as.
+
+    `picture` is a `PIL.Image`, turned as its EXIF data says, or a uint8 array (height, width), (height, width, 1),
+    (height, width, 3) or, with alpha, (height, width, 4). Raises `PictureError` for anything else.
+    """
+    if isinstance(picture, np.ndarray):
+        channels = 1 if picture.ndim == 2 else picture.shape[-1] if picture.ndim == 3 else 0
+        if picture.dtype != np.uint8 or channels not in (1, 3, 4) or not picture.size:
+            raise PictureError(
+                f"an array of {picture.dtype} {picture.shape} is no picture: give uint8 (height, width[, 1, 3 or 4])"
+            )
+        picture = Image.fromarray(picture.reshape(picture.shape[:2]) if channels == 1 else picture)
+    if not isinstance(picture, Image.Image):
+        raise PictureError(
+            f"a {type(picture).__name__} is no picture: give a PIL.Image or a uint8 array, before any transform"
+        )
+    try:
+        rgb = _upright_rgb(picture.copy())
+    except OSError as error:
+        raise PictureError(f"broken picture: {' '.join(str(error).split())}") from error
+    return b"P6\n%d %d\n255\n" % rgb.size + rgb.tobytes()
 
 
 def _look(image: Image.Image, size: tuple[int, int]) -> Look:
@@ -261,13 +243,3 @@ def _unidentified(data: bytes) -> str:
     if data[4:12] in _AVIF_BRANDS and not features.check("avif"):
         return "AVIF picture, and this Pillow was built without AVIF: install a wheel of pillow>=11.3"
     return "not a picture that Pillow can identify" if data else "empty file"
-
-
-def _regular(status: os.stat_result) -> FileStat:
-    if not stat.S_ISREG(status.st_mode):
-        raise PictureError("not a regular file")
-    return FileStat(status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

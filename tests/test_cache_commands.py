@@ -20,8 +20,8 @@ import pytest
 from conftest import Result
 from store_rows import SPEC, commit, make_rows, segment_files
 
-from featcache.decode import file_stat
 from featcache.records import FeatureSpec, Item
+from featcache.sources import file_stat
 from featcache.store import Cache, FeatureWriter, Row
 
 Run = Callable[..., Result]

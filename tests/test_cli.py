@@ -68,7 +68,7 @@ def test_a_second_run_reads_and_computes_nothing(run: Run, photos: Path, monkeyp
 
     _age(photos)
     run("extract", photos, network=True)
-    monkeypatch.setattr("featcache.api.reading.read", forbidden)
+    monkeypatch.setattr("featcache.sources.local.read", forbidden)
     again = run("extract", photos, "--json", network=True).json
     assert (again["reused"], again["computed"], again["seconds"]["read"]) == (30, 0, 0)
 

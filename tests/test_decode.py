@@ -25,9 +25,11 @@ import pytest
 from PIL import Image
 
 import featcache.decode
-from featcache.decode import Pixels, decode, decode_and_look, file_stat, look, read
+import featcache.sources.local
+from featcache.decode import Pixels, decode, decode_and_look, look
 from featcache.errors import PictureError
 from featcache.records import FileStat, Preprocess
+from featcache.sources import file_stat, read
 
 
 def steps(interpolation: str = "bilinear", resize: int = 256, crop: int = 224, mode: str = "short") -> Preprocess:
@@ -165,7 +167,7 @@ class TestRead:
     def test_a_file_that_is_too_large_is_refused_unread(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, refused: bool
     ) -> None:
-        monkeypatch.setattr(featcache.decode, "MAX_BYTES", 1000)
+        monkeypatch.setattr(featcache.sources.local, "MAX_BYTES", 1000)
         (tmp_path / "1.jpg").write_bytes(bytes(size))
         if refused:
             with pytest.raises(PictureError, match=r"larger than .*\(1,001 bytes\)"):
@@ -175,7 +177,7 @@ class TestRead:
 
     def test_the_usual_limit_refuses_a_huge_sparse_file(self, tmp_path: Path) -> None:
         with (tmp_path / "1.jpg").open("wb") as file:
-            file.truncate(featcache.decode.MAX_BYTES + 1)
+            file.truncate(featcache.sources.local.MAX_BYTES + 1)
         with pytest.raises(PictureError, match=r"^larger than 512 MiB \(536,870,913 bytes\)$"):
             read(str(tmp_path / "1.jpg"))
 
@@ -220,7 +222,7 @@ class TestRead:
             pytest.skip("open files cannot be counted here")
         os.mkfifo(tmp_path / "pipe.jpg")
         (tmp_path / "large.jpg").write_bytes(bytes(11))
-        monkeypatch.setattr(featcache.decode, "MAX_BYTES", 10)
+        monkeypatch.setattr(featcache.sources.local, "MAX_BYTES", 10)
         before = len(list(folder.iterdir()))
         (tmp_path / "folder.jpg").mkdir()
         for name in ["pipe.jpg", "large.jpg", "gone.jpg", "folder.jpg"] * 5:
@@ -231,7 +233,7 @@ class TestRead:
 
 UNPRIVILEGED = """
 import os, sys
-from featcache.decode import read
+from featcache.sources import read
 from featcache.errors import PictureError
 if os.getuid() == 0:
     os.setuid(65534)

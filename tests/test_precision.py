@@ -20,11 +20,12 @@ from PIL import Image, JpegImagePlugin
 import featcache
 from featcache.backbones import resolve
 from featcache.backbones.efficientnet_lite0 import NAME as LITE
-from featcache.decode import decode, decode_views, read
+from featcache.decode import decode, decode_views
 from featcache.embed import open_engine
 from featcache.errors import EngineError
 from featcache.load import load
 from featcache.records import DRAFT, Calibration, FeatureSpec, FloatArray
+from featcache.sources import read
 from featcache.store import Cache
 
 Run = Callable[..., Result]

@@ -21,11 +21,14 @@ import pytest
 from conftest import Result, write_picture
 
 import featcache.decode
+import featcache.sources.local
 from featcache.api import reading
-from featcache.decode import Pixels, read
+from featcache.decode import Pixels
 from featcache.embed.torch_engine import TorchEngine
 from featcache.load import load
 from featcache.records import FeatureSpec, FloatArray, Look, Preprocess
+from featcache.sources import ACCESS
+from featcache.sources.local import read
 from featcache.store import Cache
 
 Run = Callable[..., Result]
@@ -86,7 +89,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Gauge:
         with gauge.within(path):
             return read(path)
 
-    monkeypatch.setattr(reading, "read", counted)
+    monkeypatch.setattr(featcache.sources.local, "read", counted)
     return gauge
 
 
@@ -126,7 +129,7 @@ def write(root: Path, n: int) -> list[str]:
 
 def reader(cache: Cache, *specs: FeatureSpec) -> reading.Reader:
     specs = specs or (SPEC,)
-    return reading.Reader([cache.features(spec) for spec in specs], specs)
+    return reading.Reader([cache.features(spec) for spec in specs], specs, ACCESS)
 
 
 @pytest.fixture
@@ -155,7 +158,7 @@ def test_a_slow_disk_is_asked_for_more_files_at_once_than_there_are_cores(
             time.sleep(0.03)
             return read(path)
 
-    monkeypatch.setattr(reading, "read", slow)
+    monkeypatch.setattr(featcache.sources.local, "read", slow)
     paths = write(tmp_path / "many", 60)
     found = list(reader(cache).read_all(paths))
     assert [picture.path for picture in found] == paths
@@ -187,7 +190,7 @@ def test_pictures_come_in_order_however_long_each_takes(
         time.sleep(dice.random() / 100)
         return read(path)
 
-    monkeypatch.setattr(reading, "read", uneven)
+    monkeypatch.setattr(featcache.sources.local, "read", uneven)
     paths = write(tmp_path / "many", 50)
     dice.shuffle(paths)
     found = list(reader(cache).read_all(paths))
@@ -242,7 +245,7 @@ def test_leaving_early_reads_no_further(cache: Cache, tmp_path: Path, monkeypatc
             time.sleep(0.01)
             return read(path)
 
-    monkeypatch.setattr(reading, "read", slow)
+    monkeypatch.setattr(featcache.sources.local, "read", slow)
     pictures = reader(cache).read_all(write(tmp_path / "many", 120))
     next(pictures)
     pictures.close()
@@ -345,7 +348,7 @@ def test_an_unchanged_folder_costs_one_stat_a_file_and_no_read(
     stat = os.stat
 
     class Os:
-        """The module os, as `featcache.decode` sees it."""
+        """The module os, as `featcache.sources.local` sees it."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(os, name)
@@ -354,7 +357,7 @@ def test_an_unchanged_folder_costs_one_stat_a_file_and_no_read(
             stats[path] += 1
             return stat(path)
 
-    monkeypatch.setattr(featcache.decode, "os", Os())
+    monkeypatch.setattr(featcache.sources.local, "os", Os())
     found = run("extract", "many", "--json", network=True).json
     assert (found["reused"], found["computed"], reads.calls) == (30, 0, 0)
     assert stats == Counter(paths)

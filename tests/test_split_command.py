@@ -21,9 +21,9 @@ from conftest import Result, write_picture
 from featcache import api
 from featcache.api import splitting
 from featcache.cli.options import Bar
-from featcache.decode import read
 from featcache.discover import discover
 from featcache.errors import DatasetError, OutputError, UsageError
+from featcache.sources import read
 from featcache.splits import divide
 
 Run = Callable[..., Result]

@@ -19,9 +19,10 @@ README = Path(__file__).parent.parent / "README.md"
 LAYERS = [
     "errors",
     "records",
-    "discover",
+    "sources",
     "augment",
     "decode",
+    "discover",
     "backbones",
     "embed",
     "store",

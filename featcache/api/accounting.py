@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from featcache.api.options import Options, open_cache
 from featcache.api.usage import last_extraction, views_of
+from featcache.records import Source
 from featcache.records.experiments import LedgerRow, LedgerSummary
+from featcache.sources.addresses import named
 from featcache.store import Cache, Run
 
 EXPERIMENTS = ("fit", "compare", "bench", "confusions")
 """The commands that would each run the network over all pictures, if there were no cache."""
 
 
-def ledger(source: str | Path | None = None, options: Options | None = None) -> LedgerSummary:
+def ledger(source: Source | None = None, options: Options | None = None) -> LedgerSummary:
     """Account for the time spent on the dataset last extracted, or on `source`, with its last features.
 
     Raises `DatasetError` where there is none.
     """
     with open_cache(options or Options(), create=False) as cache:
-        root = None if source is None else os.path.abspath(source)  # noqa: PTH100 - as datasets are named
+        root = None if source is None else named(source)
         extraction = last_extraction(cache, root)
         views = set(views_of(cache, extraction).values())
         finished = [run for run in cache.runs.all() if run.root == extraction.root and run.summary is not None]

@@ -16,11 +16,12 @@ from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.options import Options
 from featcache.api.splitting import check_manifest, write_manifest
 from featcache.api.threads import in_threads
-from featcache.decode import look, read
+from featcache.decode import look
 from featcache.errors import DatasetError, HeadError, PictureError
 from featcache.heads import get
-from featcache.records import Features, FloatArray, Look, Progress
+from featcache.records import Features, FloatArray, Look, Progress, Source
 from featcache.records.audits import AuditSummary, FindingRow, LeakScore, SizeRow
+from featcache.sources import exists, read
 from featcache.splits import Plan, Rows
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ HEAD = "logreg"
 
 
 def audit(
-    source: str | Path | None = None,
+    source: Source | None = None,
     seed: int = 0,
     manifest: str | Path | None = None,
     options: Options | None = None,
@@ -60,7 +61,7 @@ def audited(experiment: Experiment, seed: int, progress: Progress | None) -> Aud
     plan, notices = _plan(experiment, seed)
     found = _examine(experiment, plan, seed, progress)
     unreadable = sum(row.key is None for row in experiment.cache.catalog.dataset(experiment.root))
-    gone = sum(not Path(path).exists() for path in {row.path for row in found.rows})
+    gone = sum(not exists(path) for path in {row.path for row in found.rows})
     if gone:
         notices.append(f"{gone:,} of the pictures named are not where they were: `featcache extract` again")
     return AuditSummary(

@@ -7,14 +7,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.api.experiment import Experiment, open_experiment, seed_range
 from featcache.api.models import versions
 from featcache.api.options import Options
 from featcache.heads import HEADS, several
-from featcache.records import Progress
+from featcache.records import Progress, Source
 from featcache.records.experiments import BenchSummary
 from featcache.splits import Plan
 
@@ -27,7 +26,7 @@ PER_CLASS = (1, 2, 5, 10, 30, None)
 
 
 def bench(
-    source: str | Path | None = None,
+    source: Source | None = None,
     heads: Sequence[str] = HEADS,
     classes: Sequence[int | None] | None = None,
     per_class: Sequence[int | None] | None = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -13,11 +12,11 @@ from featcache.api.extraction import extract_into
 from featcache.api.options import Options, moved, open_cache, places
 from featcache.api.usage import FOR_TRAINING, newest_uses, unknown, unused, uses, without_runs
 from featcache.backbones import Backbone, reproduce, resolve
-from featcache.decode import file_stat, read
 from featcache.discover import discover
 from featcache.errors import CacheError, FeatcacheError, PictureError
 from featcache.records import POOLED, FeatureSpec, Progress
 from featcache.records.cache import BackboneInfo, CacheInfo, DatasetCheck, DatasetInfo, RowCheck, VerifySummary
+from featcache.sources import exists, file_stat, read
 from featcache.store import Cache, Row, Run
 from featcache.store.exchange import read as read_exchange
 
@@ -130,7 +129,7 @@ class _Check:
             self.cache.spec(newest.fingerprint)
         except CacheError as error:
             self._problem(root, str(error))
-        if not os.path.exists(root):
+        if not exists(root):
             self.notices.append(f"{root} is gone; its vectors are kept until `featcache cache gc --forget` gives it up")
         stale = {} if newest.command == "import" else dict(self._stale(rows))
         for run in runs:
@@ -152,7 +151,7 @@ class _Check:
         self._datasets.append(DatasetCheck(run.root, backbone, run.fingerprint, **counts, unreadable=unreadable))
         if counts["missing"] and is_newest:
             self._problem(run.root, f"{run.root} lacks {counts['missing']:,} of {len(keys):,} vectors ({backbone})")
-        if counts["stale"] and is_newest and os.path.exists(run.root):
+        if counts["stale"] and is_newest and exists(run.root):
             self.to_repair.add(run.root)
 
     def _stale(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
@@ -210,7 +209,15 @@ def _bring_back(cache: Cache, run: Run, options: Options, progress: Progress | N
     known = run.summary or {}
     weights = moved(cache, known.get("weights_file"))
     backbone = _remembered(cache, run, weights)
-    summary = extract_into(cache, discover(run.root), backbone, replace(options, weights=weights), progress, run=run)
+    dataset = discover(run.root, columns=known.get("columns"))
+    summary = extract_into(
+        cache,
+        dataset,
+        backbone,
+        replace(options, weights=weights),
+        progress,
+        run=run,
+    )
     return f"{run.root} extracted again: {summary.reused:,} reused, {summary.computed:,} computed ({summary.backbone})"
 
 
@@ -233,7 +240,7 @@ def _dataset_info(cache: Cache, root: str, runs: Sequence[Run], used: Sequence[R
     own = [run for run in runs if run.root == root]
     return DatasetInfo(
         dataset=root,
-        present=os.path.exists(root),
+        present=exists(root),
         pictures=len(rows),
         unreadable=sum(row.key is None for row in rows),
         classes=len({row.item.label for row in rows if row.item.label}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from featcache.api.usage import FORGET, Unused, backbone_of, elsewhere, unused, 
 from featcache.errors import DatasetError
 from featcache.records import Progress
 from featcache.records.cache import Compacted, CompactSummary, GcSummary
+from featcache.sources.addresses import named
 from featcache.store import Cache
 from featcache.store.files import remove
 
@@ -94,7 +94,7 @@ def _gc_summary(
 
 
 def _known_root(cache: Cache, name: str | Path) -> str:
-    root = os.path.abspath(name)  # noqa: PTH100 - as `discover` names it
+    root = named(name)
     known = sorted({run.root for run in uses(cache)} | set(cache.catalog.roots()) | set(elsewhere(cache)))
     if root not in known:
         raise DatasetError(f"the cache knows no dataset {root}: it knows {', '.join(known) or 'none'}")

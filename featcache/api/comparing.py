@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from featcache.api.experiment import Experiment, open_experiment, seed_range
 from featcache.api.options import Options
 from featcache.heads import FLOOR, HEADS, several
-from featcache.records import Progress
+from featcache.records import Progress, Source
 from featcache.records.experiments import CompareRow, CompareSummary
 from featcache.records.finetuning import points_a_minute, short
 from featcache.render.finetuning import name_of
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    source: str | Path | None = None,
+    source: Source | None = None,
     heads: Sequence[str] = (*HEADS, FLOOR),
     n_seeds: int = 5,
     seed: int = 0,

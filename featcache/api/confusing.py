@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +13,7 @@ from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.options import Options
 from featcache.errors import HeadError
 from featcache.heads import HEADS, several
-from featcache.records import Progress
+from featcache.records import Progress, Source
 from featcache.records.experiments import ConfusionSummary
 
 Probabilities = npt.NDArray[np.float64]
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def confusions(
-    source: str | Path | None = None,
+    source: Source | None = None,
     head: str = "logreg",
     heads: Sequence[str] = HEADS,
     seed: int = 0,

@@ -9,16 +9,14 @@ from pathlib import Path
 from featcache.api.comparing import compare
 from featcache.api.extraction import extract
 from featcache.api.options import Options, open_cache
-from featcache.records import Progress
+from featcache.records import Progress, Source
 from featcache.records.experiments import DemoSummary
 
 DIGITS_PER_CLASS = 50
 DIGIT_PIXELS = 64
 
 
-def demo(
-    source: str | Path | None = None, options: Options | None = None, progress: Progress | None = None
-) -> DemoSummary:
+def demo(source: Source | None = None, options: Options | None = None, progress: Progress | None = None) -> DemoSummary:
     """Extract a folder once and compare all heads on it.
 
     Without `source` the pictures are 500 of scikit-learn's handwritten digits, written into the cache as a class

@@ -12,6 +12,7 @@ from featcache.errors import DatasetError, ExchangeError
 from featcache.load import load
 from featcache.records import Item
 from featcache.records.cache import ExchangeSummary
+from featcache.sources.addresses import named
 from featcache.store import Cache, FeatureWriter, Row, Run
 from featcache.store.exchange import Exchange, read, write
 
@@ -24,7 +25,7 @@ def cache_export(
     Without `dataset` it is the one last extracted. Raises `FeatcacheError`.
     """
     with open_cache(options or Options(), create=False) as cache:
-        run = last_extraction(cache, os.path.abspath(dataset) if dataset is not None else None)  # noqa: PTH100
+        run = last_extraction(cache, named(dataset) if dataset is not None else None)
         spec = cache.spec(run.fingerprint)
         features = load(cache.catalog.dataset(run.root), cache.store(run.fingerprint))
         if not len(features.X):

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from featcache.api.extraction import extract
@@ -15,8 +14,10 @@ from featcache.api.options import Options, open_cache, places
 from featcache.api.usage import last_extraction, newest_uses, views_of
 from featcache.errors import BackboneError, DatasetError, FeatcacheError, HeadError, MissingFeaturesError
 from featcache.load import load
-from featcache.records import Features, FeatureSpec, Progress
+from featcache.records import Features, FeatureSpec, Progress, Source
 from featcache.records.experiments import Setting
+from featcache.sources import exists
+from featcache.sources.addresses import named
 from featcache.splits import MADE, Plan, digest, plan
 from featcache.store import Cache, Row, Run
 
@@ -86,7 +87,7 @@ class Experiment:
 
 @contextmanager
 def open_experiment(
-    source: str | Path | None,
+    source: Source,
     options: Options | None,
     progress: Progress | None,
     views: bool = False,
@@ -146,18 +147,19 @@ def _views(cache: Cache, root: str, known: Mapping[str, str], rows: Sequence[Row
     return found
 
 
-def _as_it_is(source: str | Path | None, options: Options, always: bool) -> str | None:
+def _as_it_is(source: Source, options: Options, always: bool) -> str | None:
     """Return the root of a dataset that can be used without its pictures, or `None` where they are to be looked at."""
     folder = places(options)[0]
     is_plain = always or options == Options(cache=options.cache)
-    if source is None or not is_plain or not (always or folder.exists()):
+    is_named = isinstance(source, str | os.PathLike)
+    if not is_named or not is_plain or not (always or folder.exists()):
         return None
-    root = os.path.abspath(source)  # noqa: PTH100 - as datasets are named
+    root = named(source)
     if always:
         return root
     with open_cache(options, create=False) as cache:
         run = newest_uses(cache).get(root)
-    return root if run and (run.command == "import" or not os.path.exists(root)) else None
+    return root if run and (run.command == "import" or not exists(root)) else None
 
 
 def _left_out(rows: Sequence[Row]) -> list[str]:

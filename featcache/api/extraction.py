@@ -7,7 +7,6 @@ import io
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from featcache.api.options import Options, find_weights, open_cache, places
 from featcache.api.pipeline import Work, compute
@@ -18,14 +17,14 @@ from featcache.backbones import Backbone, note, resolve
 from featcache.discover import discover
 from featcache.embed import check_running
 from featcache.errors import DatasetError, EngineError
-from featcache.records import ORIGINAL, VIEWS, Dataset, ExtractSummary, Failure, Progress, ViewSummary
+from featcache.records import ORIGINAL, VIEWS, Dataset, ExtractSummary, Failure, Progress, Source, ViewSummary
 from featcache.store import Cache, Cells, Run
 
 _logger = logging.getLogger(__name__)
 
 
 def extract(
-    source: str | Path,
+    source: Source,
     options: Options | None = None,
     progress: Progress | None = None,
     views: Sequence[str] = (),
@@ -33,9 +32,9 @@ def extract(
 ) -> ExtractSummary:
     """Run every picture of `source` whose vector is not in the cache through the backbone, once.
 
-    `source` is a folder, a CSV manifest or a picture, see `discover`; `views` names groups of further views, see
-    `records.VIEWS`. With `check` the price of less precision is measured, see `price`. `progress` is called for every
-    picture that has to be read. Whatever was computed stays, also on Ctrl-C. Raises `FeatcacheError`.
+    `source` is a folder, an archive, a manifest, a picture or a dataset object, see `discover`; `views` names groups of
+    further views, see `records.VIEWS`. With `check` the price of less precision is measured, see `price`. `progress` is
+    called for every picture that has to be read. Whatever was computed stays, also on Ctrl-C. Raises `FeatcacheError`.
     """
     options = find_weights(options or Options())
     unknown = [name for name in views if name not in VIEWS]
@@ -43,7 +42,7 @@ def extract(
         raise DatasetError(f"unknown view {unknown[0]!r}: use {', '.join(VIEWS)}, or several with commas")
     if check and options.precision == "fp32" and not options.draft:
         raise EngineError("fp32 is what a check compares with: ask for it with --precision int8, fp16 or --draft")
-    dataset = discover(source)
+    dataset = discover(source, columns=options.columns)
     check_running(options.device, options.engine, options.precision)
     backbone = resolve(options.backbone, options.weights, Cells(places(options)[0] / "backbones"))
     with open_cache(options) as cache, cache.in_use():
@@ -78,7 +77,7 @@ def extract_into(
     # Where views are stopped, an extraction before them stays as it was.
     if not (views and _was_extracted(cache, dataset, backbone)):
         run = run or cache.runs.start("extract", dataset.root, backbone.spec.fingerprint)
-    works = compute(cache, dataset.items, backbones, options, progress)
+    works = compute(cache, dataset.items, backbones, options, progress, dataset.access)
     runs.append(run or cache.runs.start("extract", dataset.root, backbone.spec.fingerprint))
     failures = works[-1].failures
     listing = str(cache.put(f"runs/{runs[-1].id:06d}-unreadable.csv", _failures_csv(failures))) if failures else None
@@ -137,6 +136,7 @@ def _summary(
         notices=dataset.notices,
         view=backbone.spec.view,
         views=views if backbone.spec.view == ORIGINAL else (),
+        columns=dict(options.columns) if options.columns else None,
     )
 
 

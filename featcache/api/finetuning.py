@@ -20,7 +20,7 @@ from featcache.backbones import Backbone, finetuned, reproduce, scratch_cnn
 from featcache.backbones.weights import sha256
 from featcache.errors import TrainingError
 from featcache.heads import get
-from featcache.records import Progress
+from featcache.records import Progress, Source
 from featcache.records.experiments import Score
 from featcache.records.finetuning import EpochRow, FinetuneSummary, Training, points_a_minute, short
 from featcache.render.tables import records_csv
@@ -41,7 +41,7 @@ LIMIT = 10 * 10**9
 
 
 def finetune(
-    source: str | Path | None = None,
+    source: Source | None = None,
     training: Training | None = None,
     seed: int = 0,
     options: Options | None = None,

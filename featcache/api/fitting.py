@@ -10,7 +10,7 @@ from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.models import Model, save_model, versions
 from featcache.api.options import Options
 from featcache.heads import get
-from featcache.records import Progress
+from featcache.records import Progress, Source
 from featcache.records.experiments import FitSummary, Sweep, TrialRow
 from featcache.splits import Plan, digest
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def fit(
-    source: str | Path | None = None,
+    source: Source | None = None,
     head: str = "logreg",
     seed: int = 0,
     options: Options | None = None,

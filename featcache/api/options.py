@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,8 @@ class Options:
 
     Without `cache` it is the folder in `FEATCACHE_CACHE`, else `./cache`; without `batch_size` the engine chooses. With
     `rehash` files that look unchanged (size, modification time, inode) are read again all the same. `precision` is one
-    of `records.PRECISIONS`; `draft` decodes large JPEG files in fewer pixels. Both give other features.
+    of `records.PRECISIONS`; `draft` decodes large JPEG files in fewer pixels. Both give other features. `columns` says
+    what `path`, `label` and `split` are called in the dataset.
     """
 
     backbone: str = AUTO
@@ -32,6 +34,7 @@ class Options:
     engine: str = "auto"
     precision: str = "fp32"
     draft: bool = False
+    columns: Mapping[str, str] | None = None
 
 
 def open_cache(options: Options, *, create: bool = True) -> Cache:

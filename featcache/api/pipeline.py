@@ -11,10 +11,10 @@ from featcache.api.embedding import Embedder
 from featcache.api.options import Options
 from featcache.api.reading import Picture, Reader
 from featcache.backbones import Backbone
-from featcache.decode import FRESH_NS, file_stat
 from featcache.embed import Engine
 from featcache.errors import PictureError
-from featcache.records import Failure, FileStat, Item, Look, Progress, Seconds
+from featcache.records import Access, Failure, FileStat, Item, Look, Progress, Seconds
+from featcache.sources import ACCESS, FRESH_NS
 from featcache.store import Cache, FeatureStore, FeatureWriter, Row
 from featcache.store.features import COMPACT_AT
 
@@ -42,18 +42,21 @@ def compute(
     backbones: Sequence[Backbone],
     options: Options,
     progress: Progress | None,
+    access: Access | None = None,
 ) -> list[Work]:
     """Bring the vectors of `items` into the cache, computing only those it lacks, and return the work of each backbone.
 
-    `backbones` are views of one network: a picture is read and decoded once for all of them.
+    `backbones` are views of one network: a picture is read and decoded once for all of them. `access` is the dataset's
+    own way to its pictures, if it has one.
     """
     start = perf_counter()
+    access = access or ACCESS
     stores = [cache.features(backbone.spec) for backbone in backbones]
-    unchanged = _unchanged(cache, items)
+    unchanged = _unchanged(cache, items, access)
     account = _Account(_held({} if options.rehash else unchanged, stores, items))
     pending = account.pending(items)
     expected = _expected(unchanged, stores, pending)
-    reader = Reader(stores, [backbone.spec for backbone in backbones])
+    reader = Reader(stores, [backbone.spec for backbone in backbones], access)
     with ExitStack() as stack:
         writers = [stack.enter_context(FeatureWriter(store, backbones[0].spec.dtype)) for store in stores]
         remember = stack.enter_context(_remembering(cache, writers[-1]))
@@ -134,12 +137,12 @@ class _Account:
         return Row(item, key if reason is None else None, reason)
 
 
-def _unchanged(cache: Cache, items: Sequence[Item]) -> dict[str, bytes]:
+def _unchanged(cache: Cache, items: Sequence[Item], access: Access) -> dict[str, bytes]:
     """Return the content keys of the files that are as they were when last read."""
     keys = {}
     for path, (stat, key) in cache.catalog.known_files(item.path for item in items).items():
         try:
-            if file_stat(path) == stat:
+            if access.stat(path) == stat:
                 keys[path] = key
         except PictureError:
             continue  # reading it will say what is wrong

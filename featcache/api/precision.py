@@ -12,10 +12,11 @@ import numpy as np
 
 from featcache.api.options import Options
 from featcache.backbones import Backbone
-from featcache.decode import Pixels, decode, read
+from featcache.decode import Pixels, decode
 from featcache.embed import exported
 from featcache.errors import CacheError, DatasetError, PictureError
 from featcache.records import DRAFT, Calibration, FeatureSpec, Item
+from featcache.sources import read
 from featcache.store import Cache
 
 CALIBRATION_PICTURES = 128

@@ -15,7 +15,7 @@ from featcache.discover import discover
 from featcache.embed import check_running
 from featcache.errors import DatasetError, ModelError, WeightsError
 from featcache.load import load
-from featcache.records import Progress
+from featcache.records import Progress, Source
 from featcache.records.experiments import Prediction, PredictSummary
 from featcache.render import predict_csv
 from featcache.store import Cache
@@ -23,7 +23,7 @@ from featcache.store import Cache
 
 def predict(
     model: str | Path,
-    source: str | Path,
+    source: Source,
     csv: Path | None = None,
     trust: bool = False,
     options: Options | None = None,
@@ -36,14 +36,14 @@ def predict(
     the model's features cannot be reproduced.
     """
     options = options or Options()
-    dataset = discover(source, labelled=False)
+    dataset = discover(source, labelled=False, columns=options.columns)
     check_running(options.device, options.engine)
     with open_cache(options) as cache:
         fitted = load_model(cache, Path(model), trust)
         backbone = _same_backbone(cache, fitted, Path(model), options.weights)
         with cache.in_use():
             backbones = [backbone, *map(backbone.viewing, fitted.scores.get("test_views", ()))]
-            work, *_ = compute(cache, dataset.items, backbones, options, progress)
+            work, *_ = compute(cache, dataset.items, backbones, options, progress, dataset.access)
             if len(work.failures) == len(dataset.items):
                 first = work.failures[0]
                 raise DatasetError(f"no picture in {dataset.root} can be read ({first.path}: {first.reason})")

@@ -9,9 +9,9 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from featcache.decode import Pixels, decode_and_look, read
+from featcache.decode import Pixels, decode_and_look
 from featcache.errors import PictureError
-from featcache.records import FeatureSpec, FileStat, Look
+from featcache.records import Access, FeatureSpec, FileStat, Look
 from featcache.store import FeatureStore
 
 READ_AHEAD = 8
@@ -44,13 +44,14 @@ class Picture:
 class Reader:
     """Reads files and decodes the views whose vectors the stores lack, once for several files with one content."""
 
-    def __init__(self, stores: Sequence[FeatureStore], specs: Sequence[FeatureSpec]) -> None:
+    def __init__(self, stores: Sequence[FeatureStore], specs: Sequence[FeatureSpec], access: Access) -> None:
         from joblib import cpu_count
 
         self.read_seconds = 0.0
         self.decode_seconds = 0.0
         self._stores = stores
         self._specs = specs
+        self._access = access
         self._claimed: set[bytes] = set()
         self._lock = threading.Lock()
         self._cores: int = cpu_count()
@@ -85,7 +86,7 @@ class Reader:
     def _load(self, path: str) -> Picture:
         start, read_ns = time.perf_counter(), time.time_ns()
         try:
-            data, key, stat = read(path)
+            data, key, stat = self._access.read(path)
         except PictureError as error:
             return Picture(path, reason=str(error), seconds=(time.perf_counter() - start, 0.0))
         took = time.perf_counter() - start

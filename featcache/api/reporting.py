@@ -22,14 +22,15 @@ from featcache.api.mapping import check_method, map_of
 from featcache.api.options import Options
 from featcache.api.outputs import write
 from featcache.api.threads import in_threads
-from featcache.decode import read, thumbnail
+from featcache.decode import thumbnail
 from featcache.errors import DatasetError, PictureError
 from featcache.heads import HEADS, several
-from featcache.records import Failure, Progress
+from featcache.records import Failure, Progress, Source
 from featcache.records.audits import AuditSummary
 from featcache.records.experiments import BenchSummary, CompareSummary
 from featcache.records.finetuning import FinetuneSummary
 from featcache.records.reports import CalibrationBin, ReportSummary, ScoredPicture
+from featcache.sources import read
 from featcache.splits import digest
 from featcache.store import Run
 
@@ -49,7 +50,7 @@ NEAREST = 3
 
 
 def report(
-    source: str | Path | None = None,
+    source: Source | None = None,
     out: str | Path = "report.html",
     head: str = "logreg",
     heads: Sequence[str] = HEADS,

@@ -7,15 +7,17 @@ import io
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from featcache.api.threads import in_threads
-from featcache.decode import decode, read
+from featcache.decode import decode
 from featcache.discover import discover, is_skipped
 from featcache.errors import CacheWriteError, DatasetError, OutputError, PictureError, UsageError
-from featcache.records import Dataset, Failure, Item, Preprocess, Progress, SplitSummary
+from featcache.records import Dataset, Failure, Item, Preprocess, Progress, Source, SplitSummary
+from featcache.sources import read
+from featcache.sources.addresses import is_remote, name_of, scheme
 from featcache.splits import check_sizes, divide
 from featcache.store.files import write_atomic
 
@@ -28,20 +30,21 @@ Rows = Sequence[tuple[Item, str]]
 
 
 def split(
-    source: str | Path,
+    source: Source,
     test: float = 0.2,
     val: float = 0.0,
     seed: int = 0,
     out: str | Path | None = None,
     links: str | Path | None = None,
     progress: Progress | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> SplitSummary:
     """Split the pictures of `source` into train, test and, where `val` is above 0, val: by class, and by content.
 
-    `source` is a folder `class/*` or a CSV manifest with labels and without splits. All files of one content are in one
-    split, and their names and order do not matter. The splits are written to the manifest `out`, in the current folder
-    `<name of source>-split.csv`, or laid out as links in the new folder `links`. `progress` is called for every file.
-    Raises `UsageError`, `DatasetError` and `OutputError`.
+    `source` is a folder `class/*`, or anything else that `discover` finds labels in and no splits; `columns` as there.
+    All files of one content are in one split, and their names and order do not matter. The splits are written to the
+    manifest `out`, in the current folder `<name of source>-split.csv`, or laid out as links in the new folder `links`.
+    `progress` is called for every file. Raises `UsageError`, `DatasetError` and `OutputError`.
     """
     if not (test > 0 and val >= 0 and test + val < 1):
         raise UsageError(
@@ -50,12 +53,14 @@ def split(
         )
     if out and links:
         raise UsageError(f"both the manifest {out} and the links {links} are asked for: name one of them")
-    dataset = discover(source)
+    dataset = discover(source, columns=columns)
+    if dataset.access is not None and not is_remote(dataset.root):
+        raise DatasetError(f"{dataset.root} is in Python only, and no manifest could name its pictures: split it there")
     labelled = _labelled(dataset)
-    root = Path(dataset.root)
-    target = Path(os.path.abspath(links or out or f"{root.name if root.is_dir() else root.stem}-split.csv"))  # noqa: PTH100
+    root = dataset.root
+    target = Path(os.path.abspath(links or out or f"{_stem(root)}-split.csv"))  # noqa: PTH100
     if links:
-        _check_links(target, root, labelled)
+        _check_links(target, Path(root), labelled)
     else:
         check_manifest(target, _labels(labelled))
     keys, failures = _read_all([item.path for item in labelled], progress)
@@ -86,6 +91,11 @@ def split(
         failures=tuple(failures),
         notices=(*dataset.notices, *_left_out(dataset, labelled, items), *notices),
     )
+
+
+def _stem(root: str) -> str:
+    name = name_of(root)
+    return name if os.path.isdir(root) or is_remote(root) else Path(name).stem  # noqa: PTH112
 
 
 def _labels(items: Sequence[Item]) -> list[str]:
@@ -199,6 +209,9 @@ def write_manifest(file: Path, rows: Sequence[tuple[str, str, str]]) -> None:
 
 
 def _check_links(folder: Path, root: Path, items: Sequence[Item]) -> None:
+    elsewhere = next((item.path for item in items if scheme(item.path) is not None), None)
+    if elsewhere is not None:
+        raise OutputError(f"{elsewhere} is no file here that a link could lead to: use --out, which writes a manifest")
     if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root)):
         raise OutputError(f"{folder} lies in {root}, whose pictures the links would become: name a folder beside it")
     _check_parent(folder)

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from featcache.cli.options import (
-    FILE,
     OUTPUT,
+    SOURCE,
     Bar,
     cache_option,
     heads_option,
@@ -24,14 +24,14 @@ from featcache.cli.options import (
 
 
 @click.command()
-@click.argument("source", type=FILE, required=False)
+@click.argument("source", type=SOURCE, required=False)
 @click.option("--write-manifest", "manifest", type=OUTPUT, help="List the pictures without those named in this .csv.")
 @click.option("--plot", type=OUTPUT, help="Also draw the size of each class to this .png, .svg or .pdf.")
 @seed_option
 @cache_option
 @table_options
 def audit(
-    source: Path | None,
+    source: str | None,
     manifest: Path | None,
     plot: Path | None,
     seed: int,
@@ -54,7 +54,7 @@ def audit(
 
 
 @click.command()
-@click.argument("source", type=FILE, required=False)
+@click.argument("source", type=SOURCE, required=False)
 @click.option("--out", type=OUTPUT, default="report.html", show_default=True, help="The page to write.")
 @click.option("--head", default="logreg", show_default=True, help="The head whose confusions are shown.")
 @heads_option("logreg,svm,svm-rbf,mlp,knn,centroid,ridge,lda")
@@ -63,7 +63,7 @@ def audit(
 @cache_option
 @json_option
 def report(
-    source: Path | None,
+    source: str | None,
     out: Path,
     head: str,
     heads: tuple[str, ...],

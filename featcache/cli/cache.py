@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featcache.cli.options import FILE, Bar, cache_option, fail_if, json_option, make_options, running_options, show
+from featcache.cli.options import (
+    FILE,
+    SOURCE,
+    Bar,
+    cache_option,
+    fail_if,
+    json_option,
+    make_options,
+    running_options,
+    show,
+)
 from featcache.errors import CacheError
 
 if TYPE_CHECKING:
@@ -52,7 +62,7 @@ def verify(repair: bool, as_json: bool, **options: Any) -> None:
 
 
 @cache.command()
-@click.option("--forget", type=FILE, multiple=True, help="Give up this dataset first; may be given again.")
+@click.option("--forget", type=SOURCE, multiple=True, help="Give up this dataset first; may be given again.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_dry_run
 @cache_option
@@ -90,7 +100,7 @@ def compact(dry_run: bool, as_json: bool, **options: Any) -> None:
 
 @cache.command()
 @click.argument("file", type=FILE)
-@click.option("--dataset", type=FILE, help="The dataset to export  [default: the one last extracted].")
+@click.option("--dataset", type=SOURCE, help="The dataset to export  [default: the one last extracted].")
 @cache_option
 @json_option
 def export(file: Path, dataset: Path | None, as_json: bool, **options: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featcache.cli.options import (
-    FILE,
+    SOURCE,
     Bar,
     cache_option,
     fail_if,
@@ -31,7 +31,7 @@ from featcache.errors import HeadError
 if TYPE_CHECKING:
     from featcache.records.experiments import Sweep
 
-_source = click.argument("source", type=FILE, required=False)
+_source = click.argument("source", type=SOURCE, required=False)
 _seeds = click.option("--seeds", "n_seeds", type=click.IntRange(min=1), default=5, show_default=True, help="How many.")
 _train_views = click.option("--train-views", is_flag=True, help="Fit on the extracted views of each picture too.")
 _tta = click.option("--tta", is_flag=True, help="Score (and predict) the mean over the extracted views.")
@@ -85,7 +85,7 @@ _sweep = several(
 @cache_option
 @table_options
 def fit(
-    source: Path | None,
+    source: str | None,
     head: str,
     seed: int,
     train_views: bool,
@@ -120,7 +120,7 @@ def fit(
 @cache_option
 @table_options
 def compare(
-    source: Path | None,
+    source: str | None,
     heads: tuple[str, ...],
     n_seeds: int,
     seed: int,
@@ -158,7 +158,7 @@ def compare(
 @cache_option
 @table_options
 def bench(
-    source: Path | None,
+    source: str | None,
     heads: tuple[str, ...],
     classes: tuple[int | None, ...] | None,
     per_class: tuple[int | None, ...] | None,
@@ -194,7 +194,7 @@ def bench(
 @cache_option
 @table_options
 def confusions(
-    source: Path | None,
+    source: str | None,
     head: str,
     heads: tuple[str, ...],
     seed: int,
@@ -257,7 +257,7 @@ def runs_compare(first: int, second: int, as_json: bool, csv: Path | None, md: P
 @_source
 @cache_option
 @table_options
-def ledger(source: Path | None, as_json: bool, csv: Path | None, md: Path | None, **options: Any) -> None:
+def ledger(source: str | None, as_json: bool, csv: Path | None, md: Path | None, **options: Any) -> None:
     """Say where the time went since the first extraction, and from when on the cache was ahead."""
     from featcache import api, render
 

@@ -11,6 +11,7 @@ import click
 from featcache.cli.options import (
     FILE,
     OUTPUT,
+    SOURCE,
     Bar,
     cache_option,
     make_options,
@@ -56,7 +57,7 @@ _training = several(
 
 
 @click.command()
-@click.argument("source", type=FILE, required=False)
+@click.argument("source", type=SOURCE, required=False)
 @_training
 @click.option(
     "--backbone",
@@ -76,7 +77,7 @@ _training = several(
 @cache_option
 @table_options
 def finetune(
-    source: Path | None,
+    source: str | None,
     limit: float,
     plot: Path | None,
     tensorboard: Path | None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featcache.errors import FeatcacheError, OutputError, one_line
+from featcache.errors import FeatcacheError, OutputError, UsageError, one_line
 
 if TYPE_CHECKING:
     from featcache.api import Options
@@ -47,6 +47,8 @@ class _Output(click.Path):
 
 
 FILE = click.Path(path_type=Path)
+SOURCE = click.STRING
+"""A path or a URL: as a path two slashes would become one."""
 OUTPUT = _Output()
 cache_option = click.option(
     "--cache", type=FILE, help="Folder of the cache  [default: $FEATCACHE_CACHE, else ./cache]."
@@ -54,6 +56,23 @@ cache_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the split and the head."
+)
+
+
+def _columns(_context: click.Context, _parameter: click.Parameter, value: str) -> dict[str, str] | None:
+    pairs = [pair.partition("=") for pair in words(value)]
+    for name, equals, theirs in pairs:
+        if not (name and equals and theirs):
+            raise UsageError(f"--columns {value}: say what the columns are called as in path=file,label=breed")
+    return {name.strip(): theirs.strip() for name, _, theirs in pairs} or None
+
+
+columns_option = click.option(
+    "--columns",
+    default="",
+    callback=_columns,
+    metavar="path=A,label=B,split=C",
+    help="What these are called in a manifest, in Parquet files or, as endings, in tar shards.",
 )
 running_options = several(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
@@ -77,6 +96,7 @@ network_options = several(
         help="fp32, fp16 (for GPUs) or int8: other vectors each.",
     ),
     click.option("--draft", is_flag=True, help="Decode large JPEG files in fewer pixels; gives other vectors."),
+    columns_option,
     running_options,
 )
 table_options = several(

@@ -10,8 +10,10 @@ import click
 from featcache.cli.options import (
     FILE,
     OUTPUT,
+    SOURCE,
     Bar,
     cache_option,
+    columns_option,
     json_option,
     make_options,
     network_options,
@@ -24,18 +26,19 @@ from featcache.cli.options import (
 
 
 @click.command()
-@click.argument("source", type=FILE)
+@click.argument("source", type=SOURCE)
 @network_options
 @click.option("--views", default="", help="Also extract these views: flip, crops5 (the corners), or both: flip,crops5.")
 @click.option("--rehash", is_flag=True, help="Read every file again, also those that look unchanged.")
 @click.option("--check", is_flag=True, help="Measure what int8, fp16 or --draft costs: cosines, and a head's accuracy.")
 @cache_option
 @json_option
-def extract(source: Path, views: str, check: bool, as_json: bool, **options: Any) -> None:
+def extract(source: str, views: str, check: bool, as_json: bool, **options: Any) -> None:
     """Compute the vectors of SOURCE that the cache lacks.
 
-    SOURCE is a folder (class/*, train|val|test|holdout/class/*, or flat), a CSV with the columns path,label[,split], or
-    one picture.
+    SOURCE is a folder (class/*, train|val|test|holdout/class/*, or flat), a .zip or .tar of one, WebDataset shards, a
+    CSV or Parquet manifest with the columns path,label[,split], Parquet files with pictures in them, a folder that
+    `datasets` saved, or one picture; here, or at a URL such as s3://bucket/imgs.
     """
     from featcache import api, render
 
@@ -45,37 +48,46 @@ def extract(source: Path, views: str, check: bool, as_json: bool, **options: Any
 
 
 @click.command()
-@click.argument("source", type=FILE)
+@click.argument("source", type=SOURCE)
 @click.option("--test", type=float, default=0.2, show_default=True, help="Fraction of each class that is scored.")
 @click.option("--val", type=float, default=0.0, show_default=True, help="Fraction of each class to choose by.")
 @seed_option
+@columns_option
 @click.option("--out", type=FILE, help="The manifest to write, a .csv file  [default: NAME-split.csv].")
 @click.option("--links", type=FILE, metavar="DIR", help="Make links DIR/train/CLASS/... instead of a manifest.")
 @json_option
 def split(
-    source: Path, test: float, val: float, seed: int, out: Path | None, links: Path | None, as_json: bool
+    source: str,
+    test: float,
+    val: float,
+    seed: int,
+    columns: dict[str, str] | None,
+    out: Path | None,
+    links: Path | None,
+    as_json: bool,
 ) -> None:
     """Split SOURCE into train, test and perhaps val, by class and by content.
 
-    SOURCE is a folder class/*, or a CSV with the columns path,label. No picture is moved or copied.
+    SOURCE is what `extract` takes, with labels and without splits. No picture is moved or copied.
     """
     from featcache import api, render
 
     with Bar() as bar:
-        summary = api.split(source, test, val, seed, out, links, bar)
+        summary = api.split(source, test, val, seed, out, links, bar, columns)
     show(as_json, summary, render.split_text)
 
 
 @click.command()
 @click.argument("model", type=FILE)
-@click.argument("source", type=FILE)
+@click.argument("source", type=SOURCE)
 @click.option("--csv", type=OUTPUT, help="Also write the predictions to this CSV file.")
 @click.option("--trust", is_flag=True, help="Open a model file that this cache did not make; it can run any code.")
+@columns_option
 @weights_option
 @running_options
 @cache_option
 @json_option
-def predict(model: Path, source: Path, csv: Path | None, trust: bool, as_json: bool, **options: Any) -> None:
+def predict(model: Path, source: str, csv: Path | None, trust: bool, as_json: bool, **options: Any) -> None:
     """Label the pictures of SOURCE with a fitted MODEL."""
     from featcache import api, render
 
@@ -85,11 +97,11 @@ def predict(model: Path, source: Path, csv: Path | None, trust: bool, as_json: b
 
 
 @click.command()
-@click.argument("source", type=FILE, required=False)
+@click.argument("source", type=SOURCE, required=False)
 @running_options
 @cache_option
 @json_option
-def demo(source: Path | None, as_json: bool, **options: Any) -> None:
+def demo(source: str | None, as_json: bool, **options: Any) -> None:
     """Extract SOURCE (default: handwritten digits) and compare all heads on it."""
     from featcache import api, render
 

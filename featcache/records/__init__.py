@@ -21,6 +21,9 @@ DRAWN = "#"
 VIEWS = {"flip": ("flip",), "crops5": ("crop-tl", "crop-tr", "crop-bl", "crop-br")}
 """Views that can be asked for, each with their names in specs; the fifth of the crops is the original view."""
 
+Source = Any
+"""What names a dataset: a path or a URL as text or path-like, or a dataset object, see `discover`."""
+
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, the steps done and the steps there are."""
 
@@ -35,7 +38,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture as a dataset names it: absolute path, label and split (`None` where unknown)."""
+    """One picture as a dataset names it: absolute path or other address, label and split (`None` where unknown)."""
 
     path: str
     label: str | None = None
@@ -43,12 +46,24 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Access:
+    """How pictures are had by their addresses: bytes, content key and stat; or the stat alone, `None` where unknown.
+
+    Both raise `PictureError`.
+    """
+
+    read: Callable[[str], tuple[bytes, bytes, FileStat | None]]
+    stat: Callable[[str], FileStat | None]
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """The ordered pictures of a folder, a manifest or a single file, with what was left out and why."""
+    """The ordered pictures of a dataset, with what was left out and why; `access` where it has its own way to them."""
 
     root: str
     items: tuple[Item, ...]
     notices: tuple[str, ...] = ()
+    access: Access | None = None
 
 
 @dataclass(frozen=True)
@@ -258,6 +273,7 @@ class ExtractSummary:
     engine: str | None = None
     engine_why: str | None = None
     check: PrecisionCheck | None = None
+    columns: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)

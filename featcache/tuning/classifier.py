@@ -14,12 +14,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.backbones import AUTO, Backbone, resolve
-from featcache.decode import read
 from featcache.embed import keep_freed_memory
 from featcache.embed.torch_engine import choose_device
 from featcache.errors import DeviceError, PictureError, TrainingError
 from featcache.records import FloatArray, Progress
 from featcache.records.finetuning import EpochRow, Training
+from featcache.sources import read
 from featcache.splits import hold_out
 from featcache.tuning.blocks import Cut, cut
 from featcache.tuning.checking import check

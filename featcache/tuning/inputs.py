@@ -13,10 +13,11 @@ import torch
 from joblib import cpu_count
 
 from featcache.augment import drawn_view
-from featcache.decode import Pixels, decode, read
+from featcache.decode import Pixels, decode
 from featcache.embed.torch_engine import normalise
 from featcache.errors import PictureError
 from featcache.records import ORIGINAL, FloatArray, Preprocess
+from featcache.sources import read
 from featcache.store.mapped import MappedRows
 
 Rows = npt.NDArray[np.intp]

@@ -1,0 +1,115 @@
+"""A folder, an archive, a manifest, one picture or a dataset in Python enters; a `Dataset` of ordered items leaves."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from featcache.discover.folders import SPLIT_NAMES, folder_dataset
+from featcache.discover.labels import Columns, check_columns, split_of
+from featcache.discover.manifests import csv_dataset
+from featcache.discover.objects import object_dataset
+from featcache.discover.shards import archive_or_shard, shards_dataset
+from featcache.discover.tables import is_saved, saved_dataset, table_dataset
+from featcache.discover.trees import LocalTree, NamesTree, Tree, is_skipped
+from featcache.errors import DatasetError, DatasetNotFoundError
+from featcache.records import Access, Dataset, Item
+from featcache.sources import file_stat, read, remote
+from featcache.sources.addresses import CHAIN, is_remote, named
+
+__all__ = ["SPLIT_NAMES", "discover", "is_skipped"]
+
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_NOTES = {".json", ".jsonl", ".md", ".txt", ".yaml", ".yml", ".idx"}
+"""What may lie beside shards and tables without being a picture."""
+
+
+def discover(source: Any, *, labelled: bool = True, columns: Columns | None = None) -> Dataset:
+    """List the pictures of `source` in a stable order, without opening them.
+
+    `source` is a folder (`class/*`, `train|val|test|holdout/class/*`, or flat), a `.csv` or `.parquet` manifest with
+    the columns `path,label[,split]` (paths relative to the manifest), a `.zip` or `.tar` of a folder, WebDataset
+    shards, Parquet files with pictures in them, what `datasets` saved to disk, one picture, each of them here or at a
+    URL of fsspec; or a dataset object, see `object_dataset`. `columns` says what path, label and split are called.
+    Every regular file counts as a picture until decoding says otherwise; hidden files and cache folders are skipped.
+    With `labelled=False` a manifest may lack labels. Raises `DatasetNotFoundError` and `DatasetError`.
+    """
+    columns = columns or {}
+    check_columns(columns)
+    if not isinstance(source, str | os.PathLike):
+        return _checked(object_dataset(source), source)
+    root = named(source)
+    try:
+        if is_remote(root):
+            make = _remote_folder if remote.is_folder(root) else _file
+            dataset = make(root, labelled, columns)
+        elif os.path.isdir(root):  # noqa: PTH112
+            dataset = _folder(root, LocalTree(root), labelled, columns)
+        else:
+            os.lstat(root)
+            dataset = _file(root, labelled, columns)
+    except DatasetError:
+        raise
+    except PermissionError as error:
+        raise DatasetError(f"not allowed to read {error.filename}: check its permissions") from error
+    except FileNotFoundError as error:
+        raise DatasetNotFoundError(f"no such folder, manifest or picture: {error.filename}") from error
+    except OSError as error:
+        raise DatasetError(f"cannot read {error.filename}: {error.strerror}") from error
+    return _checked(dataset, source)
+
+
+def _checked(dataset: Dataset, source: Any) -> Dataset:
+    if not dataset.items:
+        name = source if isinstance(source, str | os.PathLike) else dataset.root
+        raise DatasetError(f"{name} holds no files: name a folder of pictures, or a manifest that lists some")
+    return dataset
+
+
+def _file(root: str, labelled: bool, columns: Columns) -> Dataset:
+    lower = root.lower()
+    if lower.endswith(".csv"):
+        return csv_dataset(root, labelled, columns)
+    if not lower.endswith((".parquet", *_ARCHIVES)):
+        return Dataset(root, (Item(root),))
+    if CHAIN in root:
+        raise DatasetError(f"{root}: pictures in it would have addresses with {CHAIN!r} twice: rename it")
+    if lower.endswith(".parquet"):
+        return table_dataset(root, [(root, None)], labelled, columns)
+    return archive_or_shard(root, columns)
+
+
+def _folder(root: str, tree: Tree, labelled: bool, columns: Columns) -> Dataset:
+    if isinstance(tree, LocalTree) and is_saved(root):
+        return saved_dataset(root, labelled, columns)
+    kind, files = _kind(tree)
+    parts = [(file, split_of(file.removeprefix(root).strip("/"))) for file in files]
+    if kind == ".tar":
+        return shards_dataset(root, parts, columns)
+    if kind == ".parquet":
+        return table_dataset(root, parts, labelled, columns)
+    return folder_dataset(root, tree)
+
+
+def _kind(tree: Tree) -> tuple[str | None, list[str]]:
+    """Return what a folder holds all through, `.tar` or `.parquet` files, and these; (None, []) of any other."""
+    kind, files = None, []
+    for address in tree.files(tree.root):
+        suffix = PurePosixPath(address).suffix.lower()
+        if suffix in _NOTES:
+            continue
+        if suffix not in (".tar", ".parquet") or kind not in (None, suffix):
+            return None, []
+        kind = suffix
+        files.append(address)
+    return kind, files
+
+
+def _remote_folder(root: str, labelled: bool, columns: Columns) -> Dataset:
+    found = remote.listing(root)
+    stats = {f"{root}/{name}": stat for name, stat in found.items()}
+    dataset = _folder(root, NamesTree(found, f"{root}/"), labelled, columns)
+    # The listing told of all of them at once; each alone would be a request.
+    return replace(dataset, access=Access(read, lambda address: stats.get(address) or file_stat(address)))

@@ -1,0 +1,60 @@
+"""A value that says what is on a picture, or which split it is in, enters; one label or split leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+from featcache.discover.folders import SPLIT_NAMES
+from featcache.errors import DatasetError, UsageError
+
+Columns = Mapping[str, str]
+"""The names that a user's data has for `path`, `label` and `split`."""
+
+COLUMNS = ("path", "label", "split")
+
+
+def check_columns(columns: Columns) -> None:
+    """Raise `UsageError` for a column that nothing is read from."""
+    for name in columns:
+        if name not in COLUMNS:
+            raise UsageError(f"unknown column {name!r}: map {', '.join(COLUMNS)}, as in label=breed,path=file")
+
+
+def one_label(value: Any, where: str, names: Sequence[str] = ()) -> str | None:
+    """Return a label as text, a number among `names` as its name; `None` and negative numbers of those are no label.
+
+    Raises `DatasetError` for several labels.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bytes):
+        value = value.decode(errors="surrogateescape")
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, Integral):
+        number = int(value)
+        if not names:
+            return str(number)
+        if number >= len(names):
+            raise DatasetError(f"{where}: class number {number}, and there are {len(names)} classes")
+        return names[number] if number >= 0 else None
+    if isinstance(value, float):
+        raise DatasetError(f"{where}: {value!r} is no class but a number to predict: featcache classifies")
+    raise DatasetError(f"{where}: several labels for one picture (multi-label), {value!r}: give each picture one")
+
+
+def one_split(value: Any, where: str) -> str | None:
+    """Return the name of a split that is used everywhere, `None` for none; raises `DatasetError`."""
+    text = str(value or "").strip().lower()
+    if text and text not in SPLIT_NAMES:
+        raise DatasetError(f"{where}: unknown split {text!r}: use one of {', '.join(SPLIT_NAMES)}")
+    return SPLIT_NAMES.get(text)
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that the name of a shard begins with, or the folder it is in: `train-00001.tar`, `val/7.tar`."""
+    *folders, file = name.lower().split("/")
+    words = [file.replace("_", "-").replace(".", "-").split("-")[0], *reversed(folders)]
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)

@@ -1,0 +1,66 @@
+"""A CSV or Parquet file that lists pictures enters; the dataset it describes leaves."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from typing import TextIO
+
+from featcache.discover.labels import Columns, one_label, one_split
+from featcache.errors import DatasetError, DatasetNotFoundError
+from featcache.records import Dataset, Item
+from featcache.sources import exists
+from featcache.sources.addresses import folder_of, joined
+from featcache.sources.containers import opened
+
+Row = tuple[str, str, str | None, str | None]
+"""Where it stands, the path as it stands there, label and split."""
+
+
+def csv_dataset(root: str, labelled: bool, columns: Columns) -> Dataset:
+    """Return the dataset of a CSV with the columns `path,label[,split]`, or what they are called in `columns`."""
+    try:
+        with io.TextIOWrapper(opened(root), "utf-8-sig", errors="surrogateescape", newline="") as stream:
+            return Dataset(root, tuple(listed(root, _rows(root, stream, labelled, columns))))
+    except csv.Error as error:
+        raise DatasetError(f"{root} is not a readable CSV file: {error}") from error
+
+
+def listed(root: str, rows: Iterable[Row]) -> Iterator[Item]:
+    """Yield the pictures that a manifest lists, each once; raises `DatasetError` where it contradicts itself."""
+    seen: dict[str, tuple[str, Item]] = {}
+    folder = folder_of(root)
+    for where, path, label, split in rows:
+        if not path:
+            raise DatasetError(f"{root}, {where}: the path is empty")
+        address = joined(folder, path)
+        if not exists(address):
+            raise DatasetNotFoundError(f"{root}, {where}: no such file: {path} (paths are relative to the manifest)")
+        item = Item(address, label, split)
+        first, known = seen.setdefault(address, (where, item))
+        if known is item:
+            yield item
+        elif known != item:
+            before, now = (f"{each.label or 'no label'}, {each.split or 'no split'}" for each in (known, item))
+            raise DatasetError(
+                f"{root}, {where}: {path} stands on {first} with another label or split ({before}; here {now}): "
+                "keep one of them, since a picture has one label"
+            )
+
+
+def _rows(root: str, stream: TextIO, labelled: bool, columns: Columns) -> Iterator[Row]:
+    rows = csv.DictReader(stream, strict=True)
+    path, label, split = (columns.get(name, name) for name in ("path", "label", "split"))
+    needed = [path, *([label] if labelled or "label" in columns else []), *([split] if "split" in columns else [])]
+    for name in needed:
+        if name not in (rows.fieldnames or ()):
+            found = ",".join(rows.fieldnames or ()) or "nothing"
+            raise DatasetError(
+                f"{root} has no column {name!r}: its first line must name the columns path,label[,split], and says "
+                f"{found}; other names are given as --columns path=...,label=...,split=..."
+            )
+    for row in rows:
+        where = f"line {rows.line_num}"
+        said = f"{root}, {where}"
+        yield where, row[path], one_label(row.get(label), said), one_split(row.get(split), said)

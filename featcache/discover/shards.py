@@ -1,0 +1,99 @@
+"""Tar files in WebDataset's layout enter; a dataset of the pictures in them, read in place, leaves.
+
+Files of one sample have one name up to the first dot: `000017.jpg`, `000017.cls` (https://github.com/webdataset).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from featcache.discover.folders import archive_dataset, count, some
+from featcache.discover.labels import Columns, one_label
+from featcache.discover.tables import Parts
+from featcache.discover.trees import NamesTree, is_skipped
+from featcache.errors import DatasetError, PictureError
+from featcache.records import Dataset, Item
+from featcache.sources import archive
+from featcache.sources.addresses import CHAIN, part
+from featcache.sources.archives import TarArchive, ZipArchive
+
+PICTURES = {
+    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
+    *("jp2", "avif", "heic", "heif", "tga", "ico"),
+}
+"""How the names of pictures end in shards; whatever else is in a sample belongs to it."""
+
+Sample = dict[str, str]
+"""The names of the files of a sample, by what follows the first dot."""
+
+
+def archive_or_shard(root: str, columns: Columns) -> Dataset:
+    """Return the dataset of a zip or tar: a WebDataset shard where labels are files in it, else class folders."""
+    found = archive(root)
+    label = columns.get("label", "cls").split(".")[0]
+    if isinstance(found, TarArchive) and any(name.endswith(f".{label}") for name in found.names):
+        return shards_dataset(root, [(root, None)], columns)
+    kind = "zip" if isinstance(found, ZipArchive) else "tar"
+    return archive_dataset(root, NamesTree(found.names, f"{kind}://", f"{CHAIN}{root}"), found.left_out)
+
+
+def shards_dataset(root: str, parts: Parts, columns: Columns) -> Dataset:
+    """Return the dataset of WebDataset shards, in the order of the shards and of the samples in them."""
+    items: list[Item] = []
+    without: list[str] = []
+    unlabelled = 0
+    for address, split in parts:
+        found = archive(address)
+        assert isinstance(found, TarArchive)
+        for key, sample in _samples(found):
+            picture = _picture(address, key, sample, columns)
+            if picture is None:
+                without.append(key)
+                continue
+            label = _label(found, address, key, sample, columns)
+            unlabelled += label is None
+            items.append(Item(part("tar", picture, address), label, split))
+    notices = [f"{count(without, 'sample')} without a picture left out: {some(without)}"] if without else []
+    if unlabelled:
+        notices.append(f"{unlabelled:,} of {len(items):,} samples without a label: it is looked for in KEY.cls")
+    return Dataset(root, tuple(items), tuple(notices))
+
+
+def _samples(found: TarArchive) -> Iterator[tuple[str, Sample]]:
+    samples: dict[str, Sample] = {}
+    for name in found.names:
+        folder, slash, file = name.rpartition("/")
+        key, _, ending = file.partition(".")
+        if not is_skipped(file):
+            samples.setdefault(f"{folder}{slash}{key}", {})[ending.lower()] = name
+    yield from samples.items()
+
+
+def _picture(address: str, key: str, sample: Sample, columns: Columns) -> str | None:
+    if "path" in columns:
+        return sample.get(columns["path"].lower())
+    found: Sequence[str] = [name for ending, name in sample.items() if ending.rpartition(".")[2] in PICTURES]
+    if len(found) > 1:
+        raise DatasetError(
+            f"{address}: the sample {key} holds several pictures ({some(found)}): say which with --columns path=ENDING"
+        )
+    return found[0] if found else None
+
+
+def _label(found: TarArchive, address: str, key: str, sample: Sample, columns: Columns) -> str | None:
+    """Return the label of a sample: the text of a file, or one field of a JSON file."""
+    ending, _, field = columns.get("label", "cls").partition(".")
+    where = f"{address}, sample {key}"
+    name = sample.get(ending.lower())
+    if name is None:
+        return None
+    try:
+        text = found.read(name).decode("utf-8")
+        value: Any = json.loads(text) if field or text.lstrip().startswith("[") else text
+        return one_label(value.get(field) if field else value, where)
+    except (PictureError, ValueError, AttributeError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{where}: its label cannot be read from {name}: {error}") from error

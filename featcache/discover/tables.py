@@ -1,0 +1,126 @@
+"""Parquet files, or what `datasets` saved to disk, enter; a dataset of the pictures in their rows leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featcache.discover.folders import SPLIT_NAMES
+from featcache.discover.labels import Columns, one_label, one_split
+from featcache.discover.manifests import Row, listed
+from featcache.errors import DatasetError
+from featcache.records import Dataset, Item
+from featcache.sources import table
+from featcache.sources.addresses import part
+from featcache.sources.tables import Table
+
+Parts = Sequence[tuple[str, str | None]]
+"""The addresses of tables, each with the split that its name says."""
+
+
+def table_dataset(root: str, parts: Parts, labelled: bool, columns: Columns, notices: Sequence[str] = ()) -> Dataset:
+    """Return the dataset of the rows of tables, in order; where the pictures are paths, a table is a manifest."""
+    items = [item for address, split in parts for item in _items(table(address), split, labelled, columns)]
+    return Dataset(root, tuple(items), tuple(notices))
+
+
+def is_saved(root: str) -> bool:
+    """Tell whether a folder is what `datasets` saved with `save_to_disk`."""
+    names = ("dataset_dict.json", "state.json")
+    return any(os.path.isfile(os.path.join(root, name)) for name in names)  # noqa: PTH113 - is_file() raises
+
+
+def saved_dataset(root: str, labelled: bool, columns: Columns) -> Dataset:
+    """Return the dataset that `datasets` saved to a folder, with its splits."""
+    folder = Path(root)
+    try:
+        if (folder / "state.json").is_file():
+            return table_dataset(root, _saved_parts(folder, None), labelled, columns)
+        names = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+        known = [name for name in names if name.lower() in SPLIT_NAMES]
+        parts = [part for name in known for part in _saved_parts(folder / name, SPLIT_NAMES[name.lower()])]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{root} is no whole dataset of `save_to_disk` ({error}): save it again") from error
+    others = [name for name in names if name not in known]
+    return table_dataset(root, parts, labelled, columns, [f"the split {name!r} left out" for name in others])
+
+
+def _saved_parts(folder: Path, split: str | None) -> Parts:
+    state = json.loads((folder / "state.json").read_bytes())
+    return [(str(folder / file["filename"]), split) for file in state["_data_files"]]
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    classes: tuple[str, ...] = ()
+
+
+def _items(rows: Table, split: str | None, labelled: bool, columns: Columns) -> Iterator[Item]:
+    import pyarrow as pa
+
+    path = _path_column(rows, columns)
+    kind = rows.schema.field(path).type
+    label, in_split = _label_column(rows, labelled, columns), _split_column(rows, columns)
+    labels = rows.column(label.name) if label else [None] * rows.n_rows
+    splits = rows.column(in_split.name) if in_split else [None] * rows.n_rows
+    said: list[Row] = []
+    for at, (value, own) in enumerate(zip(labels, splits, strict=True)):
+        where = f"row {at}"
+        named = one_label(value, f"{rows.address}, {where}", label.classes if label else ())
+        own = one_label(own, rows.address, in_split.classes) if in_split else own
+        said.append((where, "", named, one_split(own, f"{rows.address}, {where}") or split))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        paths = [str(value or "") for value in rows.column(path)]
+        yield from listed(rows.address, ((w, p, la, sp) for (w, _, la, sp), p in zip(said, paths, strict=True)))
+    elif pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        for at, (_, _, named, its) in enumerate(said):
+            yield Item(part("row", f"{path}/{at}", rows.address), named, its)
+    else:
+        raise DatasetError(f"{rows.address}: the column {path!r} holds {kind}, neither pictures nor paths of them")
+
+
+def _path_column(rows: Table, columns: Columns) -> str:
+    pictures = _of_type(rows, "Image")
+    if "path" in columns or len(pictures) != 1:
+        wanted = columns.get("path") or next((n for n in ("path", "image") if n in rows.schema.names), "path")
+        _check(rows, wanted, "path")
+        return wanted
+    return pictures[0]
+
+
+def _label_column(rows: Table, labelled: bool, columns: Columns) -> _Column | None:
+    classes = _of_type(rows, "ClassLabel")
+    wanted = columns.get("label") or (classes[0] if len(classes) == 1 else "label")
+    if "label" in columns or labelled:
+        _check(rows, wanted, "label")
+    return _column(rows, wanted)
+
+
+def _split_column(rows: Table, columns: Columns) -> _Column | None:
+    if "split" in columns:
+        _check(rows, columns["split"], "split")
+    return _column(rows, columns.get("split", "split"))
+
+
+def _column(rows: Table, name: str) -> _Column | None:
+    if name not in rows.schema.names:
+        return None
+    noted: Any = rows.features.get(name)
+    return _Column(name, tuple(noted.get("names") or ()) if isinstance(noted, dict) else ())
+
+
+def _of_type(rows: Table, kind: str) -> list[str]:
+    return [name for name, noted in rows.features.items() if isinstance(noted, dict) and noted.get("_type") == kind]
+
+
+def _check(rows: Table, name: str, what: str) -> None:
+    if name not in rows.schema.names:
+        raise DatasetError(
+            f"{rows.address} has no column {name!r}: it has {', '.join(rows.schema.names) or 'none'}; say which one "
+            f"holds the {what} with --columns {what}=NAME"
+        )

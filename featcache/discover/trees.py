@@ -1,0 +1,117 @@
+"""A folder here or elsewhere, or the names in an archive, enter; its sub-folders and files, in order, leave."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+_LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+_CACHE_TAG = "CACHEDIR.TAG"
+"""Marks a folder as a cache by the convention of https://bford.info/cachedir/; ours may lie among the pictures."""
+
+Listing = tuple[list[tuple[str, str]], list[tuple[str, str]]]
+"""The sub-folders and the files of a folder: the name and the path of each, sorted by name."""
+
+
+class Tree(Protocol):
+    """Folders below a root; hidden files, a system's litter and cache folders are passed over."""
+
+    root: str
+    """The path of the root, as `listing` takes it."""
+
+    def listing(self, folder: str) -> Listing:
+        """Return what is in a folder."""
+        ...
+
+    def files(self, folder: str) -> Iterator[str]:
+        """Yield the addresses of all files below a folder."""
+        ...
+
+
+def is_skipped(name: str) -> bool:
+    """Tell whether a file or folder of this name is passed over in every folder: hidden, or a system's litter."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+class LocalTree:
+    """A folder on this computer, links followed; a link that loops counts as a file, unreadable."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def listing(self, folder: str) -> Listing:
+        """Return what is in a folder."""
+        folders, files = [], []
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                if is_skipped(entry.name):
+                    continue
+                # entry.is_dir() raises for a link that points at itself.
+                if not (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()):  # noqa: PTH112
+                    files.append((entry.name, entry.path))
+                elif not os.path.exists(os.path.join(entry.path, _CACHE_TAG)):
+                    folders.append((entry.name, entry.path))
+        return folders, files
+
+    def files(self, folder: str) -> Iterator[str]:
+        """Yield the paths of all files below a folder."""
+        above, path = [], folder
+        while path != self.root:
+            path = os.path.dirname(path)  # noqa: PTH120
+            above.append(_identity(path))
+        return self._files(folder, tuple(above))
+
+    def _files(self, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+        here = _identity(folder)
+        if here in above:
+            yield folder
+            return
+        folders, files = self.listing(folder)
+        for _, path in files:
+            yield path
+        for _, path in folders:
+            yield from self._files(path, (*above, here))
+
+
+class _Folder:
+    def __init__(self) -> None:
+        self.folders: dict[str, _Folder] = {}
+        self.files: set[str] = set()
+
+
+class NamesTree:
+    """The folders that a set of names with slashes makes; the address of a file is `before + name + after`."""
+
+    def __init__(self, names: Iterable[str], before: str, after: str = "") -> None:
+        self.root = ""
+        self._before, self._after = before, after
+        self._top = _Folder()
+        for name in names:
+            *above, last = name.split("/")
+            if not any(part == "" or is_skipped(part) for part in (*above, last)):
+                folder = self._top
+                for part in above:
+                    folder = folder.folders.setdefault(part, _Folder())
+                folder.files.add(last)
+
+    def listing(self, folder: str) -> Listing:
+        """Return what is in a folder."""
+        found, inside = self._top, folder + "/" if folder else ""
+        for part in filter(None, folder.split("/")):
+            found = found.folders[part]
+        folders = [(name, inside + name) for name in sorted(found.folders)]
+        return folders, [(name, f"{self._before}{inside}{name}{self._after}") for name in sorted(found.files)]
+
+    def files(self, folder: str) -> Iterator[str]:
+        """Yield the addresses of all files below a folder."""
+        folders, files = self.listing(folder)
+        for _, address in files:
+            yield address
+        for _, path in folders:
+            yield from self.files(path)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino

@@ -1,0 +1,68 @@
+"""The path of a file on this computer enters; its bytes, their content key and its stat leave."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+
+from featcache.errors import PictureError
+from featcache.records import FileStat
+
+MAX_BYTES = 512 * 2**20
+"""A picture file larger than this is refused, so that one stray archive cannot fill the memory."""
+
+FRESH_NS = 2 * 10**9
+"""The stat of a file that was modified less than this before it is read may not tell a later change."""
+
+CHANGED = "changed while it was read: run again when it is complete"
+
+
+def file_stat(path: str) -> FileStat:
+    """Return what tells an unchanged file; raises `PictureError` where there is no regular file."""
+    try:
+        return regular(os.stat(path))
+    except OSError as error:
+        raise PictureError(reason(error)) from error
+
+
+def read(path: str) -> tuple[bytes, bytes, FileStat]:
+    """Read a picture file: its bytes, its content key (32 bytes, sha256) and the stat that belongs to them.
+
+    Raises `PictureError` where the file cannot be read, is not regular, or changes under the reader.
+    """
+    try:
+        # A fifo would block open() for ever without O_NONBLOCK; on regular files the flag does nothing.
+        with open(path, "rb", buffering=0, opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
+            before = regular(os.fstat(file.fileno()))
+            check_size(before.size)
+            data = file.readall()
+            after = regular(os.fstat(file.fileno()))
+            # A change within one tick of the file system's clock does not show in the stat.
+            is_fresh = time.time_ns() - before.mtime_ns < FRESH_NS
+            if is_fresh and file.seek(0) == 0 and file.readall() != data:
+                raise PictureError(CHANGED)
+    except OSError as error:
+        raise PictureError(reason(error)) from error
+    if before != after or len(data) != before.size:
+        raise PictureError(CHANGED)
+    return data, hashlib.sha256(data).digest(), before
+
+
+def check_size(size: int) -> None:
+    """Raise `PictureError` for a picture of more than `MAX_BYTES`."""
+    if size > MAX_BYTES:
+        raise PictureError(f"larger than {MAX_BYTES // 2**20} MiB ({size:,} bytes)")
+
+
+def regular(status: os.stat_result) -> FileStat:
+    """Return the stat of a regular file; raises `PictureError` for anything else."""
+    if not stat.S_ISREG(status.st_mode):
+        raise PictureError("not a regular file")
+    return FileStat(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def reason(error: OSError) -> str:
+    """Return why a file could not be used, in a few words."""
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,125 @@
+"""A Parquet file, or an Arrow file as `datasets` saves them, enters; its columns and the bytes in its rows leave."""
+
+from __future__ import annotations
+
+import json
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from functools import cached_property
+from typing import Any
+
+from featcache.errors import DatasetError, DatasetNotFoundError, PictureError
+from featcache.sources import local
+from featcache.sources.addresses import folder_of, is_remote, joined
+from featcache.sources.containers import opened
+
+GROUPS_KEPT = 2
+"""How many groups of rows of a Parquet file are in memory: threads read a few rows apart."""
+
+MOST_GROUP_BYTES = 4 * 2**30
+
+
+class Table:
+    """The rows of a Parquet or Arrow file; several threads may read at once."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._lock = threading.Lock()
+        self._groups: OrderedDict[tuple[int, str], Any] = OrderedDict()
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError as error:
+            raise DatasetError(f"{address} needs pyarrow: pip install 'featcache[parquet]'") from error
+        self._parquet: Any = None
+        self._arrow: Any = None
+        try:
+            if address.lower().endswith(".parquet"):
+                self._parquet = pq.ParquetFile(opened(address))
+                self.schema = self._parquet.schema_arrow
+            else:
+                self._arrow = pa.ipc.open_stream(pa.memory_map(address)).read_all()
+                self.schema = self._arrow.schema
+        except DatasetNotFoundError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(f"{address} is no whole table ({_line(error)}): fetch or make it again") from error
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows."""
+        return int(self._parquet.metadata.num_rows if self._parquet is not None else self._arrow.num_rows)
+
+    @cached_property
+    def features(self) -> dict[str, Any]:
+        """What `datasets` notes of each column, by name; empty where it did not write the file."""
+        noted = (self.schema.metadata or {}).get(b"huggingface", b"{}")
+        found: dict[str, Any] = json.loads(noted).get("info", {}).get("features", {})
+        return found
+
+    def column(self, name: str) -> list[Any]:
+        """Return the values of a column of small values; raises `DatasetError`."""
+        table = self._arrow if self._parquet is None else self._read(lambda: self._parquet.read(columns=[name]))
+        found: list[Any] = table.column(name).to_pylist()
+        return found
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of the picture in a row, named `column/row`; raises `PictureError`."""
+        column, _, row = name.rpartition("/")
+        try:
+            value = self._value(column, int(row))
+        except (ValueError, KeyError, IndexError, DatasetError) as error:
+            raise PictureError(f"cannot be read from {self.address}: {_line(error)}") from error
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None and isinstance(value, dict) and value.get("path") and not is_remote(self.address):
+            return local.read(joined(folder_of(self.address), str(value["path"])))[0]
+        if not isinstance(data, bytes):
+            raise PictureError("no picture in this row")
+        local.check_size(len(data))
+        return data
+
+    def _value(self, column: str, row: int) -> Any:
+        if self._parquet is None:
+            return self._arrow.column(column)[row].as_py()
+        group = bisect_right(self._starts, row) - 1
+        with self._lock:
+            found = self._groups.get((group, column))
+            if found is None:
+                found = self._groups[group, column] = self._group(group, column)
+            self._groups.move_to_end((group, column))
+            while len(self._groups) > GROUPS_KEPT:
+                self._groups.popitem(last=False)
+        return found[row - self._starts[group]].as_py()
+
+    def _group(self, group: int, column: str) -> Any:
+        known = self._parquet.metadata.row_group(group)
+        size = sum(
+            known.column(at).total_uncompressed_size
+            for at in range(known.num_columns)
+            if known.column(at).path_in_schema.split(".")[0] == column
+        )
+        if size > MOST_GROUP_BYTES:
+            raise DatasetError(
+                f"its rows are in groups of {size:,} bytes, which are read whole: write it anew with smaller ones"
+            )
+        return self._read(lambda: self._parquet.read_row_group(group, columns=[column])).column(column)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        starts = [0]
+        for group in range(self._parquet.num_row_groups):
+            starts.append(starts[-1] + self._parquet.metadata.row_group(group).num_rows)
+        return starts
+
+    def _read(self, call: Any) -> Any:
+        import pyarrow as pa
+
+        try:
+            return call()
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(f"{self.address} cannot be read ({_line(error)}): fetch or make it again") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
