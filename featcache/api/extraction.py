@@ -16,7 +16,7 @@ from featcache.api.usage import newest_uses
 from featcache.backbones import Backbone, note, resolve
 from featcache.discover import discover
 from featcache.embed import check_running
-from featcache.errors import DatasetError, EngineError
+from featcache.errors import DatasetError, EngineError, UsageError
 from featcache.records import ORIGINAL, VIEWS, Dataset, ExtractSummary, Failure, Progress, Source, ViewSummary
 from featcache.store import Cache, Cells, Run
 
@@ -29,13 +29,18 @@ def extract(
     progress: Progress | None = None,
     views: Sequence[str] = (),
     check: bool = False,
+    shard: tuple[int, int] | None = None,
 ) -> ExtractSummary:
     """Run every picture of `source` whose vector is not in the cache through the backbone, once.
 
     `source` is a folder, an archive, a manifest, a picture or a dataset object, see `discover`; `views` names groups of
     further views, see `records.VIEWS`. With `check` the price of less precision is measured, see `price`. `progress` is
-    called for every picture that has to be read. Whatever was computed stays, also on Ctrl-C. Raises `FeatcacheError`.
+    called for every picture that has to be read. Whatever was computed stays, also on Ctrl-C. With a `shard` (i, n),
+    i from 0 to n - 1, only that part is computed; the dataset is there once it is extracted without one. Raises
+    `FeatcacheError`.
     """
+    if shard is not None:
+        _check_shard(shard, check)
     options = find_weights(options or Options())
     unknown = [name for name in views if name not in VIEWS]
     if unknown:
@@ -49,6 +54,8 @@ def extract(
         note(cache.backbones, backbone, options.weights)
         backbone = as_asked(cache, backbone, dataset.items, options)
         further = tuple(name for group in dict.fromkeys(views) for name in VIEWS[group])
+        if shard is not None:
+            return _extract_shard(cache, dataset, backbone, options, progress, further, shard)
         summary = extract_into(cache, dataset, backbone, options, progress, further)
         if check:
             rows = cache.catalog.dataset(dataset.root)
@@ -77,6 +84,7 @@ def extract_into(
     # Where views are stopped, an extraction before them stays as it was.
     if not (views and _was_extracted(cache, dataset, backbone)):
         run = run or cache.runs.start("extract", dataset.root, backbone.spec.fingerprint)
+    cache.catalog.remember_files((path, *found) for path, found in cache.shards.of(dataset.root).items())
     works = compute(cache, dataset.items, backbones, options, progress, dataset.access)
     runs.append(run or cache.runs.start("extract", dataset.root, backbone.spec.fingerprint))
     failures = works[-1].failures
@@ -88,6 +96,7 @@ def extract_into(
             f"no readable picture in {dataset.root}: {failures[0].reason} ({failures[0].path}); "
             f"files and reasons, {len(failures):,} in all, are listed in {listing}"
         )
+    cache.shards.drop(dataset.root)
     done: tuple[ViewSummary, ...] = ()
     for seen, started, work in zip(backbones, runs, works, strict=True):
         cache.catalog.save_dataset(dataset.root, work.rows, started.id)
@@ -96,6 +105,35 @@ def extract_into(
         took = summary.seconds.total
         done = (*done, ViewSummary(seen.spec.view, summary.fingerprint, summary.reused, summary.computed, took))
     return summary
+
+
+def _check_shard(shard: tuple[int, int], check: bool) -> None:
+    number, count = shard
+    if not 0 <= number < count:
+        raise UsageError(f"there is no shard {number}/{count}: i/n goes from 0/{max(count, 1)} to n-1/n")
+    if check:
+        raise UsageError("--check looks at a whole dataset: leave it out with --shard, and extract all afterwards")
+
+
+def _extract_shard(
+    cache: Cache,
+    dataset: Dataset,
+    backbone: Backbone,
+    options: Options,
+    progress: Progress | None,
+    views: Sequence[str],
+    shard: tuple[int, int],
+) -> ExtractSummary:
+    """Compute one part of a dataset; its run stays unfinished, so that nobody takes its vectors for unused."""
+    number, count = shard
+    first, last = (len(dataset.items) * at // count for at in (number, number + 1))
+    part = replace(dataset, items=dataset.items[first:last])
+    backbones = [*(backbone.viewing(view) for view in views), backbone]
+    for seen in backbones:
+        cache.runs.start("extract", dataset.root, seen.spec.fingerprint)
+    work = compute(cache, part.items, backbones, options, progress, dataset.access)[-1]
+    cache.shards.put(dataset.root, shard, cache.catalog.known_files(item.path for item in part.items))
+    return replace(_summary(cache, part, backbone, options, work, None, ()), shard=shard)
 
 
 def _was_extracted(cache: Cache, dataset: Dataset, backbone: Backbone) -> bool:

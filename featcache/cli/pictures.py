@@ -23,6 +23,14 @@ from featcache.cli.options import (
     weights_option,
     words,
 )
+from featcache.errors import UsageError
+
+
+def _shard(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    number, _, count = (value or "").partition("/")
+    if value is not None and not (number.isdecimal() and count.isdecimal()):
+        raise UsageError(f"--shard {value}: say which of how many, as in 0/4, 1/4, 2/4 and 3/4")
+    return None if value is None else (int(number), int(count))
 
 
 @click.command()
@@ -30,10 +38,13 @@ from featcache.cli.options import (
 @network_options
 @click.option("--views", default="", help="Also extract these views: flip, crops5 (the corners), or both: flip,crops5.")
 @click.option("--rehash", is_flag=True, help="Read every file again, also those that look unchanged.")
+@click.option(
+    "--shard", callback=_shard, metavar="i/n", help="Only part i of n, 0 to n-1, for jobs that share the work."
+)
 @click.option("--check", is_flag=True, help="Measure what int8, fp16 or --draft costs: cosines, and a head's accuracy.")
 @cache_option
 @json_option
-def extract(source: str, views: str, check: bool, as_json: bool, **options: Any) -> None:
+def extract(source: str, views: str, check: bool, shard: tuple[int, int] | None, as_json: bool, **options: Any) -> None:
     """Compute the vectors of SOURCE that the cache lacks.
 
     SOURCE is a folder (class/*, train|val|test|holdout/class/*, or flat), a .zip or .tar of one, WebDataset shards, a
@@ -43,7 +54,7 @@ def extract(source: str, views: str, check: bool, as_json: bool, **options: Any)
     from featcache import api, render
 
     with Bar() as bar:
-        summary = api.extract(source, make_options(options), bar, words(views), check)
+        summary = api.extract(source, make_options(options), bar, words(views), check, shard)
     show(as_json, summary, render.extract_text)
 
 

@@ -247,7 +247,8 @@ class PrecisionCheck:
 class ExtractSummary:
     """What an extraction found and did; found = reused + computed + duplicates + unreadable.
 
-    Counts and seconds are those of the original view; `views` tells of the further ones that were asked for.
+    Counts and seconds are those of the original view; `views` tells of the further ones that were asked for. Of a
+    `shard` (number, how many there are) all of it is about that part of the dataset.
     """
 
     dataset: str
@@ -274,6 +275,7 @@ class ExtractSummary:
     engine_why: str | None = None
     check: PrecisionCheck | None = None
     columns: dict[str, str] | None = None
+    shard: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,9 @@ def extract_text(summary: ExtractSummary) -> str:
     ]
     if summary.check:
         lines += _check_lines(summary.check)
+    if summary.shard:
+        number, count = summary.shard
+        lines.append(f"shard        {number}/{count}; after the last one, extract the dataset without --shard")
     return "\n".join([*lines, f"cache        {summary.cache}"])
 
 

@@ -22,6 +22,7 @@ from featcache.store.files import exclusive, move, remove, remove_abandoned, sha
 from featcache.store.networks import Networks
 from featcache.store.runs import EXTRACTIONS, Run, Runs
 from featcache.store.segment import declared_fingerprint
+from featcache.store.shards import Shards
 from featcache.store.splits import Splits
 
 __all__ = [
@@ -47,7 +48,7 @@ _MARKS = {
 }
 _OWN = {
     *("format.json", "segments", "bad", "models", "runs", "splits", "cells", "demo", "catalog.sqlite"),
-    *("networks", "backbones", "trainings", *_MARKS),
+    *("networks", "backbones", "trainings", "shards", *_MARKS),
 }
 
 
@@ -82,6 +83,7 @@ class Cache:
         name = "" if catalog is None else f"{platform.node()}:{Path(catalog).absolute()}"
         self.runs = Runs(self.folder / "runs", name)
         self.splits = Splits(self.folder / "splits")
+        self.shards = Shards(self.folder / "shards")
         self.cells = Cells(self.folder / "cells")
         self.backbones = Cells(self.folder / "backbones")
         self.networks = Networks(self.folder / "networks", self.folder / "bad")

@@ -1,0 +1,65 @@
+"""What a shard of an extraction read of its files enters; it leaves where the whole dataset is extracted."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from featcache.records import FileStat
+from featcache.store.files import remove, write_atomic
+from featcache.store.index import stack_keys
+
+_logger = logging.getLogger(__name__)
+
+Files = Mapping[str, tuple[FileStat, bytes]]
+"""Stat and content key of files by their addresses."""
+
+
+class Shards:
+    """The files that shards have read, `shards/<dataset>-<i>-of-<n>.npz`: so computers need not share a catalog."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, root: str, shard: tuple[int, int], files: Files) -> None:
+        """Keep what a finished shard of a dataset read."""
+        out = io.BytesIO()
+        np.savez(
+            out,
+            addresses=np.frombuffer(b"\0".join(map(os.fsencode, files)), np.uint8),
+            stats=np.array([(s.size, s.mtime_ns, s.inode) for s, _ in files.values()], np.uint64).reshape(-1, 3),
+            keys=stack_keys([key for _, key in files.values()]),
+        )
+        write_atomic(self._folder / f"{_digest(root)}-{shard[0]}-of-{shard[1]}.npz", out.getvalue())
+
+    def of(self, root: str) -> dict[str, tuple[FileStat, bytes]]:
+        """Return what the shards of a dataset have read; a file of them that is broken is left out with a warning."""
+        found: dict[str, tuple[FileStat, bytes]] = {}
+        for path in self._paths(root):
+            try:
+                with np.load(path) as kept:
+                    addresses = kept["addresses"].tobytes().split(b"\0") if len(kept["keys"]) else []
+                    for address, stat, key in zip(addresses, kept["stats"].tolist(), kept["keys"], strict=True):
+                        found[os.fsdecode(address)] = FileStat(*stat), key.tobytes()
+            except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+                _logger.warning("%s cannot be read (%s): the files of that shard are read again", path, error)
+        return found
+
+    def drop(self, root: str) -> None:
+        """Delete what was kept of a dataset."""
+        for path in self._paths(root):
+            remove(path)
+
+    def _paths(self, root: str) -> list[Path]:
+        return sorted(self._folder.glob(f"{_digest(root)}-*.npz"))
+
+
+def _digest(root: str) -> str:
+    return hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
