@@ -119,3 +119,41 @@ def test_out_of_range(run: Run, folder: Path, tmp_path: Path, shard: str, said: 
 def test_a_check_needs_the_whole_dataset(run: Run, folder: Path) -> None:
     refused = run("extract", folder, "--shard", "0/2", "--check", "--draft", network=True)
     assert (refused.code, "--check" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_computers_that_share_nothing_but_a_url(run: Run, folder: Path, tmp_path: Path, kind: str) -> None:
+    share = f"{kind}://{tmp_path}/share"
+    for number, new in enumerate((6, 4)):  # the copy was fetched
+        words = ["--shard", f"{number}/2", "--share", share, "--cache", f"computer {number}"]
+        assert run("extract", folder, *words, "--json", network=True).json["computed"] == new
+    whole = run("extract", folder, "--share", share, "--cache", "third", "--json", network=True).json
+    assert (whole["reused"], whole["computed"], whole["duplicates"], whole["unreadable"]) == (10, 0, 1, 1)
+    keys, vectors = rows(tmp_path / "third")
+    for number in range(2):
+        theirs, same = rows(tmp_path / f"computer {number}")
+        np.testing.assert_array_equal(vectors[[keys.index(key) for key in theirs]], same)
+    again = run("extract", folder, "--share", share, "--cache", "computer 0", "--json", network=True).json
+    assert (again["reused"], again["computed"]) == (10, 0)
+    assert rows(tmp_path / "computer 0")[0] == keys  # none is there twice
+
+
+def test_what_was_merged_here_is_not_fetched_again(run: Run, folder: Path, tmp_path: Path) -> None:
+    share = f"file://{tmp_path}/share"
+    for number in range(3):
+        run("extract", folder, "--shard", f"{number}/3", "--share", share, network=True)
+    run("cache", "compact")
+    assert len(list((tmp_path / "share").rglob("seg-*.h5"))) == 3
+    run("extract", folder, "--share", share, network=True)
+    assert len(rows(tmp_path / "cache")[0]) == 10
+    assert len(list((tmp_path / "cache").rglob("seg-*.h5"))) == 1
+
+
+def test_a_share_that_cannot_be_written_loses_nothing_that_others_need(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    refused = run("extract", folder, "--share", f"file://{tmp_path}/file/share", network=True)
+    assert (refused.code, "share" in refused.err, "Traceback" in refused.err) == (1, True, False)
+    assert run("extract", folder, "--share", "nothing://at/all", network=True).code == 1
+    assert not list((tmp_path / "cache").rglob("seg-*.h5"))

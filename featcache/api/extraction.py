@@ -54,6 +54,8 @@ def extract(
         note(cache.backbones, backbone, options.weights)
         backbone = as_asked(cache, backbone, dataset.items, options)
         further = tuple(name for group in dict.fromkeys(views) for name in VIEWS[group])
+        for view in (ORIGINAL, *further):
+            cache.fetch(backbone.viewing(view).spec)
         if shard is not None:
             return _extract_shard(cache, dataset, backbone, options, progress, further, shard)
         summary = extract_into(cache, dataset, backbone, options, progress, further)

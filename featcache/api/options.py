@@ -22,7 +22,8 @@ class Options:
     Without `cache` it is the folder in `FEATCACHE_CACHE`, else `./cache`; without `batch_size` the engine chooses. With
     `rehash` files that look unchanged (size, modification time, inode) are read again all the same. `precision` is one
     of `records.PRECISIONS`; `draft` decodes large JPEG files in fewer pixels. Both give other features. `columns` says
-    what `path`, `label` and `split` are called in the dataset.
+    what `path`, `label` and `split` are called in the dataset. `share` is a URL of fsspec where vectors are put
+    too, and looked for.
     """
 
     backbone: str = AUTO
@@ -35,11 +36,12 @@ class Options:
     precision: str = "fp32"
     draft: bool = False
     columns: Mapping[str, str] | None = None
+    share: str | None = None
 
 
 def open_cache(options: Options, *, create: bool = True) -> Cache:
     """Open the cache that the options name, its catalog where `FEATCACHE_CATALOG` says; raises `CacheError`."""
-    return Cache(*places(options), create=create)
+    return Cache(*places(options), create=create, share=options.share)
 
 
 def find_weights(options: Options) -> Options:

@@ -41,6 +41,9 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option(
     "--shard", callback=_shard, metavar="i/n", help="Only part i of n, 0 to n-1, for jobs that share the work."
 )
+@click.option(
+    "--share", metavar="URL", help="Put vectors there too, and take those that others put: s3://bucket/cache."
+)
 @click.option("--check", is_flag=True, help="Measure what int8, fp16 or --draft costs: cosines, and a head's accuracy.")
 @cache_option
 @json_option

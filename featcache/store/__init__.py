@@ -23,6 +23,7 @@ from featcache.store.networks import Networks
 from featcache.store.runs import EXTRACTIONS, Run, Runs
 from featcache.store.segment import declared_fingerprint
 from featcache.store.shards import Shards
+from featcache.store.shares import Share
 from featcache.store.splits import Splits
 
 __all__ = [
@@ -48,7 +49,7 @@ _MARKS = {
 }
 _OWN = {
     *("format.json", "segments", "bad", "models", "runs", "splits", "cells", "demo", "catalog.sqlite"),
-    *("networks", "backbones", "trainings", "shards", *_MARKS),
+    *("networks", "backbones", "trainings", "shards", "shares", *_MARKS),
 }
 
 
@@ -56,10 +57,13 @@ class Cache:
     """A cache folder, made on first use unless `create` is false; opening it removes temporary files that nobody holds.
 
     The catalog lies in the folder, or is the file `catalog`, so that computers that share a folder can each have their
-    own. Raises `CacheError` where the folder is something else, of another version, or cannot be used.
+    own; what is committed is put into the folder at the URL `share` too. Raises `CacheError` where the folder is
+    something else, of another version, or cannot be used.
     """
 
-    def __init__(self, folder: Path, catalog: Path | None = None, *, create: bool = True) -> None:
+    def __init__(
+        self, folder: Path, catalog: Path | None = None, *, create: bool = True, share: str | None = None
+    ) -> None:
         self.folder = Path(folder).absolute()
         marker = self.folder / "format.json"
         if not create and not self.folder.exists():
@@ -83,7 +87,8 @@ class Cache:
         name = "" if catalog is None else f"{platform.node()}:{Path(catalog).absolute()}"
         self.runs = Runs(self.folder / "runs", name)
         self.splits = Splits(self.folder / "splits")
-        self.shards = Shards(self.folder / "shards")
+        self.share = Share(share, self.folder) if share else None
+        self.shards = Shards(self.folder / "shards", self.share)
         self.cells = Cells(self.folder / "cells")
         self.backbones = Cells(self.folder / "backbones")
         self.networks = Networks(self.folder / "networks", self.folder / "bad")
@@ -133,9 +138,14 @@ class Cache:
         sync_names(folder.parent, self.folder)
         return self.store(spec.fingerprint)
 
+    def fetch(self, spec: FeatureSpec) -> int:
+        """Fetch the segments of `spec` that others put into the share, and return how many; raises `CacheError`."""
+        folder = self._segments(spec.fingerprint)
+        return 0 if self.share is None else self.share.fetch(f"{folder.parent.name}/{folder.name}", "seg-*.h5")
+
     def store(self, fingerprint: str) -> FeatureStore:
         """Open the vectors that are there of a fingerprint, its spec known or not."""
-        return FeatureStore(self._segments(fingerprint), self.folder / "bad", fingerprint)
+        return FeatureStore(self._segments(fingerprint), self.folder / "bad", fingerprint, self.share)
 
     def fingerprints(self) -> list[str]:
         """Return the fingerprints that have a folder of segments, as their specs or segments say."""

@@ -35,6 +35,7 @@ from featcache.store.segment import (
     read_keys,
     read_rows,
 )
+from featcache.store.shares import Share
 
 ATTEMPTS = 100
 """How often a listing is tried whose files vanish while it is read; a compaction makes that happen once."""
@@ -61,12 +62,15 @@ class _BrokenSegmentError(SegmentError):
 class FeatureStore:
     """The vectors of one fingerprint: a folder of immutable segments, whose listing is the truth.
 
+    What is committed is put into the `share` too, if there is one.
+
     Opening it is recovery: segments that a valid one replaces are skipped, broken ones are moved to `bad` with a
     warning. Any number of processes may read and write at once.
     """
 
-    def __init__(self, folder: Path, bad: Path, fingerprint: str) -> None:
+    def __init__(self, folder: Path, bad: Path, fingerprint: str, share: Share | None = None) -> None:
         self.folder = folder
+        self.share = share
         self.fingerprint = fingerprint
         self.quarantined: list[str] = []
         self._found = 0
@@ -175,7 +179,7 @@ class FeatureStore:
 
     def reopened(self) -> FeatureStore:
         """Open the same store once more, with a listing of its own."""
-        return FeatureStore(self.folder, self._bad, self.fingerprint)
+        return FeatureStore(self.folder, self._bad, self.fingerprint, self.share)
 
     def after_compaction(self) -> tuple[int, int]:
         """Return how many segments a compaction would leave, and about how many bytes it would free."""
@@ -374,7 +378,8 @@ class FeatureWriter:
         start = time.perf_counter()
         features = np.concatenate(self._vectors)
         self._failed = True
-        commit(self._store.folder, self._writer, self._store.fingerprint, stack_keys(self._keys), features)
+        store = self._store
+        commit(store.folder, self._writer, store.fingerprint, stack_keys(self._keys), features, share=store.share)
         self._failed = False
         self.committed += len(self._keys)
         self._keys, self._vectors = [], []

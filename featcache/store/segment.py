@@ -19,6 +19,7 @@ from isal.isal_zlib import crc32  # zlib's crc32, seven times as fast: every rea
 from featcache.errors import CacheError, CacheVersionError
 from featcache.records import FloatArray
 from featcache.store.files import write_atomic
+from featcache.store.shares import Share
 
 FORMAT = "featcache-segment"
 FORMAT_VERSION = 1
@@ -81,9 +82,18 @@ class Writer:
 
 
 def commit(
-    folder: Path, writer: Writer, fingerprint: str, keys: Keys, features: FloatArray, replaces: Sequence[str] = ()
+    folder: Path,
+    writer: Writer,
+    fingerprint: str,
+    keys: Keys,
+    features: FloatArray,
+    replaces: Sequence[str] = (),
+    share: Share | None = None,
 ) -> None:
-    """Write one segment, whole or not at all; when this returns its rows survive a kill and a power loss."""
+    """Write one segment, whole or not at all; when this returns its rows survive a kill and a power loss.
+
+    Where there is a `share`, they are there first: what is here alone would never be put there.
+    """
     created_ns = time.time_ns()
     image = build_image(
         keys,
@@ -93,7 +103,10 @@ def commit(
         created_ns=created_ns,
         replaces=replaces,
     )
-    write_atomic(folder / writer.next_name(created_ns), image)
+    name = writer.next_name(created_ns)
+    if share is not None:
+        share.put(f"segments/{folder.name}", name, image)
+    write_atomic(folder / name, image)
 
 
 def build_image(

@@ -15,6 +15,7 @@ import numpy as np
 from featcache.records import FileStat
 from featcache.store.files import remove, write_atomic
 from featcache.store.index import stack_keys
+from featcache.store.shares import Share
 
 _logger = logging.getLogger(__name__)
 
@@ -25,8 +26,9 @@ Files = Mapping[str, tuple[FileStat, bytes]]
 class Shards:
     """The files that shards have read, `shards/<dataset>-<i>-of-<n>.npz`: so computers need not share a catalog."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, share: Share | None = None) -> None:
         self._folder = folder
+        self._share = share
 
     def put(self, root: str, shard: tuple[int, int], files: Files) -> None:
         """Keep what a finished shard of a dataset read."""
@@ -37,11 +39,16 @@ class Shards:
             stats=np.array([(s.size, s.mtime_ns, s.inode) for s, _ in files.values()], np.uint64).reshape(-1, 3),
             keys=stack_keys([key for _, key in files.values()]),
         )
-        write_atomic(self._folder / f"{_digest(root)}-{shard[0]}-of-{shard[1]}.npz", out.getvalue())
+        name = f"{_digest(root)}-{shard[0]}-of-{shard[1]}.npz"
+        write_atomic(self._folder / name, out.getvalue())
+        if self._share is not None:
+            self._share.put(self._folder.name, name, out.getvalue())
 
     def of(self, root: str) -> dict[str, tuple[FileStat, bytes]]:
         """Return what the shards of a dataset have read; a file of them that is broken is left out with a warning."""
         found: dict[str, tuple[FileStat, bytes]] = {}
+        if self._share is not None:
+            self._share.fetch(self._folder.name, f"{_digest(root)}-*.npz")
         for path in self._paths(root):
             try:
                 with np.load(path) as kept:
