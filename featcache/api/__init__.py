@@ -15,6 +15,7 @@ from featcache.api.extraction import extract
 from featcache.api.finetuning import finetune
 from featcache.api.fitting import fit
 from featcache.api.history import runs, runs_compare, runs_show
+from featcache.api.loading import load_features
 from featcache.api.options import CACHE_VARIABLE, Options
 from featcache.api.prediction import predict
 from featcache.api.reporting import report
@@ -42,6 +43,7 @@ __all__ = [
     "finetune",
     "fit",
     "ledger",
+    "load_features",
     "predict",
     "report",
     "runs",
