@@ -27,6 +27,7 @@ LAYERS = [
     "embed",
     "store",
     "load",
+    "search",
     "splits",
     "heads",
     "tuning",

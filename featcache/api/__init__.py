@@ -16,6 +16,7 @@ from featcache.api.finetuning import finetune
 from featcache.api.fitting import fit
 from featcache.api.history import runs, runs_compare, runs_show
 from featcache.api.loading import load_features
+from featcache.api.neighboring import neighbors
 from featcache.api.options import CACHE_VARIABLE, Options
 from featcache.api.prediction import predict
 from featcache.api.reporting import report
@@ -44,6 +45,7 @@ __all__ = [
     "fit",
     "ledger",
     "load_features",
+    "neighbors",
     "predict",
     "report",
     "runs",

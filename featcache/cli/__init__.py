@@ -44,6 +44,7 @@ for command in (
     experiments.confusions,
     finetuning.finetune,
     pictures.predict,
+    pictures.neighbors,
     auditing.audit,
     auditing.report,
     experiments.runs,

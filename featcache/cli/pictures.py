@@ -20,6 +20,8 @@ from featcache.cli.options import (
     running_options,
     seed_option,
     show,
+    show_page,
+    table_options,
     weights_option,
     words,
 )
@@ -108,6 +110,28 @@ def predict(model: Path, source: str, csv: Path | None, trust: bool, as_json: bo
     with Bar() as bar:
         summary = api.predict(model, source, csv, trust, make_options(options), bar)
     show(as_json, summary, render.predict_text)
+
+
+@click.command()
+@click.argument("picture", type=SOURCE)
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many pictures to show.")
+@click.option("--dataset", type=SOURCE, metavar="SOURCE", help="Look here  [default: the dataset last extracted].")
+@weights_option
+@cache_option
+@table_options
+def neighbors(
+    picture: str, k: int, dataset: str | None, as_json: bool, csv: Path | None, md: Path | None, **options: Any
+) -> None:
+    """Show the pictures of the dataset last extracted, or of SOURCE, that are most like PICTURE.
+
+    PICTURE may be any file. The cosine similarity of its vector with each of the dataset's is computed; PICTURE itself
+    is left out of them, files with the same bytes are marked as copies.
+    """
+    from featcache import api, render
+
+    with Bar() as bar:
+        summary = api.neighbors(picture, k, dataset, make_options(options), bar)
+    show_page(as_json, summary, render.neighbors_page, csv, md)
 
 
 @click.command()

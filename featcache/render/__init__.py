@@ -14,6 +14,7 @@ from featcache.render.experiments import (
     runs_page,
 )
 from featcache.render.finetuning import finetune_page
+from featcache.render.neighbors import neighbors_page
 from featcache.render.text import demo_text, extract_text, predict_csv, predict_text, run_text, split_text
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "gc_text",
     "info_text",
     "ledger_page",
+    "neighbors_page",
     "predict_csv",
     "predict_text",
     "report_text",

@@ -120,6 +120,33 @@ class Catalog:
             )
             return [Row(Item(path, label, split), key, reason) for path, label, split, key, reason in rows]
 
+    def key_at(self, root: str, path: str) -> bytes | None:
+        """Return the content key of the picture at `path` of the dataset at `root`, `None` where there is none."""
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT key FROM items JOIN datasets ON dataset = id"
+                " WHERE root = CAST(? AS TEXT) AND path = CAST(? AS TEXT) AND key IS NOT NULL",
+                (_text(root), _text(path)),
+            )
+            return next((key for (key,) in rows), None)
+
+    def keys_of(self, root: str, besides: str) -> tuple[list[int], list[bytes]]:
+        """Return the positions, in order, and the content keys of a dataset's readable pictures not at `besides`."""
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT position, key FROM items JOIN datasets ON dataset = id"
+                " WHERE root = CAST(? AS TEXT) AND path != CAST(? AS TEXT) AND key IS NOT NULL ORDER BY position",
+                (_text(root), _text(besides)),
+            ).fetchall()
+            return [position for position, _ in rows], [key for _, key in rows]
+
+    def items_at(self, root: str, positions: Iterable[int]) -> list[Item]:
+        """Return the pictures at these positions of the dataset at `root`."""
+        with self._transaction() as db:
+            (dataset,) = db.execute("SELECT id FROM datasets WHERE root = CAST(? AS TEXT)", (_text(root),)).fetchone()
+            asked = "SELECT path, label, split FROM items WHERE dataset = ? AND position = ?"
+            return [Item(*db.execute(asked, (dataset, position)).fetchone()) for position in positions]
+
     def paths_of(self, keys: Iterable[bytes]) -> dict[bytes, str]:
         """Return a path where each of these content keys was last seen, for those that were."""
         with self._transaction() as db:

@@ -20,7 +20,7 @@ from featcache.records import FloatArray, Progress
 from featcache.store import compaction
 from featcache.store.files import sync_folder
 from featcache.store.index import KeyIndex, stack_keys
-from featcache.store.mapped import MappedRows
+from featcache.store.mapped import MappedRows, Rows
 from featcache.store.segment import (
     KEY_BYTES,
     Header,
@@ -164,7 +164,7 @@ class FeatureStore:
             rows = self._index.find(stack_keys(keys))
             held = np.unique(np.searchsorted(self._offsets, rows[rows >= 0], side="right") - 1)
             segments = [segments[number] for number in held]
-        for done, broken in enumerate(_in_threads(self._check, segments), 1):
+        for done, broken in enumerate(in_threads(self._check, segments), 1):
             if broken:
                 self._quarantine(broken.name, broken)
             if progress:
@@ -191,7 +191,7 @@ class FeatureStore:
 
     def read_segment(self, segment: Segment, out: FloatArray) -> None:
         """Read the vectors of one segment into `out` (n, d); raises inside `mending` only."""
-        with _naming(segment):
+        with naming(segment):
             read_features(self.folder / segment.name, segment.header, out)
 
     @contextlib.contextmanager
@@ -254,23 +254,29 @@ class FeatureStore:
         return Segment(name, header, keys)
 
     def _read(self, keys: Keys) -> FloatArray:
+        parts = self.by_segment(keys)
+        result = np.empty((len(keys), self.dim or 0), self.live[0].header.dtype if self._live else "float32")
+
+        def fill(part: tuple[Segment, Rows, Rows]) -> None:
+            segment, rows, places = part
+            with naming(segment):
+                read_rows(self.folder / segment.name, segment.header, rows, result, places)
+
+        for _ in in_threads(fill, parts):
+            pass
+        return result
+
+    def by_segment(self, keys: Keys) -> list[tuple[Segment, Rows, Rows]]:
+        """Return the segments that hold `keys` (n, 32), each with its rows (m, ascending) and their places in `keys`.
+
+        Raises `MissingFeaturesError`.
+        """
         rows = self._find(keys)
-        segments = self.live
-        dtype = segments[0].header.dtype if segments else "float32"
-        result = np.empty((len(rows), self.dim or 0), dtype)
         order = np.argsort(rows, kind="stable")
         rows = rows[order]
         starts = np.searchsorted(rows, self._offsets)
-
-        def fill(number: int) -> None:
-            part, segment = slice(starts[number], starts[number + 1]), segments[number]
-            with _naming(segment):
-                path = self.folder / segment.name
-                read_rows(path, segment.header, rows[part] - self._offsets[number], result, order[part])
-
-        for _ in _in_threads(fill, np.flatnonzero(np.diff(starts)).tolist()):
-            pass
-        return result
+        parts = zip(self.live, self._offsets, starts, starts[1:], strict=False)
+        return [(found, rows[a:b] - offset, order[a:b]) for found, offset, a, b in parts if b > a]
 
     def _find(self, keys: Keys) -> npt.NDArray[np.intp]:
         rows = self._index.find(keys)
@@ -284,7 +290,7 @@ class FeatureStore:
     def _check(self, segment: Segment) -> _BrokenSegmentError | None:
         path = self.folder / segment.name
         try:
-            with _naming(segment):
+            with naming(segment):
                 header, _ = read_keys(path, self.fingerprint)
                 check_features(path, header)
         except _BrokenSegmentError as error:
@@ -316,7 +322,7 @@ class FeatureStore:
 
 
 @contextlib.contextmanager
-def _naming(segment: Segment) -> Iterator[None]:
+def naming(segment: Segment) -> Iterator[None]:
     """Add the name of the segment to what says that it is broken."""
     try:
         yield
@@ -324,7 +330,7 @@ def _naming(segment: Segment) -> Iterator[None]:
         raise _BrokenSegmentError(segment.name, str(error)) from error
 
 
-def _in_threads(function: Callable[[Any], Result], values: Sequence[Any]) -> Iterator[Result]:
+def in_threads(function: Callable[[Any], Result], values: Sequence[Any]) -> Iterator[Result]:
     """Call the function for each value on all cores: reading and checksums run beside each other."""
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="featcache-read") as executor:
         yield from executor.map(function, values)

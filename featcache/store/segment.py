@@ -208,6 +208,18 @@ def read_rows(
             result[places[low:high]] = vectors[rows[low:high] - first]
 
 
+def stream_rows(path: Path, header: Header, rows: npt.NDArray[np.intp]) -> Iterator[tuple[slice, FloatArray]]:
+    """Yield the vectors `rows` (m, ascending) of a segment piece by piece, each with the slice of `rows` that it has.
+
+    The whole segment is read, and checked at the end; raises as `read_keys` does, and then nothing of it is to be used.
+    """
+    buffer = _buffer(header)
+    for first, vectors in _stream(path, header, lambda first, last: buffer[: last - first]):
+        low, high = np.searchsorted(rows, (first, first + len(vectors)))
+        if low < high:
+            yield slice(low, high), vectors[rows[low:high] - first]
+
+
 def _buffer(header: Header) -> FloatArray:
     return np.empty((max(1, CHUNK_BYTES // header.row_bytes), header.dim), header.dtype)
 
