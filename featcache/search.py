@@ -31,7 +31,8 @@ class Nearest:
         compared again in float64, one by one, so that the same vector has the same similarity wherever it stands.
         """
         values = vectors.astype(np.float32, copy=False)
-        rough = values @ self._vector.astype(np.float32) / _lengths(values)
+        # Without BLAS, whose own threads would only wait for each other below those that read.
+        rough = np.einsum("ij,j->i", values, self._vector.astype(np.float32)) / _lengths(values)
         if not np.isfinite(rough).all():
             raise DatasetError("a vector of the dataset is not finite: `featcache audit` names the picture")
         least = self.similarities[-1] if len(self.places) == self._k else -1.0

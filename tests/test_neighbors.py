@@ -168,6 +168,7 @@ class TestPictures:
         assert found["pictures"] == 9
         text = run("neighbors", extracted / "sky/2.png", "-k", "1").out.splitlines()
         assert text[2].split() == ["1", "sand/copy.png", "sand", "1.0000", "same", "file"]
+        assert "copy" not in run("neighbors", extracted / "leaf/0.png", "-k", "1").out.splitlines()[0]
 
     def test_the_picture_itself_is_known_by_another_name(self, extracted: Path, tmp_path: Path, run: Run) -> None:
         (tmp_path / "link").symlink_to(extracted)
@@ -244,6 +245,19 @@ def test_there_has_to_be_a_cache_and_a_dataset(tmp_path: Path, run: Run) -> None
     options = known(tmp_path, vectors(5))
     assert options.cache == tmp_path / "cache"
     assert "holds no extraction of" in run("neighbors", tmp_path / "first.bin", "--dataset", "nowhere").err
+
+
+def test_a_dataset_that_the_catalog_lost_is_said(tmp_path: Path) -> None:
+    options = known(tmp_path, vectors(5))
+    (tmp_path / "cache/catalog.sqlite").unlink()
+    write_picture(tmp_path / "one.png", 1)
+    with pytest.raises(DatasetError, match="are not in the catalog"):
+        featcache.neighbors(tmp_path / "one.png", options=options)
+
+
+def test_a_dataset_of_the_picture_alone_has_no_neighbours(tmp_path: Path) -> None:
+    found = ask(tmp_path, known(tmp_path, vectors(1)))
+    assert (found.pictures, found.rows) == (0, ())
 
 
 def test_fewer_than_one_picture_cannot_be_asked_for(tmp_path: Path, run: Run) -> None:

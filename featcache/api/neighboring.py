@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from featcache.api.options import Options, moved, open_cache
 from featcache.api.pipeline import compute
@@ -16,7 +17,7 @@ from featcache.backbones import Backbone, reproduce
 from featcache.errors import DatasetError, DatasetNotFoundError, UsageError
 from featcache.records import FloatArray, Item, Progress
 from featcache.records.neighbors import NeighborRow, NeighborsSummary
-from featcache.search import Nearest
+from featcache.search import Nearest, Places
 from featcache.store import Cache, FeatureStore, Run
 from featcache.store.index import stack_keys
 from featcache.store.scanning import Pieces, scan
@@ -45,18 +46,13 @@ def neighbors(
     path = os.path.abspath(picture)  # noqa: PTH100 - as datasets name their pictures
     root = None if dataset is None else os.path.abspath(dataset)  # noqa: PTH100
     with open_cache(options, create=False) as cache, cache.in_use():
-        run = last_extraction(cache, root)
+        run = _extraction(cache, root)
         key, notices = _key_of(path, cache, run, options)
         store = cache.store(run.fingerprint)
         positions, keys = _others(cache, run.root, path, key)
-        found = _nearest(store, stack_keys(keys), store.read([key])[0], k, progress)
-        items = cache.catalog.items_at(run.root, (positions[place] for place in found.places))
-        rows = tuple(
-            NeighborRow(rank, item.path, item.label or "", item.split or "", float(similarity), keys[place] == key)
-            for rank, (item, place, similarity) in enumerate(
-                zip(items, found.places, found.similarities, strict=True), 1
-            )
-        )
+        found = _nearest(store, keys, store.read([key])[0], k, progress)
+        items = cache.catalog.items_at(run.root, positions[found.places].tolist())
+        copies = _equal(keys[found.places], key)
         return NeighborsSummary(
             picture=path,
             dataset=run.root,
@@ -65,9 +61,22 @@ def neighbors(
             fingerprint=run.fingerprint,
             pictures=len(keys),
             seconds=round(time.perf_counter() - started, 3),
-            rows=rows,
+            rows=tuple(
+                NeighborRow(rank, item.path, item.label or "", item.split or "", float(similarity), bool(copy))
+                for rank, (item, similarity, copy) in enumerate(zip(items, found.similarities, copies, strict=True), 1)
+            ),
             notices=notices,
         )
+
+
+def _extraction(cache: Cache, root: str | None) -> Run:
+    run = last_extraction(cache, root)
+    if run.root not in cache.catalog.roots():
+        raise DatasetError(
+            f"the pictures of {run.root} are not in the catalog {cache.catalog_path}: run `featcache extract "
+            f"{run.root}`, which computes only what the cache lacks, or `featcache cache verify --repair`"
+        )
+    return run
 
 
 def _key_of(path: str, cache: Cache, run: Run, options: Options) -> tuple[bytes, tuple[str, ...]]:
@@ -87,20 +96,19 @@ def _key_of(path: str, cache: Cache, run: Run, options: Options) -> tuple[bytes,
     return row.key, ()
 
 
-def _others(cache: Cache, root: str, path: str, key: bytes) -> tuple[list[int], list[bytes]]:
-    """Return the positions and content keys of the pictures of a dataset, but for the one at `path`."""
-    positions, keys = cache.catalog.keys_of(root, path)
-    if not keys and root not in cache.catalog.roots():
-        raise DatasetError(
-            f"the pictures of {root} are not in the catalog {cache.catalog_path}: run `featcache extract {root}`, "
-            "which computes only what the cache lacks, or `featcache cache verify --repair`"
-        )
-    equal = [at for at, other in enumerate(keys) if other == key]
-    items = cache.catalog.items_at(root, [positions[at] for at in equal])
-    # Behind a symbolic link it has another name.
-    for at in [at for at, item in zip(equal, items, strict=True) if _is_same_file(item.path, path)][::-1]:
-        del positions[at], keys[at]
-    return positions, keys
+def _others(cache: Cache, root: str, path: str, key: bytes) -> tuple[Places, Keys]:
+    """Return the positions (n) and content keys (n, 32) of the pictures of a dataset, but for the one at `path`."""
+    known, joined = cache.catalog.keys_of(root, path)
+    positions, keys = np.array(known, np.intp), stack_keys([joined])
+    copies = np.flatnonzero(_equal(keys, key))
+    items = zip(copies, cache.catalog.items_at(root, positions[copies].tolist()), strict=True)
+    itself = [at for at, item in items if _is_same_file(item.path, path)]  # behind a symbolic link, by another name
+    return np.delete(positions, itself), np.delete(keys, itself, axis=0)
+
+
+def _equal(keys: Keys, key: bytes) -> npt.NDArray[np.bool_]:
+    same: npt.NDArray[np.bool_] = (keys == np.frombuffer(key, np.uint8)).all(axis=1)
+    return same
 
 
 def _is_same_file(path: str, other: str) -> bool:

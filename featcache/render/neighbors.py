@@ -12,6 +12,8 @@ from featcache.render.tables import Page, Table
 
 def neighbors_page(summary: NeighborsSummary) -> Page:
     """Return the pictures, the most like first, with label, split and similarity, and what they were compared by."""
+    copies = any(row.copy for row in summary.rows)
+    headers = ["rank", " picture", " label", " split", "similarity", *[" copy"][:copies]]
     rows = [
         (
             str(row.rank),
@@ -19,12 +21,12 @@ def neighbors_page(summary: NeighborsSummary) -> Page:
             row.label,
             row.split,
             number(row.similarity, 4),
-            "same file" if row.copy else "",
+            *["same file" if row.copy else ""][:copies],
         )
         for row in summary.rows
     ]
     return Page(
-        [Table("", ["rank", " picture", " label", " split", "similarity", " copy"], rows)],
+        [Table("", headers, rows)],
         [
             ("picture", summary.picture),
             ("dataset", f"{summary.dataset}: {summary.pictures:,} other pictures, each compared"),

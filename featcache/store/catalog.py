@@ -130,15 +130,20 @@ class Catalog:
             )
             return next((key for (key,) in rows), None)
 
-    def keys_of(self, root: str, besides: str) -> tuple[list[int], list[bytes]]:
-        """Return the positions, in order, and the content keys of a dataset's readable pictures not at `besides`."""
+    def keys_of(self, root: str, besides: str) -> tuple[list[int], bytes]:
+        """Return the positions, in order, of a dataset's readable pictures not at `besides`, and their keys joined."""
+        positions: list[int] = []
+        keys = bytearray()
         with self._transaction() as db:
             rows = db.execute(
                 "SELECT position, key FROM items JOIN datasets ON dataset = id"
                 " WHERE root = CAST(? AS TEXT) AND path != CAST(? AS TEXT) AND key IS NOT NULL ORDER BY position",
                 (_text(root), _text(besides)),
-            ).fetchall()
-            return [position for position, _ in rows], [key for _, key in rows]
+            )
+            for position, key in rows:
+                positions.append(position)
+                keys += key
+        return positions, bytes(keys)
 
     def items_at(self, root: str, positions: Iterable[int]) -> list[Item]:
         """Return the pictures at these positions of the dataset at `root`."""
