@@ -35,10 +35,9 @@ def neighbors(
 ) -> NeighborsSummary:
     """Find the `k` pictures of the dataset last extracted, or of `dataset`, that are most like `picture`.
 
-    Most like is of the greatest cosine similarity of the vectors, each of which is compared; equals come in the order
-    of the dataset. `picture` may be any file: where the cache lacks its vector it is computed with the backbone of the
-    dataset (`options.weights` says where its weights lie now). In the dataset it is left out itself; other files with
-    the same bytes are not. Raises `FeatcacheError`.
+    Most like is of the greatest cosine similarity, each vector being compared; equals come in the dataset's order.
+    `picture` may be any file: what the cache lacks is computed with the dataset's backbone (`options.weights` says
+    where its weights lie now). It is left out itself; other files with its bytes are not. Raises `FeatcacheError`.
     """
     options, started = options or Options(), time.perf_counter()
     if k < 1:
