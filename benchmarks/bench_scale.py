@@ -2,8 +2,8 @@
 
     python benchmarks/bench_scale.py            1,000,000 pictures, rows of a Parquet file
 
-No picture is decoded and no network run: this is the part of an extraction that is not shared out. Memory is that of the
-process after each step, above that before the first; times are of one turn. Everything is removed afterwards.
+No picture is decoded and no network run: this is the part of an extraction that is not shared out. Memory is that of
+the process after each step, above that before the first; times are of one turn. Everything is removed afterwards.
 """
 
 from __future__ import annotations

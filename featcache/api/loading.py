@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from featcache.api.experiment import open_experiment
 from featcache.api.options import Options
 from featcache.errors import DatasetError, UsageError
-from featcache.records import FloatArray, Progress
+from featcache.records import FloatArray, Progress, Source
 
 if TYPE_CHECKING:
     import pandas
@@ -86,7 +85,7 @@ class LoadedFeatures:
 
 
 def load_features(
-    source: str | Path | None = None, options: Options | None = None, progress: Progress | None = None
+    source: Source | None = None, options: Options | None = None, progress: Progress | None = None
 ) -> LoadedFeatures:
     """Return the vectors of the dataset last extracted, or of `source` after extracting what the cache lacks.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from featcache.errors import DatasetError, DatasetNotFoundError, UsageError
 from featcache.records import FloatArray, Item, Progress
 from featcache.records.neighbors import NeighborRow, NeighborsSummary
 from featcache.search import Nearest, Places
+from featcache.sources import exists
+from featcache.sources.addresses import named
 from featcache.store import Cache, FeatureStore, Run
 from featcache.store.index import stack_keys
 from featcache.store.scanning import Pieces, scan
@@ -42,8 +43,8 @@ def neighbors(
     options, started = options or Options(), time.perf_counter()
     if k < 1:
         raise UsageError(f"the nearest {k} pictures cannot be shown: ask for 1 or more")
-    path = os.path.abspath(picture)  # noqa: PTH100 - as datasets name their pictures
-    root = None if dataset is None else os.path.abspath(dataset)  # noqa: PTH100
+    path = named(picture)
+    root = None if dataset is None else named(dataset)
     with open_cache(options, create=False) as cache, cache.in_use():
         run = _extraction(cache, root)
         key, notices = _key_of(path, cache, run, options)
@@ -80,7 +81,7 @@ def _extraction(cache: Cache, root: str | None) -> Run:
 
 def _key_of(path: str, cache: Cache, run: Run, options: Options) -> tuple[bytes, tuple[str, ...]]:
     """Return the content key of a picture whose vector is then in the cache, and what is to be said of it."""
-    is_there = os.path.lexists(path)
+    is_there = exists(path)
     known = None if is_there else cache.catalog.key_at(run.root, path)
     if known:
         return known, (GONE.format(path),)
