@@ -11,6 +11,7 @@ from featcache.api.comparing import compare
 from featcache.api.confusing import confusions
 from featcache.api.demonstration import demo
 from featcache.api.exchange import cache_export, cache_import
+from featcache.api.exporting import export_onnx
 from featcache.api.extraction import extract
 from featcache.api.finetuning import finetune
 from featcache.api.fitting import fit
@@ -40,6 +41,7 @@ __all__ = [
     "compare",
     "confusions",
     "demo",
+    "export_onnx",
     "extract",
     "finetune",
     "fit",

@@ -40,7 +40,7 @@ def predict(
     check_running(options.device, options.engine)
     with open_cache(options) as cache:
         fitted = load_model(cache, Path(model), trust)
-        backbone = _same_backbone(cache, fitted, Path(model), options.weights)
+        backbone = same_backbone(cache, fitted, Path(model), options.weights)
         with cache.in_use():
             backbones = [backbone, *map(backbone.viewing, fitted.scores.get("test_views", ()))]
             work, *_ = compute(cache, dataset.items, backbones, options, progress, dataset.access)
@@ -65,7 +65,8 @@ def predict(
     return summary
 
 
-def _same_backbone(cache: Cache, model: Model, path: Path, weights: Path | None) -> Backbone:
+def same_backbone(cache: Cache, model: Model, path: Path, weights: Path | None) -> Backbone:
+    """Return the backbone that made the features of a model, from `weights` or its own file; raises `ModelError`."""
     file = weights or moved(cache, model.weights_file)
     try:
         found = reproduce(model.spec, file, cache.backbones)

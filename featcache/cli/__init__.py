@@ -45,6 +45,7 @@ for command in (
     finetuning.finetune,
     pictures.predict,
     pictures.neighbors,
+    pictures.export_onnx,
     auditing.audit,
     auditing.report,
     experiments.runs,

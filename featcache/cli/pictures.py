@@ -35,6 +35,11 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str | No
     return None if value is None else (int(number), int(count))
 
 
+_trust = click.option(
+    "--trust", is_flag=True, help="Open a model file that this cache did not make; it can run any code."
+)
+
+
 @click.command()
 @click.argument("source", type=SOURCE)
 @network_options
@@ -97,7 +102,7 @@ def split(
 @click.argument("model", type=FILE)
 @click.argument("source", type=SOURCE)
 @click.option("--csv", type=OUTPUT, help="Also write the predictions to this CSV file.")
-@click.option("--trust", is_flag=True, help="Open a model file that this cache did not make; it can run any code.")
+@_trust
 @columns_option
 @weights_option
 @running_options
@@ -132,6 +137,23 @@ def neighbors(
     with Bar() as bar:
         summary = api.neighbors(picture, k, dataset, make_options(options), bar)
     show_page(as_json, summary, render.neighbors_page, csv, md)
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@click.option("--out", type=OUTPUT, help="The file to write  [default: NAME.onnx].")
+@_trust
+@weights_option
+@cache_option
+@json_option
+def export_onnx(model: Path, out: Path | None, trust: bool, as_json: bool, **options: Any) -> None:
+    """Write a fitted MODEL as one ONNX file: pixels in, probabilities out.
+
+    Resizing, cropping, the network and the head are in it. It is checked in ONNX Runtime before it is written.
+    """
+    from featcache import api, render
+
+    show(as_json, api.export_onnx(model, out, trust, make_options(options)), render.onnx_text)
 
 
 @click.command()

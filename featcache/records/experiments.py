@@ -126,6 +126,33 @@ class PredictSummary:
 
 
 @dataclass(frozen=True)
+class OnnxSummary:
+    """A model written as one ONNX file, and what the file says of itself.
+
+    `difference` is how far its probabilities are at most from those of `predict`, on made-up pictures; `score` is that
+    of the head on its scored split, with 95 % interval. What `outside` says is left to who gives the pixels.
+    """
+
+    file: str
+    model: str
+    backbone: str
+    weights: str
+    weights_sha256: str
+    fingerprint: str
+    precision: str
+    head: str
+    labels: tuple[str, ...]
+    views: tuple[str, ...]
+    score: dict[str, Any]
+    outside: str
+    inside: str
+    opset: int
+    bytes: int
+    difference: float
+    featcache: str
+
+
+@dataclass(frozen=True)
 class CompareRow:
     """One head over all seeds: means, intervals, and whether it differs from the best; `error` says why it has none.
 

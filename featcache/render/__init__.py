@@ -15,7 +15,7 @@ from featcache.render.experiments import (
 )
 from featcache.render.finetuning import finetune_page
 from featcache.render.neighbors import neighbors_page
-from featcache.render.text import demo_text, extract_text, predict_csv, predict_text, run_text, split_text
+from featcache.render.text import demo_text, extract_text, onnx_text, predict_csv, predict_text, run_text, split_text
 
 __all__ = [
     "audit_page",
@@ -32,6 +32,7 @@ __all__ = [
     "info_text",
     "ledger_page",
     "neighbors_page",
+    "onnx_text",
     "predict_csv",
     "predict_text",
     "report_text",

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from featcache.errors import one_line
 from featcache.records import ExtractSummary, PrecisionCheck, SplitSummary
-from featcache.records.experiments import DemoSummary, PredictSummary, RunDetail
+from featcache.records.experiments import DemoSummary, OnnxSummary, PredictSummary, RunDetail
 from featcache.render.auditing import audit_page
 from featcache.render.cache import exchange_text
 from featcache.render.experiments import SHOWN_CLASSES, bench_page, compare_page, confusions_page, fit_page
@@ -149,6 +149,27 @@ def predict_text(summary: PredictSummary) -> str:
     ]
     lines += [f"unreadable: {one_line(failure.path)}: {failure.reason}" for failure in summary.failures]
     return "\n".join(lines)
+
+
+def onnx_text(summary: OnnxSummary) -> str:
+    """Return what was written, how far it was checked, and what goes in and comes out."""
+    score = summary.score
+    low, high = score["interval"]
+    seed = "" if score["seed"] is None else f", seed {score['seed']}"
+    views = f", mean of {', '.join(summary.views)}" if len(summary.views) > 1 else ""
+    return "\n".join(
+        [
+            f"file      {one_line(summary.file)}, {summary.bytes / 1e6:.1f} MB, opset {summary.opset}",
+            f"backbone  {summary.backbone} ({summary.weights}), fingerprint {summary.fingerprint[:16]}",
+            f"head      {summary.head}{views}: accuracy {score['accuracy']:.3f} ({low:.3f}-{high:.3f}) on "
+            f"{score['split']}, n={score['n']:,}{seed}",
+            f"outside   {summary.outside}",
+            "input     pixels, uint8 (n, height, width, 3)",
+            f"inside    {summary.inside}",
+            f"output    probabilities, float32 (n, {len(summary.labels)}); their labels are in the metadata",
+            f"checked   within {summary.difference:.0e} of predict's probabilities in ONNX Runtime",
+        ]
+    )
 
 
 def predict_csv(summary: PredictSummary) -> str:
