@@ -36,9 +36,11 @@ if TYPE_CHECKING:
         runs_show,
         split,
     )
+    from featcache.api.extractor import FeatureExtractor
     from featcache.tuning.classifier import FinetuneClassifier
 
 __all__ = [
+    "FeatureExtractor",
     "FinetuneClassifier",
     "Options",
     "Sweep",
@@ -70,7 +72,10 @@ __all__ = [
     "split",
 ]
 
-_ELSEWHERE = {"FinetuneClassifier": "featcache.tuning.classifier"}
+_ELSEWHERE = {
+    "FeatureExtractor": "featcache.api.extractor",
+    "FinetuneClassifier": "featcache.tuning.classifier",
+}
 
 __version__ = version("featcache")
 

@@ -29,7 +29,7 @@ def as_asked(cache: Cache, backbone: Backbone, items: Sequence[Item], options: O
     """Return the backbone with the precision and the decoding of the options.
 
     The int8 network that the cache has of a backbone is used again, so that vectors stay comparable; the first time it
-    is calibrated on a seeded sample of `items`. Raises `DatasetError` where none of them can be read.
+    is calibrated on a seeded sample of `items`. Raises `DatasetError` where there are none that can be read.
     """
     spec = replace(backbone.spec, precision=options.precision, decoding=DRAFT if options.draft else None)
     if spec.precision == "int8":
@@ -60,6 +60,11 @@ def _known(cache: Cache, spec: FeatureSpec) -> Calibration | None:
 
 
 def _calibrate(cache: Cache, backbone: Backbone, items: Sequence[Item]) -> Calibration:
+    if not items:
+        raise DatasetError(
+            "int8 is calibrated on pictures, once for a cache: run "
+            f"`featcache extract FOLDER --backbone {backbone.name} --precision int8` first"
+        )
     from featcache.embed.quantising import METHOD, quantise
 
     keys, pixels = _sample(backbone.spec, items)

@@ -8,10 +8,11 @@ from pathlib import Path
 from featcache.backbones import efficientnet_lite0, finetuned, scratch_cnn, timm_models, torchvision_models
 from featcache.backbones.base import Backbone
 from featcache.backbones.notes import Notes, note, recall
+from featcache.backbones.weights import hub_file
 from featcache.errors import BackboneError, WeightsError, WeightsUnavailableError
 from featcache.records import FeatureSpec
 
-__all__ = ["AUTO", "Backbone", "note", "reproduce", "resolve"]
+__all__ = ["AUTO", "Backbone", "at_hand", "note", "reproduce", "resolve"]
 
 AUTO = "auto"
 _logger = logging.getLogger(__name__)
@@ -51,6 +52,14 @@ def resolve(name: str = AUTO, weights: Path | None = None, notes: Notes | None =
     if name.startswith(timm_models.PREFIX):
         return timm_models.resolve(name, weights)
     return torchvision_models.resolve(name, weights)
+
+
+def at_hand() -> tuple[str, str]:
+    """Return what `auto` comes to without a download, with the reason where that is not resnet18."""
+    file = hub_file(torchvision_models.RESNET18_URL.rpartition("/")[2])
+    if file.exists():
+        return "resnet18", ""
+    return efficientnet_lite0.NAME, f"the weights of resnet18 are not on this computer, as {file}"
 
 
 def reproduce(spec: FeatureSpec, weights: Path | None = None, notes: Notes | None = None) -> Backbone:
