@@ -79,14 +79,14 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises `FeatcacheError`, as for that picture or the weights.
         """
-        pictures = _Pictures(X)
+        pictures = _listed(X)
         self._find()
-        self.n_features_out_ = self._vectors(pictures, 1).shape[1]
+        self.n_features_out_ = self._vectors(pictures[:1]).shape[1]
         return self
 
     def fit_transform(self, X: Any, y: object = None) -> npt.NDArray[np.float32]:
         """Find the network, and return the vectors (n, d) of `X` (n); raises `FeatcacheError`."""
-        pictures = _Pictures(X)
+        pictures = _listed(X)
         self._find()
         vectors = self._vectors(pictures)
         self.n_features_out_ = vectors.shape[1]
@@ -99,7 +99,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         `WeightsError` where one has to be computed and the network is not here that `fit` found.
         """
         check_is_fitted(self)
-        return self._vectors(_Pictures(X))
+        return self._vectors(_listed(X))
 
     def get_feature_names_out(self, input_features: object = None) -> npt.NDArray[np.object_]:
         """Return the names (d) of the columns, `resnet18_0`, `resnet18_1` and so on."""
@@ -115,7 +115,10 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
     def _find(self) -> None:
-        name = _automatic() if self.backbone == AUTO and self.weights is None else self.backbone
+        name = self.backbone
+        if name == AUTO and self.weights is None:
+            name, why = at_hand()
+            _say_once(f"{why}. Using {name} instead (backbone={name!r} asks for it)." if why else "")
         options = self._options(name)
         check_running(options.device, options.engine, options.precision)
         with open_cache(options) as cache:
@@ -130,9 +133,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             Options(name, weights, cache, device=self.device, precision=self.precision, draft=self.draft)
         )
 
-    def _vectors(self, pictures: _Pictures, most: int | None = None) -> npt.NDArray[np.float32]:
-        options = self._options(self.spec_.backbone)
-        items = pictures.items[:most]
+    def _vectors(self, X: Sequence[Any]) -> npt.NDArray[np.float32]:
+        pictures, options = _Pictures(X), self._options(self.spec_.backbone)
         with open_cache(options) as cache, cache.in_use():
             # The weights are read and compared only where the network has to run.
             network = Backbone(
@@ -140,22 +142,22 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 self.spec_.backbone,
                 lambda: reproduce(self.spec_, options.weights, cache.backbones).build(),
             )
-            (work,) = compute(cache, items, [network], options, None, Access(pictures.read, pictures.stat))
+            (work,) = compute(cache, pictures.items, [network], options, None, pictures.access)
             if work.failures:
                 raise DatasetError(pictures.unreadable(work.failures))
-            vectors: npt.NDArray[np.float32] = load(work.rows, cache.store(self.fingerprint_)).X
+            vectors: npt.NDArray[np.float32] = load(work.rows, work.store).X
             return vectors
 
 
 class _Pictures:
-    """The pictures of an `X`, each with an address; an object that stands in it twice has one address."""
+    """Pictures in a row, each with an address, and access to them; an object that is there twice has one address."""
 
-    def __init__(self, X: Any) -> None:
+    def __init__(self, X: Sequence[Any]) -> None:
         self._given: dict[str, Any] = {}
-        self.items = tuple(Item(self._address(picture)) for picture in _listed(X))
+        self.items = tuple(Item(self._address(picture)) for picture in X)
+        self.access = Access(self._read, self._stat)
 
-    def read(self, address: str) -> tuple[bytes, bytes, FileStat | None]:
-        """Read a picture as `sources.read` does; of one that was given, the bytes it is kept under."""
+    def _read(self, address: str) -> tuple[bytes, bytes, FileStat | None]:
         if address not in self._given:
             return ACCESS.read(address)
         picture = self._given[address]
@@ -168,8 +170,7 @@ class _Pictures:
         data = picture if isinstance(picture, bytes) else as_file(picture)
         return data, hashlib.sha256(data).digest(), None
 
-    def stat(self, address: str) -> FileStat | None:
-        """Return what tells an unchanged picture, as `sources.file_stat` does; nothing does of one that was given."""
+    def _stat(self, address: str) -> FileStat | None:
         return None if address in self._given else ACCESS.stat(address)
 
     def unreadable(self, failures: Sequence[Failure]) -> str:
@@ -178,9 +179,9 @@ class _Pictures:
         rows = [row for row, item in enumerate(self.items) if item.path in paths]
         shown = ", ".join(f"X[{row}]" for row in rows[:SHOWN])
         more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
-        first = "" if failures[0].path in self._given else f"{failures[0].path}: "
+        first = "" if failures[0].path in self._given else f", {failures[0].path}"
         return (
-            f"{len(rows):,} of {len(self.items):,} pictures cannot be read, {shown}{more} (X[{rows[0]}] is {first}"
+            f"{len(rows):,} of {len(self.items):,} pictures cannot be read, {shown}{more} (X[{rows[0]}]{first}: "
             f"{failures[0].reason}): leave them out of X and y, since a transformer cannot drop rows"
         )
 
@@ -210,9 +211,7 @@ def _listed(X: Any) -> list[Any]:
 
 
 @functools.cache
-def _automatic() -> str:
-    """Return the network that is taken where none is named, the same in this whole process, and say it once."""
-    name, why = at_hand()
-    if why:
-        _logger.warning("%s. Using %s instead (backbone=%r asks for it).", why, name, name)
-    return name
+def _say_once(notice: str) -> None:
+    """Log a notice, once in a process: a grid search fits many times."""
+    if notice:
+        _logger.warning("%s", notice)

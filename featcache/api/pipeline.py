@@ -21,9 +21,10 @@ from featcache.store.features import COMPACT_AT
 
 @dataclass(frozen=True)
 class Work:
-    """What `compute` did for one view: one row an item, in order, and where the time went."""
+    """What `compute` did for one view: one row an item, in order, the store of the vectors, and where the time went."""
 
     rows: tuple[Row, ...]
+    store: FeatureStore
     distinct: int
     computed: int
     dim: int
@@ -74,9 +75,10 @@ def compute(
     distinct = len({row.key for row in rows if row.key is not None})
     engine, total = embedder.engine, perf_counter() - start
     parts = _parts([writer.committed for writer in writers])
+    shares = [_share(part, reader, embedder, writer, total) for part, writer in zip(parts, writers, strict=True)]
     return [
-        Work(rows, distinct, writer.committed, store.dim or 0, engine, _share(part, reader, embedder, writer, total))
-        for writer, store, part in zip(writers, stores, parts, strict=True)
+        Work(rows, store, distinct, writer.committed, store.dim or 0, engine, share)
+        for writer, store, share in zip(writers, stores, shares, strict=True)
     ]
 
 
