@@ -6,7 +6,6 @@ import functools
 import hashlib
 import logging
 import os
-import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from featcache.decode import as_file
 from featcache.embed import check_running
 from featcache.errors import DatasetError, PictureError
 from featcache.load import load
-from featcache.records import Access, Failure, FileStat, Item
+from featcache.records import Access, Failure, FileStat, Item, feature_names
 from featcache.sources import ACCESS
 from featcache.sources.addresses import GIVEN, named
 
@@ -104,8 +103,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def get_feature_names_out(self, input_features: object = None) -> npt.NDArray[np.object_]:
         """Return the names (d) of the columns, `resnet18_0`, `resnet18_1` and so on."""
         check_is_fitted(self)
-        name = re.sub("[^a-z0-9]+", "_", self.spec_.backbone.lower())
-        return np.array([f"{name}_{number}" for number in range(self.n_features_out_)], dtype=object)
+        return np.array(feature_names(self.spec_.backbone, self.n_features_out_), dtype=object)
 
     def __sklearn_tags__(self) -> Any:
         """Tell scikit-learn that pictures enter, as text or objects, and 32-bit floats leave."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from featcache.api.experiment import open_experiment
 from featcache.api.options import Options
 from featcache.errors import DatasetError, UsageError
-from featcache.records import FloatArray, Progress, Source
+from featcache.records import FloatArray, Progress, Source, feature_names
 
 if TYPE_CHECKING:
     import pandas
@@ -60,9 +59,8 @@ class LoadedFeatures:
             import pandas
         except ImportError as error:
             raise UsageError("a DataFrame needs pandas: pip install 'featcache[pandas]'") from error
-        name = re.sub("[^a-z0-9]+", "_", self.backbone.lower())
         index = pandas.Index(self.paths, dtype=object, name="path")  # pandas' own strings refuse names not in UTF-8
-        table = pandas.DataFrame(self.X, index, [f"{name}_{number}" for number in range(self.X.shape[1])])
+        table = pandas.DataFrame(self.X, index, feature_names(self.backbone, self.X.shape[1]))
         texts = {"label": self.y, "split": self.splits}
         return table.assign(**{name: pandas.Series(text, index, object) for name, text in texts.items()})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -34,6 +35,12 @@ def is_drawn(view: str) -> bool:
 
 
 FloatArray = npt.NDArray[np.floating[Any]]
+
+
+def feature_names(backbone: str, n_features: int) -> list[str]:
+    """Return the names of the columns of vectors in a table: `resnet18_0`, `resnet18_1` and so on."""
+    name = re.sub("[^a-z0-9]+", "_", backbone.lower())
+    return [f"{name}_{number}" for number in range(n_features)]
 
 
 @dataclass(frozen=True, slots=True)
