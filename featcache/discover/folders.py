@@ -38,18 +38,20 @@ def folder_dataset(root: str, tree: Tree) -> Dataset:
     return Dataset(root, tuple(items), tuple(notices))
 
 
-def archive_dataset(root: str, tree: NamesTree, left_out: Sequence[str]) -> Dataset:
-    """Return the dataset of an archive: as of a folder, but folders around all others are passed through."""
-    inside = []
+def archive_dataset(root: str, tree: NamesTree, said: Sequence[str]) -> Dataset:
+    """Return the dataset of an archive: as of a folder, but folders around all others are passed through.
+
+    `said` is to be said of the archive besides.
+    """
+    inside: list[str] = []
     while True:
         folders, files = tree.listing(tree.root)
         if files or len(folders) != 1 or folders[0][0].lower() in SPLIT_NAMES or not tree.listing(folders[0][1])[0]:
             break
         tree.root = folders[0][1]
-        inside.append(f"the folder {tree.root!r}, which holds all others, is taken as the dataset")
+        inside = [f"the folder {tree.root!r}, which holds all others, is taken as the dataset"]
     dataset = folder_dataset(root, tree)
-    said = [f"{count(left_out, 'entry', 'entries')} that no folder could hold left out: {some(left_out)}"]
-    return replace(dataset, notices=(*dataset.notices, *inside[-1:], *(said if left_out else [])))
+    return replace(dataset, notices=(*dataset.notices, *inside, *said))
 
 
 def _are_splits(root: str, names: list[str], notices: list[str]) -> bool:

@@ -36,18 +36,22 @@ def archive_or_shard(root: str, columns: Columns) -> Dataset:
     if isinstance(found, TarArchive) and any(name.endswith(f".{label}") for name in found.names):
         return shards_dataset(root, [(root, None)], columns)
     kind = "zip" if isinstance(found, ZipArchive) else "tar"
-    return archive_dataset(root, NamesTree(found.names, f"{kind}://", f"{CHAIN}{root}"), found.left_out)
+    return archive_dataset(root, NamesTree(found.names, f"{kind}://", f"{CHAIN}{root}"), _said(found))
 
 
 def shards_dataset(root: str, parts: Parts, columns: Columns) -> Dataset:
     """Return the dataset of WebDataset shards, in the order of the shards and of the samples in them."""
     items: list[Item] = []
+    notices: list[str] = []
     without: list[str] = []
     unlabelled = 0
     for address, split in parts:
         found = archive(address)
         assert isinstance(found, TarArchive)
-        for key, sample in _samples(found):
+        if found.twice:
+            raise DatasetError(f"{address}: two samples have files of one name ({some(found.twice)}): name them anew")
+        notices += _said(found)
+        for key, sample in _samples(address, found):
             picture = _picture(address, key, sample, columns)
             if picture is None:
                 without.append(key)
@@ -55,19 +59,34 @@ def shards_dataset(root: str, parts: Parts, columns: Columns) -> Dataset:
             label = _label(found, address, key, sample, columns)
             unlabelled += label is None
             items.append(Item(part("tar", picture, address), label, split))
-    notices = [f"{count(without, 'sample')} without a picture left out: {some(without)}"] if without else []
+    if without:
+        notices.append(f"{count(without, 'sample')} without a picture left out: {some(without)}")
     if unlabelled:
         notices.append(f"{unlabelled:,} of {len(items):,} samples without a label: it is looked for in KEY.cls")
     return Dataset(root, tuple(items), tuple(notices))
 
 
-def _samples(found: TarArchive) -> Iterator[tuple[str, Sample]]:
+def _said(found: ZipArchive | TarArchive) -> list[str]:
+    said = []
+    if found.left_out:
+        said.append(
+            f"{count(found.left_out, 'entry', 'entries')} of the archive left out, which is a link, or no file that "
+            f"could lie in a folder: {some(found.left_out)}"
+        )
+    if found.twice:
+        said.append(f"{count(found.twice, 'name')} more than once in the archive, the last counts: {some(found.twice)}")
+    return said
+
+
+def _samples(address: str, found: TarArchive) -> Iterator[tuple[str, Sample]]:
     samples: dict[str, Sample] = {}
     for name in found.names:
         folder, slash, file = name.rpartition("/")
         key, _, ending = file.partition(".")
         if not is_skipped(file):
-            samples.setdefault(f"{folder}{slash}{key}", {})[ending.lower()] = name
+            key = f"{folder}{slash}{key}"
+            if samples.setdefault(key, {}).setdefault(ending.lower(), name) != name:
+                raise DatasetError(f"{address}: the sample {key} has two files .{ending.lower()}: name one anew")
     yield from samples.items()
 
 

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import stat
 import tarfile
 import zipfile
-import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO, cast
 
-from featcache.errors import DatasetError, PictureError
+from featcache.errors import DatasetError, DatasetNotFoundError, PictureError
 from featcache.sources.containers import Bytes, opened
-from featcache.sources.local import MAX_BYTES, check_size
+from featcache.sources.local import check_size
 
 MOST_COMPRESSED = 200
 BOMB_BYTES = 2**24
 """What is compressed more often than this, and larger than that, is no photograph but meant to fill the memory."""
 
+MOST_FOLDERS, LONGEST_NAME = 100, 4096
+"""Names with more folders or characters than these are of no file that a computer could hold."""
+
+HEADER_BYTES = 2**20
+"""The header of a tar's member is never longer; `tarfile` would read as many bytes as it is said to have."""
+
 
 class ZipArchive:
-    """A zip archive; `names` are the files in it that a folder could hold too, `left_out` the others."""
+    """A zip archive; `names` are the files in it that a folder could hold too, `left_out` all other entries.
+
+    Of entries with one name, which are in `twice`, the last one counts, as it does when they are unpacked.
+    """
 
     def __init__(self, address: str) -> None:
         self._address = address
         try:
             self._zip = zipfile.ZipFile(opened(address))
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+        except DatasetNotFoundError:
+            raise
+        except Exception as error:  # zipfile raises almost anything on broken archives
             raise DatasetError(f"{address} is no whole zip archive ({error}): fetch or make it again") from error
         entries = [entry for entry in self._zip.infolist() if not entry.is_dir()]
-        self.names = list(dict.fromkeys(entry.filename for entry in entries if is_inside(entry.filename)))
-        self.left_out = [entry.filename for entry in entries if not is_inside(entry.filename)]
+        files = Counter(entry.filename for entry in entries if is_inside(entry.filename) and not _is_link(entry))
+        self.names = list(files)
+        self.twice = [name for name, times in files.items() if times > 1]
+        self.left_out = [entry.filename for entry in entries if entry.filename not in files]
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file in the archive; raises `PictureError`."""
@@ -39,30 +54,42 @@ class ZipArchive:
                     f"compressed {entry.file_size // max(1, entry.compress_size):,} times, to be "
                     f"{entry.file_size:,} bytes: a bomb, no photograph"
                 )
+            # Only what deflate gives can be bounded; of other methods a little is taken in at a time.
+            step = entry.file_size if entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else 4096
             with self._zip.open(entry) as file:
-                return file.read(MAX_BYTES)
+                return b"".join(iter(lambda: file.read(step), b""))
         except KeyError:
             raise PictureError(f"no such file in {self._address}") from None
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
-            raise PictureError(f"cannot be read from {self._address}: {error}") from error
+        except PictureError:
+            raise
+        except Exception as error:
+            raise PictureError(f"cannot be read from {self._address}: {error or type(error).__name__}") from error
 
 
 class TarArchive:
-    """An uncompressed tar archive, its names listed once; `names` and `left_out` as in `ZipArchive`."""
+    """An uncompressed tar archive, its names listed once; `names`, `left_out` and `twice` as in `ZipArchive`."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._bytes = Bytes(address)
         self._places: dict[str, tuple[int, int]] = {}
         self.left_out: list[str] = []
+        self.twice: list[str] = []
         for member in _members(address):
+            name = member.name.removeprefix("./")
+            place: tuple[int, int] | None = member.offset_data, member.size
+            if member.islnk():  # a further name of a file before it
+                place = self._places.get(member.linkname.removeprefix("./"))
+            elif not member.isreg() or member.issparse():
+                place = None
             if member.isdir():
                 continue
-            name = member.name.removeprefix("./")
-            if member.isreg() and not member.issparse() and is_inside(name):
-                self._places[name] = member.offset_data, member.size
-            else:
+            if place is None or not is_inside(name):
                 self.left_out.append(member.name)
+                continue
+            if name in self._places:
+                self.twice.append(name)
+            self._places[name] = place
 
     @property
     def names(self) -> Iterable[str]:
@@ -86,8 +113,32 @@ class TarArchive:
 
 
 def is_inside(name: str) -> bool:
-    """Tell whether a name stays in the archive: it is relative, and goes up nowhere."""
-    return not (name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"))
+    """Tell whether a name stays in the archive, goes up nowhere, and is one that a file in a folder could have."""
+    parts = name.split("/")
+    return not (
+        any(part in ("", ".", "..") for part in parts)
+        or "\\" in name
+        or "\0" in name
+        or len(name) > LONGEST_NAME
+        or len(parts) > MOST_FOLDERS
+    )
+
+
+def _is_link(entry: zipfile.ZipInfo) -> bool:
+    return stat.S_ISLNK(entry.external_attr >> 16)
+
+
+class _Headers:
+    """A tar for `tarfile`, which is given no more bytes at once than a header has."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._file.read(size)
 
 
 def _members(address: str) -> Iterator[tarfile.TarInfo]:
@@ -95,11 +146,14 @@ def _members(address: str) -> Iterator[tarfile.TarInfo]:
     count, end = 0, 0
     with opened(address) as file:
         try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                for member in archive:
+            with tarfile.open(fileobj=cast(BinaryIO, _Headers(file)), mode="r:", encoding="utf-8") as archive:
+                while (member := archive.next()) is not None:
+                    if member.size < 0 or archive.offset <= end:
+                        raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
                     yield member
                     count, end = count + 1, archive.offset
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+                    archive.members.clear()  # type: ignore[attr-defined]  # of a million they take a gigabyte
+        except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
             if not count and _is_compressed(address):
                 raise DatasetError(
                     f"{address} is a compressed tar, in which no file can be reached without all before it: "
@@ -109,6 +163,12 @@ def _members(address: str) -> Iterator[tarfile.TarInfo]:
         file.seek(end)
         if file.read(512) != bytes(512):
             raise DatasetError(f"{address} is cut short {_after(count)}, or still being written: fetch it again")
+        while rest := file.read(HEADER_BYTES):
+            if rest.strip(b"\0"):
+                raise DatasetError(
+                    f"{address} goes on behind its end {_after(count)}, as tars do that were put into one file: "
+                    "cut them apart, or make one of what is in them"
+                )
 
 
 def _after(count: int) -> str:
