@@ -17,7 +17,8 @@ from featcache.sources.containers import opened
 GROUPS_KEPT = 2
 """How many groups of rows of a Parquet file are in memory: threads read a few rows apart."""
 
-MOST_GROUP_BYTES = 4 * 2**30
+MOST_GROUP_BYTES = 2 * 2**30
+ROWS_AT_ONCE = 16
 
 
 class Table:
@@ -55,8 +56,10 @@ class Table:
     def features(self) -> dict[str, Any]:
         """What `datasets` notes of each column, by name; empty where it did not write the file."""
         noted = (self.schema.metadata or {}).get(b"huggingface", b"{}")
-        found: dict[str, Any] = json.loads(noted).get("info", {}).get("features", {})
-        return found
+        try:
+            return dict(json.loads(noted).get("info", {}).get("features") or {})
+        except (ValueError, AttributeError) as error:
+            raise DatasetError(f"{self.address}: what `datasets` noted of its columns is broken: {error}") from error
 
     def column(self, name: str) -> list[Any]:
         """Return the values of a column of small values; raises `DatasetError`."""
@@ -64,8 +67,11 @@ class Table:
         found: list[Any] = table.column(name).to_pylist()
         return found
 
-    def read(self, name: str) -> bytes:
-        """Return the bytes of the picture in a row, named `column/row`; raises `PictureError`."""
+    def read(self, name: str) -> bytes | str:
+        """Return the bytes of the picture in a row, named `column/row`, or the path that stands there instead.
+
+        Raises `PictureError`.
+        """
         column, _, row = name.rpartition("/")
         try:
             value = self._value(column, int(row))
@@ -73,7 +79,7 @@ class Table:
             raise PictureError(f"cannot be read from {self.address}: {_line(error)}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None and isinstance(value, dict) and value.get("path") and not is_remote(self.address):
-            return local.read(joined(folder_of(self.address), str(value["path"])))[0]
+            return joined(folder_of(self.address), str(value["path"]))
         if not isinstance(data, bytes):
             raise PictureError("no picture in this row")
         local.check_size(len(data))
@@ -94,16 +100,19 @@ class Table:
 
     def _group(self, group: int, column: str) -> Any:
         known = self._parquet.metadata.row_group(group)
-        size = sum(
-            known.column(at).total_uncompressed_size
-            for at in range(known.num_columns)
-            if known.column(at).path_in_schema.split(".")[0] == column
-        )
-        if size > MOST_GROUP_BYTES:
-            raise DatasetError(
-                f"its rows are in groups of {size:,} bytes, which are read whole: write it anew with smaller ones"
-            )
-        return self._read(lambda: self._parquet.read_row_group(group, columns=[column])).column(column)
+        parts = [known.column(at) for at in range(known.num_columns)]
+        _check_size(sum(p.total_uncompressed_size for p in parts if f"{p.path_in_schema}.".startswith(f"{column}.")))
+        return self._read(lambda: self._batches(group, column))
+
+    def _batches(self, group: int, column: str) -> Any:
+        """Read a group a few rows at a time: few bytes may stand for many."""
+        import pyarrow as pa
+
+        found: list[Any] = []
+        for batch in self._parquet.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+            found.append(batch.column(column))
+            _check_size(sum(part.nbytes for part in found))
+        return pa.chunked_array(found)
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -119,6 +128,13 @@ class Table:
             return call()
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{self.address} cannot be read ({_line(error)}): fetch or make it again") from error
+
+
+def _check_size(size: int) -> None:
+    if size > MOST_GROUP_BYTES:
+        raise DatasetError(
+            f"its rows are in groups of {size:,} bytes, which are read whole: write it anew with smaller ones"
+        )
 
 
 def _line(error: Exception) -> str:
