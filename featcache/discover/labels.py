@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
+from textwrap import shorten
 from typing import Any
 
 from featcache.discover.folders import SPLIT_NAMES
@@ -40,9 +41,11 @@ def one_label(value: Any, where: str, names: Sequence[str] = ()) -> str | None:
         if number >= len(names):
             raise DatasetError(f"{where}: class number {number}, and there are {len(names)} classes")
         return names[number] if number >= 0 else None
-    if isinstance(value, float):
-        raise DatasetError(f"{where}: {value!r} is no class but a number to predict: featcache classifies")
-    raise DatasetError(f"{where}: several labels for one picture (multi-label), {value!r}: give each picture one")
+    if isinstance(value, Sequence | Mapping) or hasattr(value, "tolist"):
+        raise DatasetError(
+            f"{where}: several labels for one picture (multi-label), {shorten(repr(value), 60)}: give each picture one"
+        )
+    raise DatasetError(f"{where}: {value!r} is no class, which is a text or a whole number: featcache classifies")
 
 
 def one_split(value: Any, where: str) -> str | None:

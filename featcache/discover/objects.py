@@ -11,7 +11,7 @@ from featcache.decode import as_file
 from featcache.discover.labels import one_label, one_split
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Access, Dataset, FileStat, Item
-from featcache.sources.addresses import GIVEN
+from featcache.sources.addresses import GIVEN, named
 
 _LABELS = ("targets", "labels", "_labels", "y")
 _CLASSES = ("classes", "categories")
@@ -49,14 +49,21 @@ class _Given:
                 f"{type(source).__name__} is no dataset: name a folder or a manifest, or give an object with a length "
                 "and pictures by number, as torchvision.datasets has them"
             )
-        named = (getattr(dataset, name, None) for name in ("root", "split", "train"))
+        marks = (getattr(dataset, name, None) for name in ("root", "split", "train"))
         self.root = f"{GIVEN}://" + "/".join(
-            [type(dataset).__name__, *(str(value).strip("/") for value in named if value is not None)]
+            [type(dataset).__name__, *(str(value).strip("/") for value in marks if value is not None)]
         )
         samples: Any = getattr(dataset, "samples", None)
         self.has_paths = bool(samples) and all(isinstance(sample[0], str) for sample in samples)
-        labels = self._labels(samples)
-        paths = [str(samples[row][0]) if self.has_paths else f"{self.root}/{row}" for row in self._rows]
+        try:
+            values = self._values(samples)
+        except Exception as error:  # a dataset may raise anything
+            said = " ".join(f"{type(error).__name__} {error}".split())
+            raise DatasetError(f"{self.root} gives no (picture, label) by number: {said}") from error
+        names = self._names()
+        labels = [one_label(v, f"{self.root}/{row}", names) for row, v in zip(self._rows, values, strict=True)]
+        given = self.root if split is None else f"{self.root}/{split}"
+        paths = [named(samples[row][0]) if self.has_paths else f"{given}/{row}" for row in self._rows]
         self.items = [Item(path, label, split) for path, label in zip(paths, labels, strict=True)]
 
     def picture(self, at: int) -> Any:
@@ -65,20 +72,23 @@ class _Given:
         except Exception as error:  # a dataset may raise anything
             raise PictureError(f"the dataset cannot give it: {' '.join(str(error).split())}") from error
 
-    def _labels(self, samples: Any) -> list[str | None]:
+    def _names(self) -> tuple[str, ...]:
+        """Return the names of the classes; of labels that were transformed they say nothing."""
         names = next((getattr(self._source, name) for name in _CLASSES if hasattr(self._source, name)), ())
-        names = tuple(map(str, names)) if isinstance(names, Sequence) else ()
+        is_transformed = getattr(self._source, "target_transform", None) is not None
+        return () if is_transformed or not isinstance(names, Sequence) else tuple(map(str, names))
+
+    def _values(self, samples: Any) -> list[Any]:
+        """Return the label of each picture as the dataset has it, where possible without its pictures."""
         known = next((getattr(self._source, name) for name in _LABELS if hasattr(self._source, name)), ())
         if self.has_paths:
             known = [sample[1] for sample in samples]
         if len(known) != len(self._source):
-            known = {row: self._source[row][1] for row in self._rows}
-        found: list[str | None] = []
-        for row in self._rows:
-            value = known[row]
-            value = value.item() if getattr(value, "ndim", None) == 0 else value
-            found.append(one_label(value, f"{self.root}/{row}", names))
-        return found
+            values = [self._source[row][1] for row in self._rows]
+        else:
+            transform = getattr(self._source, "target_transform", None) or (lambda value: value)
+            values = [transform(known[row]) for row in self._rows]
+        return [value.item() if getattr(value, "ndim", None) == 0 else value for value in values]
 
 
 def _without_subsets(source: Any) -> tuple[Any, Sequence[int]]:
