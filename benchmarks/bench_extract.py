@@ -210,7 +210,7 @@ def bare(job: Job, engine: str, precision: str = "fp32") -> Runner:
 
     keep_freed_memory()
     with Cache(job.cache(engine, precision)) as kept:
-        backbone = as_asked(kept, job.resolved(), discover(job.folder).items, job.options(engine, precision))
+        backbone = as_asked(kept, job.resolved(), discover(job.folder), job.options(engine, precision))
         opened = open_engine(backbone, "cpu", engine, kept.networks, len(job.paths))
     batches, threads = list(decoded_batches(job, opened.batch_size)), ThreadPoolExecutor(opened.lanes)
     return Runner(lambda: list(threads.map(opened.embed, batches)), np.concatenate)

@@ -52,7 +52,7 @@ def extract(
     backbone = resolve(options.backbone, options.weights, Cells(places(options)[0] / "backbones"))
     with open_cache(options) as cache, cache.in_use():
         note(cache.backbones, backbone, options.weights)
-        backbone = as_asked(cache, backbone, dataset.items, options)
+        backbone = as_asked(cache, backbone, dataset, options)
         further = tuple(name for group in dict.fromkeys(views) for name in VIEWS[group])
         for view in (ORIGINAL, *further):
             cache.fetch(backbone.viewing(view).spec)
@@ -61,7 +61,7 @@ def extract(
         summary = extract_into(cache, dataset, backbone, options, progress, further)
         if check:
             rows = cache.catalog.dataset(dataset.root)
-            summary = replace(summary, check=price(cache, rows, backbone, options, progress))
+            summary = replace(summary, check=price(cache, rows, backbone, options, progress, dataset.access))
         return summary
 
 

@@ -25,7 +25,7 @@ from featcache.decode import as_file
 from featcache.embed import check_running
 from featcache.errors import DatasetError, PictureError
 from featcache.load import load
-from featcache.records import Access, Failure, FileStat, Item, feature_names
+from featcache.records import Access, Dataset, Failure, FileStat, Item, feature_names
 from featcache.sources import ACCESS
 from featcache.sources.addresses import GIVEN, named
 
@@ -122,7 +122,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         with open_cache(options) as cache:
             backbone = resolve(name, options.weights, cache.backbones)
             note(cache.backbones, backbone, options.weights)
-            self.spec_ = as_asked(cache, backbone, (), options).spec
+            self.spec_ = as_asked(cache, backbone, Dataset("", ()), options).spec
         self.fingerprint_ = self.spec_.fingerprint
 
     def _options(self, name: str) -> Options:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -15,8 +14,8 @@ from featcache.backbones import Backbone
 from featcache.decode import Pixels, decode
 from featcache.embed import exported
 from featcache.errors import CacheError, DatasetError, PictureError
-from featcache.records import DRAFT, Calibration, FeatureSpec, Item
-from featcache.sources import read
+from featcache.records import DRAFT, Calibration, Dataset, FeatureSpec
+from featcache.sources import ACCESS
 from featcache.store import Cache
 
 CALIBRATION_PICTURES = 128
@@ -25,17 +24,17 @@ CALIBRATION_SEED = 0
 _logger = logging.getLogger(__name__)
 
 
-def as_asked(cache: Cache, backbone: Backbone, items: Sequence[Item], options: Options) -> Backbone:
+def as_asked(cache: Cache, backbone: Backbone, dataset: Dataset, options: Options) -> Backbone:
     """Return the backbone with the precision and the decoding of the options.
 
     The int8 network that the cache has of a backbone is used again, so that vectors stay comparable; the first time it
-    is calibrated on a seeded sample of `items`. Raises `DatasetError` where there are none that can be read.
+    is calibrated on a seeded sample of `dataset`. Raises `DatasetError` where none of them can be read.
     """
     spec = replace(backbone.spec, precision=options.precision, decoding=DRAFT if options.draft else None)
     if spec.precision == "int8":
         calibration = _known(cache, spec)
         if calibration is None:
-            calibration = _calibrate(cache, backbone, items)
+            calibration = _calibrate(cache, backbone, dataset)
         spec = replace(spec, calibration=calibration)
     # Every output names the weights, and so it also tells vectors of less precision from exact ones.
     others = {spec.precision: spec.precision != "fp32", "draft": options.draft}
@@ -59,15 +58,15 @@ def _known(cache: Cache, spec: FeatureSpec) -> Calibration | None:
     return max(found)[-1] if found else None
 
 
-def _calibrate(cache: Cache, backbone: Backbone, items: Sequence[Item]) -> Calibration:
-    if not items:
+def _calibrate(cache: Cache, backbone: Backbone, dataset: Dataset) -> Calibration:
+    if not dataset.items:
         raise DatasetError(
             "int8 is calibrated on pictures, once for a cache: run "
             f"`featcache extract FOLDER --backbone {backbone.name} --precision int8` first"
         )
     from featcache.embed.quantising import METHOD, quantise
 
-    keys, pixels = _sample(backbone.spec, items)
+    keys, pixels = _sample(backbone.spec, dataset)
     few = f", fewer than the {CALIBRATION_PICTURES} that are usual: with more pictures use another --cache"
     _logger.warning(
         "int8: calibrating %s on %d picture%s, once for this cache%s",
@@ -85,9 +84,10 @@ def _calibrate(cache: Cache, backbone: Backbone, items: Sequence[Item]) -> Calib
     return calibration
 
 
-def _sample(spec: FeatureSpec, items: Sequence[Item]) -> tuple[list[bytes], Pixels]:
+def _sample(spec: FeatureSpec, dataset: Dataset) -> tuple[list[bytes], Pixels]:
     """Return content keys and pixels of up to `CALIBRATION_PICTURES` readable pictures, drawn with a seed."""
-    paths = sorted({item.path for item in items})
+    paths = sorted({item.path for item in dataset.items})
+    read = (dataset.access or ACCESS).read
     drawn = np.random.default_rng(CALIBRATION_SEED).permutation(len(paths))
     found: dict[bytes, Pixels] = {}
 

@@ -13,7 +13,7 @@ from featcache.backbones import Backbone
 from featcache.errors import DatasetError, HeadError
 from featcache.heads import get
 from featcache.load import load
-from featcache.records import Features, PrecisionCheck, Probe, Progress
+from featcache.records import Access, Features, PrecisionCheck, Probe, Progress
 from featcache.splits import Plan, plan
 from featcache.store import Cache, Row
 
@@ -23,7 +23,12 @@ HEAD = "logreg"
 
 
 def price(
-    cache: Cache, rows: Sequence[Row], backbone: Backbone, options: Options, progress: Progress | None
+    cache: Cache,
+    rows: Sequence[Row],
+    backbone: Backbone,
+    options: Options,
+    progress: Progress | None,
+    access: Access | None = None,
 ) -> PrecisionCheck:
     """Compare the vectors of a backbone, and a head trained on them, with those of its exact network.
 
@@ -36,7 +41,8 @@ def price(
     if len(rows) > SAMPLE and not cache.features(exact.spec).contains(keys).all():
         drawn = np.random.default_rng(SEED).choice(len(rows), SAMPLE, replace=False)
         rows = [rows[at] for at in sorted(drawn.tolist())]
-    work, *_ = compute(cache, [row.item for row in rows], [exact], replace(options, rehash=False), progress)
+    items = [row.item for row in rows]
+    work, *_ = compute(cache, items, [exact], replace(options, rehash=False), progress, access)
     readable = {row.item.path for row in work.rows if row.key is not None}
     rows = [row for row in rows if row.item.path in readable]
     ours, theirs = (load(rows, cache.store(seen.spec.fingerprint)) for seen in (backbone, exact))
