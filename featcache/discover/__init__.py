@@ -16,8 +16,8 @@ from featcache.discover.tables import is_saved, saved_dataset, table_dataset
 from featcache.discover.trees import LocalTree, NamesTree, Tree, is_skipped
 from featcache.errors import DatasetError, DatasetNotFoundError
 from featcache.records import Access, Dataset, Item
-from featcache.sources import file_stat, read, remote
-from featcache.sources.addresses import CHAIN, is_remote, named
+from featcache.sources import file_stat, look_again, read, remote
+from featcache.sources.addresses import CONTAINERS, is_remote, named, scheme
 
 __all__ = ["SPLIT_NAMES", "discover", "is_skipped"]
 
@@ -41,10 +41,14 @@ def discover(source: Any, *, labelled: bool = True, columns: Columns | None = No
     if not isinstance(source, str | os.PathLike):
         return _checked(object_dataset(source), source)
     root = named(source)
+    look_again()
     try:
-        if is_remote(root):
+        if scheme(root) in CONTAINERS:
+            dataset = Dataset(root, (Item(root),))
+        elif is_remote(root):
             make = _remote_folder if remote.is_folder(root) else _file
-            dataset = make(root, labelled, columns)
+            with remote.explained(root):
+                dataset = make(root, labelled, columns)
         elif os.path.isdir(root):  # noqa: PTH112
             dataset = _folder(root, LocalTree(root), labelled, columns)
         else:
@@ -64,7 +68,8 @@ def discover(source: Any, *, labelled: bool = True, columns: Columns | None = No
 def _checked(dataset: Dataset, source: Any) -> Dataset:
     if not dataset.items:
         name = source if isinstance(source, str | os.PathLike) else dataset.root
-        raise DatasetError(f"{name} holds no files: name a folder of pictures, or a manifest that lists some")
+        said = "".join(f" ({notice})" for notice in dataset.notices)
+        raise DatasetError(f"{name} holds no files{said}: name a folder of pictures, or a manifest that lists some")
     return dataset
 
 
@@ -74,8 +79,6 @@ def _file(root: str, labelled: bool, columns: Columns) -> Dataset:
         return csv_dataset(root, labelled, columns)
     if not lower.endswith((".parquet", *_ARCHIVES)):
         return Dataset(root, (Item(root),))
-    if CHAIN in root:
-        raise DatasetError(f"{root}: pictures in it would have addresses with {CHAIN!r} twice: rename it")
     if lower.endswith(".parquet"):
         return table_dataset(root, [(root, None)], labelled, columns)
     return archive_or_shard(root, columns)
@@ -85,6 +88,8 @@ def _folder(root: str, tree: Tree, labelled: bool, columns: Columns) -> Dataset:
     if isinstance(tree, LocalTree) and is_saved(root):
         return saved_dataset(root, labelled, columns)
     kind, files = _kind(tree)
+    if kind == ".arrow":
+        raise DatasetError(f"{root} is what `datasets` saved, which is read on this computer only: copy it here")
     parts = [(file, split_of(file.removeprefix(root).strip("/"))) for file in files]
     if kind == ".tar":
         return shards_dataset(root, parts, columns)
@@ -94,13 +99,13 @@ def _folder(root: str, tree: Tree, labelled: bool, columns: Columns) -> Dataset:
 
 
 def _kind(tree: Tree) -> tuple[str | None, list[str]]:
-    """Return what a folder holds all through, `.tar` or `.parquet` files, and these; (None, []) of any other."""
+    """Return what a folder holds all through, `.tar`, `.parquet` or `.arrow`, and the files; else (None, [])."""
     kind, files = None, []
     for address in tree.files(tree.root):
         suffix = PurePosixPath(address).suffix.lower()
         if suffix in _NOTES:
             continue
-        if suffix not in (".tar", ".parquet") or kind not in (None, suffix):
+        if suffix not in (".tar", ".parquet", ".arrow") or kind not in (None, suffix):
             return None, []
         kind = suffix
         files.append(address)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import nullcontext
 from typing import Any
 
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Access, FileStat
 from featcache.sources import containers, local, remote
-from featcache.sources.addresses import GIVEN, container_of, is_remote, scheme, split_part
+from featcache.sources.addresses import CHAIN, GIVEN, container_of, is_remote, scheme, split_part
 from featcache.sources.archives import TarArchive, ZipArchive
 from featcache.sources.local import FRESH_NS
 from featcache.sources.tables import Table
 
-__all__ = ["ACCESS", "FRESH_NS", "archive", "exists", "file_stat", "read", "table"]
+__all__ = ["ACCESS", "FRESH_NS", "archive", "exists", "file_stat", "look_again", "read", "table"]
 
 _OPENED: dict[str, containers.Opened[Any]] = {
     "zip": containers.Opened(ZipArchive),
@@ -38,10 +39,23 @@ def read(address: str) -> tuple[bytes, bytes, FileStat | None]:
     kind, name, container = split_part(address)
     try:
         found, stat = _OPENED[kind].get(container)
-        data = found.read(name)
+        with remote.explained(container) if is_remote(container) else nullcontext():
+            data: bytes | str = found.read(name)
+        if isinstance(data, str):  # a file elsewhere, of which the stat of the container tells nothing
+            return (*local.read(data)[:2], None)
+        if containers.stat(container) != stat:
+            raise PictureError(local.CHANGED)
     except DatasetError as error:
         raise PictureError(str(error)) from error
     return data, hashlib.sha256(data).digest(), stat
+
+
+def look_again() -> None:
+    """Believe nothing any more that was seen of containers and remote file systems before."""
+    remote.forget()
+    containers.forget()
+    for opened in _OPENED.values():
+        opened.forget()
 
 
 def file_stat(address: str) -> FileStat | None:
@@ -70,14 +84,21 @@ def exists(address: str) -> bool:
 
 def archive(address: str) -> ZipArchive | TarArchive:
     """Open a `.zip` or `.tar`; raises `DatasetError`."""
-    found: ZipArchive | TarArchive = _OPENED["zip" if address.lower().endswith(".zip") else "tar"].get(address)[0]
+    kind = "zip" if address.lower().endswith(".zip") else "tar"
+    found: ZipArchive | TarArchive = _OPENED[kind].get(_nameable(address))[0]
     return found
 
 
 def table(address: str) -> Table:
     """Open a Parquet or Arrow file; raises `DatasetError`."""
-    found: Table = _OPENED["row"].get(address)[0]
+    found: Table = _OPENED["row"].get(_nameable(address))[0]
     return found
+
+
+def _nameable(container: str) -> str:
+    if CHAIN in container:
+        raise DatasetError(f"{container}: pictures in it would have addresses with {CHAIN!r} twice: rename it")
+    return container
 
 
 ACCESS = Access(read, file_stat)

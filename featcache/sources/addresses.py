@@ -36,7 +36,8 @@ def named(source: str | os.PathLike[str]) -> str:
         text = text.split("://", 1)[1]
     if scheme(text) is None:
         return os.path.abspath(text)  # noqa: PTH100 - resolve() would rename a dataset behind a symbolic link
-    return text.rstrip("/")
+    kind, _, inside = text.partition("://")
+    return f"{kind}://{inside.rstrip('/')}"
 
 
 def part(kind: str, name: str, container: str) -> str:
@@ -66,6 +67,9 @@ def folder_of(address: str) -> str:
 
 def joined(folder: str, path: str) -> str:
     """Return the address of a path that is relative to a folder, absolute, or an address itself."""
+    if scheme(path) in CONTAINERS:
+        kind, name, container = split_part(path)
+        return part(kind, name, joined(folder, container))
     if scheme(path) is not None:
         return path
     if scheme(folder) is None:

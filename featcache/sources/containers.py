@@ -15,7 +15,7 @@ from featcache.errors import DatasetError, DatasetNotFoundError, PictureError
 from featcache.records import FileStat
 from featcache.sources import remote
 from featcache.sources.addresses import is_remote
-from featcache.sources.local import regular
+from featcache.sources.local import FRESH_NS, regular
 
 MOST_OPEN = 32
 """How many containers are kept open; of large ones their lists of names stay in memory."""
@@ -31,14 +31,13 @@ class Bytes:
     """A file here or elsewhere, for reading at any place; several threads may read at once."""
 
     def __init__(self, address: str) -> None:
-        self.address = address
+        self._is_here = not is_remote(address)
         self._lock = threading.Lock()
         self._file = opened(address)
-        self.size = self._file.seek(0, os.SEEK_END)
 
     def at(self, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset` on, fewer at the end."""
-        if not is_remote(self.address):
+        if self._is_here:
             return os.pread(self._file.fileno(), size, offset)
         with self._lock:
             self._file.seek(offset)
@@ -51,20 +50,26 @@ class Opened(Generic[Kind]):
     def __init__(self, make: Callable[[str], Kind]) -> None:
         self._make = make
         self._lock = threading.Lock()
-        self._open: OrderedDict[str, tuple[FileStat | None, Kind]] = OrderedDict()
+        self._open: OrderedDict[str, tuple[FileStat | None, bool, Kind]] = OrderedDict()
 
     def get(self, address: str) -> tuple[Kind, FileStat | None]:
         """Return a container and the stat it had when it was opened; raises `DatasetError`."""
         now = stat(address)
         with self._lock:
             known = self._open.get(address)
-            if known is None or now is None or known[0] != now:
-                known = (now, self._make(address))
-                self._open[address] = known
+            # As long as it is fresh, its stat may not tell a change of what it holds.
+            is_settled = now is None or time.time_ns() - now.mtime_ns > FRESH_NS
+            if known is None or known[:2] != (now, is_settled):
+                known = self._open[address] = (now, is_settled, self._make(address))
             self._open.move_to_end(address)
             while len(self._open) > MOST_OPEN:
                 self._open.popitem(last=False)  # closed when the last thread that reads from it is done
-            return known[1], known[0]
+            return known[2], now
+
+    def forget(self) -> None:
+        """Open all containers again when they are asked for."""
+        with self._lock:
+            self._open.clear()
 
 
 def opened(address: str) -> BinaryIO:
@@ -72,6 +77,7 @@ def opened(address: str) -> BinaryIO:
     if is_remote(address):
         return remote.opened(address)
     with _explained(address):
+        regular(os.stat(address))  # a fifo would block for ever
         return open(address, "rb")
 
 
@@ -81,6 +87,11 @@ def stat(address: str) -> FileStat | None:
         return _seen_lately(address, int(time.monotonic() / LATELY))
     with _explained(address):
         return regular(os.stat(address))
+
+
+def forget() -> None:
+    """Ask remote file systems again."""
+    _seen_lately.cache_clear()
 
 
 @contextmanager

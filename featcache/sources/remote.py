@@ -18,6 +18,8 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hdfs": "hdfs"}
 _MARKS = ("ETag", "etag", "md5Hash", "checksum", "crc32c", "version_id", "generation", "inode")
 _TIMES = ("mtime", "LastModified", "last_modified", "modified", "updated", "created")
 
+_used: dict[Any, None] = {}
+
 
 def read(url: str) -> tuple[bytes, bytes, FileStat | None]:
     """Read an object: its bytes, its content key (sha256) and its stat, if any; raises `PictureError`."""
@@ -45,7 +47,6 @@ def is_folder(url: str) -> bool:
     """Tell whether there is a folder; raises `DatasetError` where there is nothing, or it cannot be asked."""
     fs, path = file_system(url)
     with explained(url):
-        fs.invalidate_cache()
         return bool(fs.info(path)["type"] == "directory")
 
 
@@ -82,7 +83,14 @@ def file_system(url: str) -> tuple[Any, str]:
         raise DatasetError(f"{url} needs a package that is not installed: pip install {wanted}") from error
     except Exception as error:
         raise DatasetError(f"cannot use {url}: {_said(error)}") from error
+    _used[fs] = None
     return fs, str(path)
+
+
+def forget() -> None:
+    """Let all file systems that were used forget their listings."""
+    for fs in list(_used):
+        fs.invalidate_cache()
 
 
 @contextmanager
