@@ -17,6 +17,9 @@ MOST_COMPRESSED = 200
 BOMB_BYTES = 2**24
 """What is compressed more often than this, and larger than that, is no photograph but meant to fill the memory."""
 
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Of other methods `zipfile` unpacks as much as there is, whatever size is asked for."""
+
 MOST_FOLDERS, LONGEST_NAME = 100, 4096
 """Names with more folders or characters than these are of no file that a computer could hold."""
 
@@ -54,10 +57,11 @@ class ZipArchive:
                     f"compressed {entry.file_size // max(1, entry.compress_size):,} times, to be "
                     f"{entry.file_size:,} bytes: a bomb, no photograph"
                 )
-            # Only what deflate gives can be bounded; of other methods a little is taken in at a time.
-            step = entry.file_size if entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else 4096
+            if entry.compress_type not in _BOUNDED:
+                name = zipfile.compressor_names.get(entry.compress_type, f"method {entry.compress_type}")  # type: ignore[attr-defined]
+                raise PictureError(f"compressed with {name} in {self._address}: pack it anew with deflate, or stored")
             with self._zip.open(entry) as file:
-                return b"".join(iter(lambda: file.read(step), b""))
+                return file.read(entry.file_size)
         except KeyError:
             raise PictureError(f"no such file in {self._address}") from None
         except PictureError:
