@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from featcache.api.options import Options, open_cache
 from featcache.api.usage import last_extraction, views_of
-from featcache.records import Source
 from featcache.records.experiments import LedgerRow, LedgerSummary
 from featcache.sources.addresses import named
 from featcache.store import Cache, Run
@@ -18,7 +18,7 @@ EXPERIMENTS = ("fit", "compare", "bench", "confusions")
 """The commands that would each run the network over all pictures, if there were no cache."""
 
 
-def ledger(source: Source | None = None, options: Options | None = None) -> LedgerSummary:
+def ledger(source: str | Path | None = None, options: Options | None = None) -> LedgerSummary:
     """Account for the time spent on the dataset last extracted, or on `source`, with its last features.
 
     Raises `DatasetError` where there is none.
