@@ -19,7 +19,7 @@ PAGES = [
     *ROOT.glob("benchmarks/*.md"),
 ]
 SHOWN = [
-    (page, line.removeprefix("$ "))
+    (page, line.removeprefix("$ ").split(" > ")[0])
     for page in PAGES
     for line in page.read_text().splitlines()
     if line.startswith("$ featcache ")
