@@ -32,6 +32,7 @@ from featcache import FeatureExtractor
 from featcache.api import embedding
 from featcache.backbones import scratch_cnn, torchvision_models
 from featcache.backbones.weights import hub_file
+from featcache.embed import open_engine
 from featcache.errors import DatasetError, WeightsError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -90,9 +91,30 @@ WITH_PICTURES = [
 
 @pytest.mark.parametrize("check", WITH_PICTURES, ids=lambda check: check.func.__name__.removeprefix("check_"))
 def test_the_checks_that_feed_numbers_pass_with_pictures_made_of_them(
-    check: Any, no_network: None, weights: Path, tmp_path: Path
+    check: Any, weights: Path, tmp_path: Path
 ) -> None:
     check(OfRows("scratch-cnn", weights, tmp_path / "cache"))
+
+
+class Sums:
+    """An engine that needs no time: sums of every 48th value of a picture."""
+
+    name, device, why, lanes, batch_size = "sums", "cpu", "a test", 1, 8
+
+    def __init__(self, counts: list[int]) -> None:
+        self.counts = counts
+
+    def embed(self, pixels: Any) -> Any:
+        self.counts.append(len(pixels))
+        return pixels.reshape(len(pixels), -1, 48).sum(1, dtype=np.int64).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures went through the engine, batch by batch."""
+    counts: list[int] = []
+    monkeypatch.setattr(embedding, "open_engine", lambda *_: Sums(counts))
+    return counts
 
 
 @pytest.fixture(scope="module")
@@ -130,36 +152,6 @@ def extracted(paths: list[str], extractor: FeatureExtractor, tmp_path: Path) -> 
         with h5py.File(path) as file:
             found |= {key.tobytes(): row for key, row in zip(file["keys"][:], file["features"][:], strict=True)}
     return found
-
-
-@pytest.fixture
-def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pictures went through the network, batch by batch."""
-    counts: list[int] = []
-    opened = embedding.open_engine
-
-    def counting(*args: Any) -> Any:
-        engine = opened(*args)
-        embed = engine.embed
-        monkeypatch.setattr(engine, "embed", lambda pixels: (counts.append(len(pixels)), embed(pixels))[1])
-        return engine
-
-    monkeypatch.setattr(embedding, "open_engine", counting)
-    return counts
-
-
-class Sums:
-    """An engine that needs no time: sums of every 48th value of a picture."""
-
-    name, device, why, lanes, batch_size = "sums", "cpu", "a test", 1, 8
-
-    def embed(self, pixels: Any) -> Any:
-        return pixels.reshape(len(pixels), -1, 48).sum(1, dtype=np.int64).astype(np.float32)
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding, "open_engine", lambda *_: Sums())
 
 
 def labels_of(paths: list[str]) -> list[str]:
@@ -203,10 +195,10 @@ def test_files_and_their_bytes_have_the_vectors_of_extract_without_the_network(
     extractor: FeatureExtractor,
     paths: list[str],
     extracted: dict[bytes, Any],
-    monkeypatch: pytest.MonkeyPatch,
+    embedded: list[int],
 ) -> None:
-    monkeypatch.delattr(embedding, "open_engine")
     found = extractor.fit(FORMS[form](paths)).transform(FORMS[form](paths))
+    assert sum(embedded) == 12  # those of extract
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, vectors_of(paths, extracted))
 
@@ -216,10 +208,11 @@ def test_pixels_have_the_vectors_of_their_lossless_files(
     form: str, extractor: FeatureExtractor, paths: list[str], extracted: dict[bytes, Any], embedded: list[int]
 ) -> None:
     found = extractor.fit_transform(PIXELS[form](paths))
-    np.testing.assert_allclose(found, vectors_of(paths, extracted), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found, vectors_of(paths, extracted))
     computed = sum(embedded)
+    assert computed > 12
     np.testing.assert_array_equal(extractor.transform(PIXELS[form](paths)), found)
-    assert sum(embedded) == computed > 0
+    assert sum(embedded) == computed
 
 
 def test_rows_are_in_order_and_what_stands_twice_is_computed_once(
@@ -230,7 +223,7 @@ def test_rows_are_in_order_and_what_stands_twice_is_computed_once(
     X = [paths[3], paths[1], Path(paths[3]).with_name("copy.png"), picture, paths[3], picture]
     found = extractor.fit_transform(X)
     assert sum(embedded) == 3
-    assert found.shape == (6, 256)
+    assert found.shape == (6, 48)
     for same in ([0, 2, 4], [3, 5]):
         assert (found[same] == found[same[0]]).all()
     assert len(np.unique(found, axis=0)) == 3
@@ -252,7 +245,7 @@ def test_names_say_which_network_it_is(extractor: FeatureExtractor, paths: list[
     with pytest.raises(NotFittedError):
         extractor.get_feature_names_out()
     names = extractor.fit(paths).get_feature_names_out()
-    assert (names[0], names[-1], len(names)) == ("scratch_cnn_0", "scratch_cnn_255", extractor.n_features_out_)
+    assert (names[0], names[-1], len(names)) == ("scratch_cnn_0", "scratch_cnn_47", extractor.n_features_out_)
 
 
 def test_clones_and_pickles_answer_alike_and_hold_no_picture(
@@ -274,10 +267,11 @@ def test_clones_and_pickles_answer_alike_and_hold_no_picture(
 
 
 def test_a_network_that_changed_since_the_fit_is_refused_where_it_would_have_to_run(
-    extractor: FeatureExtractor, paths: list[str], weights: Path, tmp_path: Path
+    extractor: FeatureExtractor, paths: list[str], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
+    monkeypatch.setattr(embedding, "open_engine", open_engine)
     extractor.weights = shutil.copy(weights, tmp_path / "mine.pth")
     found = extractor.fit_transform(paths[:6])
     torch.save(scratch_cnn.network(1).state_dict(), tmp_path / "mine.pth")
@@ -332,7 +326,6 @@ def test_int8_needs_the_calibration_of_an_extraction(weights: Path, paths: list[
 
 
 def test_auto_downloads_nothing_and_says_once_what_stands_in(
-    no_network: None,
     paths: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -385,7 +378,7 @@ def test_data_frames_enter_and_leave(
 
 
 def test_the_example_of_the_readme_searches_in_two_processes(
-    no_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     section = README.read_text().split("## In scikit-learn\n")[1].split("\n## ")[0]
     (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
