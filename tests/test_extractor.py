@@ -24,7 +24,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.utils.estimator_checks import estimator_checks_generator, parametrize_with_checks
+from sklearn.utils.estimator_checks import check_estimator, estimator_checks_generator
 from sklearn.utils.validation import validate_data
 
 import featcache
@@ -79,9 +79,10 @@ class OfRows(FeatureExtractor):
         return [np.frombuffer(row.tobytes(), np.uint8).reshape(8, -1) for row in rows]
 
 
-@parametrize_with_checks([FeatureExtractor()], expected_failed_checks=lambda _: EXCLUDED, xfail_strict=True)
-def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
-    check(estimator)
+def test_check_estimator_but_for_what_is_excluded() -> None:
+    results = check_estimator(FeatureExtractor(), expected_failed_checks=EXCLUDED, on_skip=None)
+    assert {result["check_name"] for result in results if result["status"] == "xfail"} == EXCLUDED.keys()
+    assert sum(result["status"] == "passed" for result in results) >= 15
 
 
 WITH_PICTURES = [
