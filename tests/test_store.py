@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import zlib
@@ -30,7 +31,8 @@ from store_rows import (
 
 from featcache.errors import CacheError, MissingFeaturesError
 from featcache.records import FeatureSpec
-from featcache.store import Cache, FeatureStore, FeatureWriter, features
+from featcache.store import Cache, FeatureStore, FeatureWriter, features, stored
+from featcache.store.index import stack_keys
 
 SEGMENT_NAME = re.compile(r"seg-\d{20}-[0-9a-f]{8}-\d{8}\.h5")
 
@@ -336,14 +338,14 @@ def test_a_writer_in_another_process_is_seen_after_a_new_listing(cache: Cache) -
 
 
 @pytest.mark.parametrize("spec", [SPEC, HALF], ids=lambda spec: spec.dtype)
-def test_mapped_rows_are_what_read_gives_in_any_order_and_over_segments(cache: Cache, spec: FeatureSpec) -> None:
+def test_stored_rows_are_what_read_gives_in_any_order_and_over_segments(cache: Cache, spec: FeatureSpec) -> None:
     store = cache.features(spec)
     keys, vectors = make_rows(0, 50)
     for at in range(0, 50, 20):
         commit(store, (keys[at : at + 20], vectors[at : at + 20]), spec.dtype)
     store.refresh()
     asked = np.random.default_rng(0).integers(0, 50, 120)
-    rows = store.mapped([keys[at] for at in asked])
+    rows = store.stored([keys[at] for at in asked])
     assert len(rows) == 120
     places = np.random.default_rng(1).permutation(120)[:30]
     found = rows.read(places)
@@ -351,42 +353,64 @@ def test_mapped_rows_are_what_read_gives_in_any_order_and_over_segments(cache: C
     np.testing.assert_array_equal(found, vectors.astype(spec.dtype)[asked[places]])
 
 
-def test_mapped_rows_of_a_missing_key_are_refused(cache: Cache) -> None:
+def test_stored_rows_near_each_other_are_one_read_and_those_far_apart_several(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = cache.features(SPEC)
+    keys, vectors = make_rows(0, 40)
+    for at in (0, 30):
+        commit(store, (keys[at : at + 30], vectors[at : at + 30]))
+    store.refresh()
+    rows = store.stored(stack_keys(keys))
+    monkeypatch.setattr(stored, "GAP_BYTES", 3 * rows.row_bytes)
+    counted: list[int] = []
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *given: counted.append(len(given[1][0])) or preadv(*given))
+    asked = np.array([35, 3, 0, 29, 30, 10])
+    np.testing.assert_array_equal(rows.read(asked), vectors[asked])
+    assert [size // rows.row_bytes for size in counted] == [4, 1, 1, 1, 1]
+    monkeypatch.setattr(stored, "SPAN_BYTES", 8 * rows.row_bytes)
+    counted.clear()
+    np.testing.assert_array_equal(rows.read(np.arange(40)), vectors)
+    assert max(counted) == 8 * rows.row_bytes
+
+
+def test_stored_rows_of_a_missing_key_are_refused(cache: Cache) -> None:
     store = cache.features(SPEC)
     keys, vectors = make_rows(0, 5)
     commit(store, (keys[:4], vectors[:4]))
     store.refresh()
     with pytest.raises(MissingFeaturesError, match="1 of 5 vectors are not in"):
-        store.mapped(keys)
+        store.stored(keys)
 
 
-def test_mapping_a_broken_segment_puts_it_aside_and_says_what_is_missing(cache: Cache) -> None:
+def test_a_broken_stored_segment_puts_it_aside_and_says_what_is_missing(cache: Cache) -> None:
     store = cache.features(SPEC)
     keys, vectors = make_rows(0, 8)
     commit(store, (keys[:4], vectors[:4]))
     broken = commit(store, (keys[4:], vectors[4:]))
     store.refresh()
     flip_bit(broken, "features")
-    np.testing.assert_array_equal(store.mapped(keys[:4]).read(np.arange(4)), vectors[:4])
+    np.testing.assert_array_equal(store.stored(keys[:4]).read(np.arange(4)), vectors[:4])
     assert broken.exists()  # it was not asked for
     with pytest.raises(MissingFeaturesError, match="4 of 8 vectors are not in"):
-        store.mapped(keys)
+        store.stored(keys)
     assert not broken.exists()
     assert len(list((cache.folder / "bad").iterdir())) == 1
 
 
-def test_mapped_rows_outlive_a_compaction_and_a_mapping_follows_one(cache: Cache) -> None:
+def test_stored_rows_outlive_a_compaction_and_new_ones_follow_it(cache: Cache) -> None:
     store, reader = cache.features(SPEC), None
     rows = make_rows(0, 60)
     for at in range(0, 60, 2):
         commit(store, (rows[0][at : at + 2], rows[1][at : at + 2]))
     store.refresh()
     reader = store.reopened()
-    before = reader.mapped(rows[0])
+    before = reader.stored(rows[0])
     assert store.compact() > 0
     store.remove_replaced()
     np.testing.assert_array_equal(before.read(np.arange(60)), rows[1])
-    np.testing.assert_array_equal(reader.mapped(rows[0]).read(np.arange(60)), rows[1])
+    np.testing.assert_array_equal(reader.stored(rows[0]).read(np.arange(60)), rows[1])
     assert reader.quarantined == []
 
 

@@ -180,7 +180,7 @@ class _Kept:
         sound = np.array([row for row in rows if int(row) in self._sound], dtype=np.intp)
         if not len(sound):
             raise DatasetError(f"of one of the splits of {self._root} no picture can be used: extract it again")
-        maps = [self._store(backbone).mapped(self._keys(sound)) for backbone in self._backbones]
+        maps = [self._store(backbone).stored(self._keys(sound)) for backbone in self._backbones]
         return Part(sound, Activations(maps, self._shape))
 
     def _keys(self, rows: Rows) -> list[bytes]:

@@ -20,7 +20,6 @@ from featcache.records import FloatArray, Progress
 from featcache.store import compaction
 from featcache.store.files import sync_folder
 from featcache.store.index import KeyIndex, stack_keys
-from featcache.store.mapped import MappedRows, Rows
 from featcache.store.segment import (
     KEY_BYTES,
     Header,
@@ -30,12 +29,12 @@ from featcache.store.segment import (
     Writer,
     check_features,
     commit,
-    map_features,
     read_features,
     read_keys,
     read_rows,
 )
 from featcache.store.shares import Share
+from featcache.store.stored import Rows, StoredRows
 
 ATTEMPTS = 100
 """How often a listing is tried whose files vanish while it is read; a compaction makes that happen once."""
@@ -140,7 +139,7 @@ class FeatureStore:
                 return self._read(wanted)
         raise CacheError(f"{self.folder} changes faster than it can be read: run the same command again")
 
-    def mapped(self, keys: Sequence[bytes]) -> MappedRows:
+    def stored(self, keys: Sequence[bytes] | Keys) -> StoredRows:
         """Return the vectors of `keys` (n) as rows that are fetched from the disk when they are asked for.
 
         Every segment that holds one is checked against its crc now. Raises as `read` does.
@@ -149,12 +148,11 @@ class FeatureStore:
             self.verify(keys)
             rows = self._find(stack_keys(keys))
             with self.mending():
-                maps = [map_features(self.folder / segment.name, segment.header) for segment in self.live]
-                numbers = np.searchsorted(self._offsets, rows, side="right") - 1
-                return MappedRows(maps, numbers, rows - self._offsets[numbers])
+                paths = [self.folder / segment.name for segment in self.live]
+                return StoredRows(paths, [segment.header for segment in self.live], rows)
         raise CacheError(f"{self.folder} changes faster than it can be read: run the same command again")
 
-    def verify(self, keys: Sequence[bytes] | None = None, progress: Progress | None = None) -> int:
+    def verify(self, keys: Sequence[bytes] | Keys | None = None, progress: Progress | None = None) -> int:
         """Check every key and vector, or those segments that hold `keys`, and move broken segments to `bad`.
 
         Returns how many were moved since the store was opened or last verified.

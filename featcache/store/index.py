@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 from featcache.store.segment import KEY_BYTES, Keys
 
+BLOCK = 2**18
+"""So many keys are looked for at once, which takes some 100 bytes for each meanwhile."""
+
 
 class KeyIndex:
     """Finds content keys by their first 64 bits, then compares all 256; of a key held twice the first wins.
@@ -29,7 +32,10 @@ class KeyIndex:
             first = int(self._search(wanted[:1])[0])
             if first >= 0 and np.array_equal(self.keys[first : first + len(wanted)], wanted):
                 return np.arange(first, first + len(wanted))
-        return self._search(wanted)
+        rows = np.empty(len(wanted), dtype=np.intp)
+        for at in range(0, len(wanted), BLOCK):
+            rows[at : at + BLOCK] = self._search(wanted[at : at + BLOCK])
+        return rows
 
     def _search(self, wanted: Keys) -> npt.NDArray[np.intp]:
         rows = np.full(len(wanted), -1, dtype=np.intp)
@@ -50,8 +56,10 @@ class KeyIndex:
         return rows
 
 
-def stack_keys(keys: Sequence[bytes]) -> Keys:
-    """Return content keys of 32 bytes each as one (n, 32) array."""
+def stack_keys(keys: Sequence[bytes] | Keys) -> Keys:
+    """Return content keys of 32 bytes each as one (n, 32) array; one that is there already as it is."""
+    if isinstance(keys, np.ndarray):
+        return keys
     return np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, KEY_BYTES)
 
 

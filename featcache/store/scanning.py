@@ -8,8 +8,8 @@ from typing import TypeVar
 from featcache.errors import CacheError
 from featcache.records import FloatArray, Progress
 from featcache.store.features import ATTEMPTS, FeatureStore, in_threads, naming
-from featcache.store.mapped import Rows
 from featcache.store.segment import Keys, Segment, stream_rows
+from featcache.store.stored import Rows
 
 Pieces = Iterator[tuple[Rows, FloatArray]]
 Result = TypeVar("Result")

@@ -177,15 +177,6 @@ def check_features(path: Path, header: Header) -> None:
         pass
 
 
-def map_features(path: Path, header: Header) -> FloatArray:
-    """Return a segment's vectors (n, d) as memory that is read from the disk where it is touched, unchecked.
-
-    It outlives the file's name. Raises `FileNotFoundError` where the file is gone.
-    """
-    shape = (header.n_rows, header.dim)
-    return np.memmap(path, header.dtype, mode="r", offset=header.features_at, shape=shape)
-
-
 def read_rows(
     path: Path, header: Header, rows: npt.NDArray[np.intp], result: FloatArray, places: npt.NDArray[np.intp]
 ) -> None:

@@ -18,7 +18,7 @@ from featcache.embed.torch_engine import normalise
 from featcache.errors import PictureError
 from featcache.records import ORIGINAL, FloatArray, Preprocess
 from featcache.sources import read
-from featcache.store.mapped import MappedRows
+from featcache.store.stored import StoredRows
 
 Rows = npt.NDArray[np.intp]
 
@@ -108,7 +108,7 @@ class Activations:
 
     are_activations = True
 
-    def __init__(self, draws: Sequence[MappedRows | FloatArray], shape: tuple[int, ...]) -> None:
+    def __init__(self, draws: Sequence[StoredRows | FloatArray], shape: tuple[int, ...]) -> None:
         self._draws = draws
         self._shape = shape
 
@@ -120,5 +120,5 @@ class Activations:
         """Yield batches as `Inputs.batches` says."""
         draw = self._draws[epoch % len(self._draws)]
         for rows in batches:
-            found = draw.read(rows) if isinstance(draw, MappedRows) else draw[rows]
+            found = draw.read(rows) if isinstance(draw, StoredRows) else draw[rows]
             yield rows, torch.from_numpy(found.astype(np.float32)).reshape(len(rows), *self._shape)
