@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import DatasetError
-from featcache.records import Features
+from featcache.records import Features, Roll
+from featcache.store.index import KeyIndex
 
 TEST_FRACTION = 0.2
 MADE = "no test split in the dataset: it has a stratified 80/20 split of seed {}, kept in the cache"
+
+LINES = 2**16
+"""So many different keys, and their lines of text, are in memory at once."""
 
 Rows = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Row numbers of a `Features`: `train`, `val` (or `None`: choose by CV inside train) and `scored`.
+    """Row numbers of a `Features` or `Roll`: `train`, `val` (or `None`: choose by CV inside train) and `scored`.
 
     `made` maps content keys to the split that was made here; it is empty where the dataset brought its own.
     """
@@ -40,7 +45,7 @@ class Plan:
         return self.train if self.val is None else np.concatenate([self.train, self.val])
 
 
-def plan(features: Features, seed: int, kept: Mapping[bytes, str], strict: bool = True) -> Plan:
+def plan(given: Features | Roll, seed: int, kept: Mapping[bytes, str], strict: bool = True) -> Plan:
     """Decide what a head is trained on, chosen on and scored on.
 
     With train, val and a third split the choice is made on val and the third is scored; with train and one other, by CV
@@ -48,27 +53,29 @@ def plan(features: Features, seed: int, kept: Mapping[bytes, str], strict: bool 
     of one picture stay together and pictures in `kept` stay where they were. Raises `DatasetError`; where it is not
     `strict`, classes that cannot be learned or chosen on are left to those who use the plan.
     """
-    labelled = np.flatnonzero(features.y != "")
+    roll = _roll(given)
+    labelled = np.flatnonzero(roll.y != roll.labels.index("")) if "" in roll.labels else np.arange(len(roll.y))
     notices = []
     if not len(labelled):
         raise DatasetError("the pictures have no labels: sort them into one folder a class, or use a CSV manifest")
-    if len(labelled) < len(features.y):
-        notices.append(f"{len(features.y) - len(labelled):,} pictures without a label left out")
-    names = features.splits.astype(object)  # a fixed-width copy would cut the names put into it
-    present = set(names[labelled].tolist())
+    if len(labelled) < len(roll.y):
+        notices.append(f"{len(roll.y) - len(labelled):,} pictures without a label left out")
+    names, splits = roll.names, roll.splits[labelled]
+    present = {names[number] for number in np.unique(splits)}
     made: dict[bytes, str] = {}
     if present in ({""}, {"train"}):
-        made = _make(features, labelled, seed, kept)
-        names[labelled] = [made[features.keys[row]] for row in labelled]
+        made = _make(roll, labelled, seed, kept)
+        names = tuple(sorted(set(made.values())))
+        splits = np.array([names.index(made[key.tobytes()]) for key in roll.keys[labelled]])
         notices.append(MADE.format(seed))
     elif "" in present or "train" not in present:
-        without = int((names[labelled] == "").sum())
+        without = int((splits == names.index("")).sum()) if "" in present else 0
         lacking = f"{without:,} of {len(labelled):,} pictures have none" if without else "`train` is not among them"
         raise DatasetError(
             f"the splits are {', '.join(sorted(name or '(none)' for name in present))}, but {lacking}: "
             "give every labelled picture one, and some of them `train`"
         )
-    rows = {str(name): labelled[names[labelled] == name] for name in np.unique(names[labelled])}
+    rows = {names[number]: labelled[splits == number] for number in np.unique(splits)}
     scored = next(name for name in ("test", "holdout", "val") if name in rows)
     val = rows.get("val") if scored != "val" else None
     unused = sorted(set(rows) - {"train", "val", scored})
@@ -77,9 +84,8 @@ def plan(features: Features, seed: int, kept: Mapping[bytes, str], strict: bool 
     sizes = {name: len(found) for name, found in rows.items()}
     result = Plan(rows["train"], val, rows[scored], scored, sizes, made)
     if strict:
-        _check_classes(features, result)
-    notices += [*_contradictions(features, labelled), *_leaks(features, result)]
-    return replace(result, notices=tuple(notices))
+        _check_classes(roll, result)
+    return replace(result, notices=(*notices, *_twins(roll, labelled, result)))
 
 
 def divide(
@@ -128,25 +134,38 @@ def _dealt(keys: Sequence[bytes], wanted: Mapping[str, int]) -> dict[bytes, str]
     return dict(zip(keys, [*names, *["train"] * len(keys)], strict=False))
 
 
-def digest(features: Features, plans: Sequence[Plan]) -> str:
+def digest(given: Features | Roll, plans: Sequence[Plan]) -> str:
     """Return the sha256 (hex) of who is trained on, chosen on and scored, of several different plans one of all."""
-    found = []
+    roll, found = _roll(given), []
     for made in plans:
         parts = {"train": made.train, "val": made.val, made.scored_name: made.scored}
-        lines = sorted(
-            f"{name} {features.keys[row].hex()} {features.y[row]}"
-            for name, rows in parts.items()
-            if rows is not None
-            for row in rows
-        )
-        found.append(hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest())
+        known, start = hashlib.sha256(), b""
+        for name, rows in sorted(parts.items()):
+            for lines in () if rows is None else _lines(roll, name, rows):
+                known.update(start + "\n".join(lines).encode(errors="surrogateescape"))
+                start = b"\n"
+        found.append(known.hexdigest())
     return found[0] if len(set(found)) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()
 
 
-def _make(features: Features, labelled: Rows, seed: int, kept: Mapping[bytes, str]) -> dict[bytes, str]:
+def _lines(roll: Roll, name: str, rows: Rows) -> Iterator[list[str]]:
+    """Yield the lines that say who is in a split, sorted, not all at once: there may be millions."""
+    heads = np.ascontiguousarray(roll.keys[rows, :8]).view(">u8").reshape(-1).astype(np.uint64)
+    order = np.argsort(heads)
+    heads, rows = heads[order], rows[order]
+    cuts = [0, *(np.flatnonzero(heads[1:] != heads[:-1]) + 1)[LINES::LINES].tolist(), len(rows)]
+    for first, last in pairwise(cuts):
+        yield sorted(f"{name} {roll.keys[row].tobytes().hex()} {roll.labels[roll.y[row]]}" for row in rows[first:last])
+
+
+def _roll(given: Features | Roll) -> Roll:
+    return given if isinstance(given, Roll) else given.roll
+
+
+def _make(roll: Roll, labelled: Rows, seed: int, kept: Mapping[bytes, str]) -> dict[bytes, str]:
     label_of: dict[bytes, str] = {}
     for row in labelled:
-        label_of.setdefault(features.keys[row], str(features.y[row]))
+        label_of.setdefault(roll.keys[row].tobytes(), roll.labels[roll.y[row]])
     check_sizes(
         Counter(label_of.values()),
         3,
@@ -155,19 +174,23 @@ def _make(features: Features, labelled: Rows, seed: int, kept: Mapping[bytes, st
     return divide(label_of, {"test": TEST_FRACTION}, seed, kept)
 
 
-def _check_classes(features: Features, made: Plan) -> None:
-    trained = Counter(features.y[made.train].tolist())
-    if len(trained) < 2:
-        raise _one_class(next(iter(trained)))
+def _check_classes(roll: Roll, made: Plan) -> None:
+    trained = np.bincount(roll.y[made.train], minlength=len(roll.labels))
+    classes = np.flatnonzero(trained)
+    if len(classes) < 2:
+        raise _one_class(roll.labels[classes[0]])
     parts = {made.scored_name: made.scored} | ({} if made.val is None else {"val": made.val})
     for name, rows in parts.items():
-        unknown = sorted(set(features.y[rows].tolist()) - set(trained))
-        if unknown:
-            raise DatasetError(f"class {unknown[0]!r} is in {name} but not in train: no head can ever learn it")
-    label, fewest = min(trained.items(), key=lambda pair: (pair[1], pair[0]))
-    if made.val is None and fewest < 2:
+        unknown = np.setdiff1d(roll.y[rows], classes)
+        if len(unknown):
+            raise DatasetError(
+                f"class {roll.labels[unknown[0]]!r} is in {name} but not in train: no head can ever learn it"
+            )
+    fewest = classes[trained[classes].argmin()]  # of equals the first by name
+    if made.val is None and trained[fewest] < 2:
         raise DatasetError(
-            f"class {label!r} has one picture in train: choosing parameters by cross-validation needs at least two"
+            f"class {roll.labels[fewest]!r} has one picture in train: "
+            "choosing parameters by cross-validation needs at least two"
         )
 
 
@@ -175,24 +198,21 @@ def _one_class(label: str) -> DatasetError:
     return DatasetError(f"there is only one class to train on ({label!r}): a classifier needs two or more")
 
 
-def _contradictions(features: Features, labelled: Rows) -> list[str]:
-    labels: dict[bytes, set[str]] = defaultdict(set)
-    for row in labelled:
-        labels[features.keys[row]].add(str(features.y[row]))
-    torn = [row for row in labelled if len(labels[features.keys[row]]) > 1]
-    if not torn:
-        return []
-    return [
-        f"{len(torn):,} pictures also stand under another label, as {features.paths[torn[0]]}: no head can fit both"
-    ]
-
-
-def _leaks(features: Features, made: Plan) -> list[str]:
-    seen = {features.keys[row] for row in made.fitted}
-    twins = sum(features.keys[row] in seen for row in made.scored)
-    if not twins:
-        return []
-    return [f"{twins:,} of the {len(made.scored):,} scored pictures are also trained on: the score flatters"]
+def _twins(roll: Roll, labelled: Rows, made: Plan) -> Iterator[str]:
+    """Yield what is to be said of pictures that are there more than once."""
+    contents = KeyIndex(roll.keys).find(roll.keys)  # the first row with the same key
+    low, high = np.full(len(contents), len(roll.labels)), np.full(len(contents), -1)
+    np.minimum.at(low, contents[labelled], roll.y[labelled])
+    np.maximum.at(high, contents[labelled], roll.y[labelled])
+    torn = labelled[(low < high)[contents[labelled]]]
+    if len(torn):
+        first = roll.path(int(torn[0]))
+        yield f"{len(torn):,} pictures also stand under another label, as {first}: no head can fit both"
+    seen = np.zeros(len(contents), bool)
+    seen[contents[made.fitted]] = True
+    twins = int(seen[contents[made.scored]].sum())
+    if twins:
+        yield f"{twins:,} of the {len(made.scored):,} scored pictures are also trained on: the score flatters"
 
 
 def hold_out(keys: Sequence[bytes], labels: Sequence[str], seed: int) -> npt.NDArray[np.bool_]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from featcache import splits
 from featcache.errors import DatasetError
 from featcache.evaluate import wilson
 from featcache.records import Features
-from featcache.splits import Plan, plan
+from featcache.splits import Plan, digest, plan
 
 
 def key(number: int) -> bytes:
@@ -292,6 +295,20 @@ class TestLabels:
     def test_a_label_that_is_longer_than_the_names_of_splits_is_no_problem(self) -> None:
         given = features(["a" * 300, "b"] * 10)
         assert set(given.y[plan(given, 0, {}).scored]) == {"a" * 300, "b"}
+
+
+class TestDigest:
+    @pytest.mark.parametrize("at_once", [1, 3, 10**6])
+    def test_it_is_that_of_all_lines_sorted(self, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(splits, "LINES", at_once)
+        r = np.random.default_rng(0)
+        parts = split_set(("train", 8), ("val", 4), ("test", 4))
+        keys = [r.bytes(32) for _ in range(len(parts.y))]
+        keys[3], keys[9], keys[20] = keys[2], keys[5][:8] + keys[9][8:], keys[1]
+        given = replace(parts, keys=tuple(keys))
+        lines = sorted(f"{given.splits[row]} {keys[row].hex()} {given.y[row]}" for row in range(len(keys)))
+        known = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        assert digest(given, [plan(given, 0, {})]) == known
 
 
 class TestWilson:

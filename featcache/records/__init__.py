@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -309,6 +310,22 @@ class SplitSummary:
 
 
 @dataclass(frozen=True)
+class Roll:
+    """Who is in a dataset, without vectors: number of label and of split (n each), content keys (n, 32).
+
+    `labels` and `names`, of splits, are sorted; the empty one stands for what is not known. `path` tells the path of a
+    row.
+    """
+
+    labels: tuple[str, ...]
+    y: npt.NDArray[np.signedinteger[Any]]
+    names: tuple[str, ...]
+    splits: npt.NDArray[np.signedinteger[Any]]
+    keys: npt.NDArray[np.uint8]
+    path: Callable[[int], str]
+
+
+@dataclass(frozen=True)
 class Features:
     """Vectors in the caller's order: `X` (n, d), with labels, paths, splits and content keys (n each).
 
@@ -322,3 +339,10 @@ class Features:
     keys: tuple[bytes, ...]
     fingerprint: str
     views: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    @cached_property
+    def roll(self) -> Roll:
+        """Who is in it."""
+        (labels, y), (names, splits) = (np.unique(found, return_inverse=True) for found in (self.y, self.splits))
+        keys = np.frombuffer(b"".join(self.keys), np.uint8).reshape(-1, 32)
+        return Roll(tuple(labels.tolist()), y, tuple(names.tolist()), splits, keys, self.paths.__getitem__)
