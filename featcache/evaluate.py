@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
-from sklearn.metrics import log_loss, precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support
 
 from featcache.records.experiments import Score
 
@@ -23,12 +23,33 @@ Codes = npt.NDArray[np.intp]
 Array = npt.NDArray[np.float64]
 
 
-def score(split: str, truth: Codes, probabilities: Array) -> Score:
-    """Score probabilities (n, K) against the truth (n); mean recall and macro-F1 are over the classes of the truth."""
-    predicted = probabilities.argmax(1)
-    recalls, f1s = precision_recall_fscore_support(truth, predicted, labels=np.unique(truth), zero_division=0)[1:3]
-    hits = int((truth == predicted).sum())
+@dataclass(frozen=True)
+class Answers:
+    """What a head says of pictures (n each): the class it predicts, how sure it is, how likely it held the truth."""
+
+    predicted: Codes
+    confidence: Array
+    likelihood: Array
+
+
+def answers(truth: Codes, probabilities: Array) -> Answers:
+    """Return what probabilities (n, K) say of the classes (n) that are true."""
+    return Answers(probabilities.argmax(1), probabilities.max(1), probabilities[np.arange(len(truth)), truth])
+
+
+def _answers(truth: Codes, given: Answers | Array) -> Answers:
+    return given if isinstance(given, Answers) else answers(truth, given)
+
+
+def score(split: str, truth: Codes, given: Answers | Array) -> Score:
+    """Score answers or probabilities (n, K) against the truth (n); mean recall and macro-F1 are over its classes."""
+    found = _answers(truth, given)
+    recalls, f1s = precision_recall_fscore_support(truth, found.predicted, labels=np.unique(truth), zero_division=0)[
+        1:3
+    ]
+    hits = int((truth == found.predicted).sum())
     low, high = wilson(hits, len(truth))
+    least = np.finfo(np.float64).eps
     return Score(
         split=split,
         n=len(truth),
@@ -37,8 +58,8 @@ def score(split: str, truth: Codes, probabilities: Array) -> Score:
         accuracy_high=high,
         balanced_accuracy=float(recalls.mean()),
         macro_f1=float(f1s.mean()),
-        log_loss=float(log_loss(truth, probabilities, labels=np.arange(probabilities.shape[1]))),
-        calibration_error=calibration_error(truth, probabilities),
+        log_loss=float(-np.log(np.clip(found.likelihood, least, 1 - least)).mean()),
+        calibration_error=calibration_error(truth, found),
     )
 
 
@@ -50,11 +71,11 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def calibration_error(truth: Codes, probabilities: Array) -> float:
+def calibration_error(truth: Codes, given: Answers | Array) -> float:
     """Return the expected calibration error of the predicted class, 15 bins of equal width (Guo et al. 2017)."""
-    confidence = probabilities.max(1)
-    gaps = (truth == probabilities.argmax(1)) - confidence
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    found = _answers(truth, given)
+    gaps = (truth == found.predicted) - found.confidence
+    bins = np.minimum((found.confidence * BINS).astype(int), BINS - 1)
     return float(np.abs(np.bincount(bins, gaps, BINS)).sum() / len(truth))
 
 

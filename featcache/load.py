@@ -1,13 +1,16 @@
-"""Catalogued pictures and a feature store enter; `X`, `y`, paths and splits leave, in the caller's order."""
+"""Catalogued pictures and a feature store enter; vectors, labels, paths and splits leave, in the caller's order."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from featcache.records import Features
-from featcache.store import FeatureStore, Row
+from featcache.records import Features, Roll
+from featcache.store import Catalog, FeatureStore, Row
+from featcache.store.segment import KEY_BYTES
 
 
 def load(rows: Sequence[Row], store: FeatureStore) -> Features:
@@ -26,3 +29,27 @@ def load(rows: Sequence[Row], store: FeatureStore) -> Features:
         keys=keys,
         fingerprint=store.fingerprint,
     )
+
+
+def enrol(catalog: Catalog, root: str) -> Roll:
+    """Return the roll of all readable pictures of the dataset at `root`, in order, at some 40 bytes for each."""
+    labels: dict[str, int] = {}
+    names: dict[str, int] = {}
+    y, splits, keys = array("i"), array("i"), bytearray()
+    for label, split, key in catalog.labels(root):
+        y.append(labels.setdefault(label or "", len(labels)))
+        splits.append(names.setdefault(split or "", len(names)))
+        keys += key
+    return Roll(
+        tuple(sorted(labels)),
+        _sorted_codes(labels)[np.frombuffer(y, np.intc)],
+        tuple(sorted(names)),
+        _sorted_codes(names)[np.frombuffer(splits, np.intc)],
+        np.frombuffer(keys, np.uint8).reshape(-1, KEY_BYTES),
+        lambda row: catalog.path(root, row),
+    )
+
+
+def _sorted_codes(numbered: dict[str, int]) -> npt.NDArray[np.intc]:
+    """Return for each number, given in order of appearance, the one in order of the words."""
+    return np.argsort(np.argsort(np.array(list(numbered), dtype=object))).astype(np.intc)

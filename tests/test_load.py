@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featcache.errors import MissingFeaturesError
-from featcache.load import load
+from featcache.load import enrol, load
 from featcache.records import FeatureSpec, Item, Preprocess
 from featcache.store import Cache, FeatureWriter, Row
 
@@ -44,3 +44,30 @@ def test_a_missing_vector_is_refused_with_the_count(tmp_path: Path) -> None:
         store.refresh()
         with pytest.raises(MissingFeaturesError, match="2 of 3"):
             load(rows, store)
+
+
+def test_a_roll_of_the_catalog_is_that_of_the_loaded_vectors(tmp_path: Path) -> None:
+    with Cache(tmp_path / "cache") as cache:
+        store = cache.features(SPEC)
+        rows = [
+            Row(Item(f"/{at}", label, split), None if at == 3 else bytes([at % 5] * 32), "broken" if at == 3 else None)
+            for at, (label, split) in enumerate(
+                [("dog", "train"), (None, None), ("cat", "train"), ("dog", "test"), ("dog", "test"), ("ape", None)] * 2
+            )
+        ]
+        with FeatureWriter(store, "float32") as writer:
+            writer.append([bytes([at] * 32) for at in range(5)], np.zeros((5, 2), np.float32))
+        store.refresh()
+        cache.catalog.save_dataset("/root", rows, 1)
+        cache.catalog.save_dataset("/other", rows[:3], 2)
+        found, known = enrol(cache.catalog, "/root"), load(rows, store).roll
+        assert (
+            (found.labels, found.names)
+            == (known.labels, known.names)
+            == (("", "ape", "cat", "dog"), ("", "test", "train"))
+        )
+        for name in ("y", "splits", "keys"):
+            assert np.array_equal(getattr(found, name), getattr(known, name))
+        assert [found.path(row) for row in range(11)] == [known.path(row) for row in range(11)]
+        assert cache.catalog.unreadable("/root") == {"dog": 1}
+        assert len(enrol(cache.catalog, "/nowhere").y) == 0

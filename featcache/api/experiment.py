@@ -13,45 +13,32 @@ from featcache.api.models import versions
 from featcache.api.options import Options, open_cache, places
 from featcache.api.usage import last_extraction, newest_uses, views_of
 from featcache.errors import BackboneError, DatasetError, FeatcacheError, HeadError, MissingFeaturesError
-from featcache.load import load
-from featcache.records import Features, FeatureSpec, Progress, Source
+from featcache.load import enrol, load
+from featcache.records import Features, FeatureSpec, Progress, Roll, Source
 from featcache.records.experiments import Setting
 from featcache.sources import exists
 from featcache.sources.addresses import named
 from featcache.splits import MADE, Plan, digest, plan
 from featcache.store import Cache, Row, Run
+from featcache.store.stored import StoredRows
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """A dataset as last extracted: its features, and what is known of them."""
+class Known:
+    """A dataset as last extracted: who is in it, what made its features, and what is to be said of it."""
 
     cache: Cache
     root: str
     spec: FeatureSpec
     extracted: Mapping[str, Any]
-    features: Features
     notices: tuple[str, ...]
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        """The names of the further views that were loaded."""
-        return tuple(self.features.views)
+    roll: Roll
 
     def plan(self, seed: int, strict: bool = True) -> Plan:
         """Return who is trained on, chosen on and scored; a split that is made here is kept."""
-        made = plan(self.features, seed, self.cache.splits.kept(self.root, seed), strict)
+        made = plan(self.roll, seed, self.cache.splits.kept(self.root, seed), strict)
         self.cache.splits.keep(self.root, seed, made.made)
         return made
-
-    def notes(self, plans: Mapping[int, Plan]) -> list[str]:
-        """Return what is to be said of the dataset and of the plans of several seeds."""
-        first, *others = plans
-        said = list(plans[first].notices)
-        if others and plans[first].made:
-            own = "no test split in the dataset: each seed has a stratified 80/20 split of its own, kept in the cache"
-            said = [own, *(notice for notice in said if notice != MADE.format(first))]
-        return [*self.notices, *said]
 
     @contextmanager
     def run(self, command: str) -> Iterator[Run]:
@@ -62,6 +49,34 @@ class Experiment:
         except FeatcacheError:
             self.cache.runs.drop(run)
             raise
+
+
+@dataclass(frozen=True)
+class Streamed(Known):
+    """A dataset whose vectors stay on the disk."""
+
+    vectors: StoredRows
+
+
+@dataclass(frozen=True)
+class Experiment(Known):
+    """A dataset with its features in memory."""
+
+    features: Features
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The names of the further views that were loaded."""
+        return tuple(self.features.views)
+
+    def notes(self, plans: Mapping[int, Plan]) -> list[str]:
+        """Return what is to be said of the dataset and of the plans of several seeds."""
+        first, *others = plans
+        said = list(plans[first].notices)
+        if others and plans[first].made:
+            own = "no test split in the dataset: each seed has a stratified 80/20 split of its own, kept in the cache"
+            said = [own, *(notice for notice in said if notice != MADE.format(first))]
+        return [*self.notices, *said]
 
     def setting(self, plans: Sequence[Plan], seeds: Sequence[int], train_views: bool, test_views: bool) -> Setting:
         """Return what the rows of a table share; sizes are those of the first seed."""
@@ -98,6 +113,32 @@ def open_experiment(
     A dataset that was imported, or whose folder is gone, is taken as it is in the cache, with `as_it_is` every one that
     is known. Raises `FeatcacheError`.
     """
+    with _opened(source, options, progress, as_it_is) as (cache, extraction):
+        rows = cache.catalog.dataset(extraction.root)
+        if not rows:
+            raise _not_catalogued(cache, extraction.root)
+        features = load(rows, cache.store(extraction.fingerprint))
+        if views:
+            features = replace(features, views=_views(cache, extraction.root, views_of(cache, extraction), rows))
+        yield Experiment(*_known(cache, extraction, features.roll), features)
+
+
+@contextmanager
+def open_streamed(source: str | Path | None, options: Options | None, progress: Progress | None) -> Iterator[Streamed]:
+    """Open a dataset as `open_experiment` does, with its vectors left on the disk; raises `FeatcacheError`."""
+    with _opened(source, options, progress, False) as (cache, extraction):
+        roll = enrol(cache.catalog, extraction.root)
+        if not len(roll.y) and not cache.catalog.unreadable(extraction.root):
+            raise _not_catalogued(cache, extraction.root)
+        vectors = cache.store(extraction.fingerprint).stored(roll.keys)
+        yield Streamed(*_known(cache, extraction, roll), vectors)
+
+
+@contextmanager
+def _opened(
+    source: str | Path | None, options: Options | None, progress: Progress | None, as_it_is: bool
+) -> Iterator[tuple[Cache, Run]]:
+    """Open the cache, and find the extraction of the dataset, after extracting what it lacks."""
     options = options or Options()
     root = _as_it_is(source, options, as_it_is)
     if source is not None and root is None:
@@ -108,19 +149,21 @@ def open_experiment(
             "them out to use the one last extracted as it is"
         )
     with open_cache(options, create=False) as cache:
-        extraction = last_extraction(cache, root)
-        rows = cache.catalog.dataset(extraction.root)
-        if not rows:
-            raise DatasetError(
-                f"the pictures of {extraction.root} are not in the catalog {cache.catalog_path}: run "
-                f"`featcache extract {extraction.root}`, which computes only what the cache lacks, or "
-                "`featcache cache verify --repair`"
-            )
-        features = load(rows, cache.store(extraction.fingerprint))
-        if views:
-            features = replace(features, views=_views(cache, extraction.root, views_of(cache, extraction), rows))
-        spec, summary = cache.spec(extraction.fingerprint), extraction.summary or {}
-        yield Experiment(cache, extraction.root, spec, summary, features, tuple(_left_out(rows)))
+        yield cache, last_extraction(cache, root)
+
+
+def _known(
+    cache: Cache, extraction: Run, roll: Roll
+) -> tuple[Cache, str, FeatureSpec, Mapping[str, Any], tuple[str, ...], Roll]:
+    root, spec = extraction.root, cache.spec(extraction.fingerprint)
+    return cache, root, spec, extraction.summary or {}, tuple(_left_out(cache, root, roll)), roll
+
+
+def _not_catalogued(cache: Cache, root: str) -> DatasetError:
+    return DatasetError(
+        f"the pictures of {root} are not in the catalog {cache.catalog_path}: run `featcache extract {root}`, "
+        "which computes only what the cache lacks, or `featcache cache verify --repair`"
+    )
 
 
 def seed_range(seed: int, n_seeds: int) -> range:
@@ -162,10 +205,10 @@ def _as_it_is(source: Source, options: Options, always: bool) -> str | None:
     return root if run and (run.command == "import" or not exists(root)) else None
 
 
-def _left_out(rows: Sequence[Row]) -> list[str]:
-    unreadable = sum(row.key is None for row in rows)
+def _left_out(cache: Cache, root: str, roll: Roll) -> list[str]:
+    unreadable = cache.catalog.unreadable(root)
     if not unreadable:
         return []
-    notices = [f"unreadable files left out: {unreadable:,} (`featcache extract` lists them)"]
-    lost = {row.item.label for row in rows} - {row.item.label for row in rows if row.key is not None}
-    return notices + [f"class {label!r} left out: it has no readable picture" for label in sorted(filter(None, lost))]
+    notices = [f"unreadable files left out: {unreadable.total():,} (`featcache extract` lists them)"]
+    lost = sorted(filter(None, unreadable.keys() - set(roll.labels)))
+    return notices + [f"class {label!r} left out: it has no readable picture" for label in lost]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ CREATE TABLE IF NOT EXISTS items (
     PRIMARY KEY (dataset, position)
 ) WITHOUT ROWID;
 """
+
+
+_READABLE = "FROM items JOIN datasets ON dataset = id WHERE root = CAST(? AS TEXT) AND key IS NOT NULL"
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,30 @@ class Catalog:
             (dataset,) = db.execute("SELECT id FROM datasets WHERE root = CAST(? AS TEXT)", (_text(root),)).fetchone()
             asked = "SELECT path, label, split FROM items WHERE dataset = ? AND position = ?"
             return [Item(*db.execute(asked, (dataset, position)).fetchone()) for position in positions]
+
+    def labels(self, root: str) -> Iterator[tuple[str | None, str | None, bytes]]:
+        """Yield label, split and key of the readable pictures of the dataset at `root`, in order, none kept."""
+        with self._transaction() as db:
+            yield from db.execute(f"SELECT label, split, key {_READABLE} ORDER BY position", (_text(root),))
+
+    def path(self, root: str, number: int) -> str:
+        """Return the path of one readable picture of the dataset at `root`, counted as `labels` yields them."""
+        with self._transaction() as db:
+            rows = db.execute(f"SELECT path {_READABLE} ORDER BY position LIMIT 1 OFFSET ?", (_text(root), number))
+            return str(rows.fetchone()[0])
+
+    def unreadable(self, root: str) -> Counter[str | None]:
+        """Return how many pictures of the dataset at `root` have no content key, by label."""
+        with self._transaction() as db:
+            return Counter(
+                dict(
+                    db.execute(
+                        "SELECT label, COUNT(*) FROM items JOIN datasets ON dataset = id"
+                        " WHERE root = CAST(? AS TEXT) AND key IS NULL GROUP BY label",
+                        (_text(root),),
+                    )
+                )
+            )
 
     def paths_of(self, keys: Iterable[bytes]) -> dict[bytes, str]:
         """Return a path where each of these content keys was last seen, for those that were."""
