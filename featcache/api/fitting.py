@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.api.experiment import Experiment, open_experiment
+from featcache.api.experiment import Known, Streamed, open_experiment, open_streamed
 from featcache.api.models import Model, save_model, versions
 from featcache.api.options import Options
+from featcache.embed import check_running
+from featcache.errors import HeadError
 from featcache.heads import get
 from featcache.records import Progress, Source
 from featcache.records.experiments import FitSummary, Sweep, TrialRow
 from featcache.splits import Plan, digest
+from featcache.store import Run
 
 if TYPE_CHECKING:
     from featcache.experiments.fitting import Fitted
+    from featcache.experiments.out_of_core import Learned
+    from featcache.heads.base import Head
     from featcache.records.experiments import Score
+
+OUT_OF_CORE = ("logreg", "svm")
+"""The heads that can be fitted on vectors that stay on the disk."""
 
 
 def fit(
@@ -28,16 +36,19 @@ def fit(
     train_views: bool = False,
     tta: bool = False,
     sweep: Sweep | None = None,
+    out_of_core: bool = False,
 ) -> FitSummary:
     """Train and score one head on the dataset last extracted, or on `source` after extracting what it lacks.
 
     With `train_views` it is fitted on the extracted views too, with `tta` scored (and used by `predict`) on the mean of
     their probabilities. `sweep` names values to try for the head's parameters. The parameters are chosen without the
-    scored split. The model file is kept in the cache. Raises `FeatcacheError`.
+    scored split. With `out_of_core` the vectors stay on the disk and are read in shuffled blocks, on the device of
+    `options`: heads logreg and svm, without views. The model file is kept in the cache. Raises `FeatcacheError`.
     """
     chosen = get(head, sweep)
+    if out_of_core:
+        return _fit_out_of_core(source, chosen, seed, options or Options(), progress, train_views or tta)
     with open_experiment(source, options, progress, train_views or tta) as experiment, experiment.run("fit") as run:
-        cache = experiment.cache
         plan = experiment.plan(seed)
 
         from featcache.evaluate import score
@@ -47,61 +58,84 @@ def fit(
         fit_views, test_views = (experiment.views if used else () for used in (train_views, tta))
         data = prepare(experiment.features, plan, fit_views, test_views)
         fitted = fit_head(chosen, data, seed, progress)
-        name = f"models/{run.id:06d}-{head}.joblib"
         scored = score(plan.scored_name, data.truth, fitted.probabilities)
-        summary = _summary(head, experiment, plan, fitted, scored, seed, cache.folder / name, (fit_views, test_views))
-        model = Model(
-            fitted.estimator,
-            tuple(str(label) for label in data.classes),
-            experiment.spec,
-            experiment.extracted["weights_file"],
-            asdict(summary),
-        )
-        cache.runs.finish(run, asdict(summary), save_model(cache, name, model))
-        return summary
+        labels = tuple(str(label) for label in data.classes)
+        return _finish(experiment, run, head, seed, plan, fitted, labels, scored, (fit_views, test_views))
 
 
-def _summary(
+def _fit_out_of_core(
+    source: str | Path | None, head: Head, seed: int, options: Options, progress: Progress | None, views: bool
+) -> FitSummary:
+    if head.name not in OUT_OF_CORE:
+        raise HeadError(f"out of core there are {' and '.join(OUT_OF_CORE)}, not {head.name}: use one of them")
+    if views:
+        raise HeadError("views are not used out of core: leave out --train-views and --tta, or --out-of-core")
+    check_running(options.device, options.engine)
+    asked = options if source is not None else replace(options, device="auto")
+    with open_streamed(source, asked, progress) as known, known.run("fit") as run:
+        plan = known.plan(seed)
+
+        from featcache.embed.torch_engine import choose_device
+        from featcache.evaluate import score
+        from featcache.experiments.out_of_core import fit_stored
+
+        learned = fit_stored(head, known.vectors, known.roll, plan, seed, choose_device(options.device), progress)
+        scored = score(plan.scored_name, learned.truth, learned.answers)
+        return _finish(known, run, head.name, seed, plan, learned, learned.classes, scored, ((), ()))
+
+
+def _finish(
+    known: Known,
+    run: Run,
     head: str,
-    experiment: Experiment,
-    plan: Plan,
-    fitted: Fitted,
-    score: Score,
     seed: int,
-    model: Path,
+    plan: Plan,
+    fitted: Fitted | Learned,
+    labels: tuple[str, ...],
+    scored: Score,
     views: tuple[tuple[str, ...], tuple[str, ...]],
 ) -> FitSummary:
-    from featcache.experiments.fitting import shown
-
-    return FitSummary(
+    """Keep the model and the account of it."""
+    name = f"models/{run.id:06d}-{head}.joblib"
+    summary = FitSummary(
         head=head,
-        backbone=experiment.spec.backbone,
-        weights=experiment.extracted["weights"],
-        fingerprint=experiment.spec.fingerprint,
-        dataset=experiment.root,
+        backbone=known.spec.backbone,
+        weights=known.extracted["weights"],
+        fingerprint=known.spec.fingerprint,
+        dataset=known.root,
         split_sizes=plan.sizes,
-        split_digest=digest(experiment.features, [plan]),
-        n_classes=fitted.probabilities.shape[1],
+        split_digest=digest(known.roll, [plan]),
+        n_classes=len(labels),
         chosen_by=fitted.chosen_by,
         fitted_on="train" if plan.val is None else "train+val",
         n_train=len(plan.fitted),
-        n_test=score.n,
-        scored_split=score.split,
-        accuracy=score.accuracy,
-        accuracy_low=score.accuracy_low,
-        accuracy_high=score.accuracy_high,
-        balanced_accuracy=score.balanced_accuracy,
-        macro_f1=score.macro_f1,
-        log_loss=score.log_loss,
-        calibration_error=score.calibration_error,
+        n_test=scored.n,
+        scored_split=scored.split,
+        accuracy=scored.accuracy,
+        accuracy_low=scored.accuracy_low,
+        accuracy_high=scored.accuracy_high,
+        balanced_accuracy=scored.balanced_accuracy,
+        macro_f1=scored.macro_f1,
+        log_loss=scored.log_loss,
+        calibration_error=scored.calibration_error,
         params=fitted.params,
         seed=seed,
         fit_seconds=round(fitted.fit_seconds, 3),
-        model=str(model),
+        model=str(known.cache.folder / name),
         train_views=views[0],
         test_views=views[1],
         versions=versions(),
-        trials=tuple(TrialRow(shown(trial.params), trial.accuracy, trial.loss_curve) for trial in fitted.trials),
+        trials=_trials(fitted),
         loss_curve=fitted.loss_curve,
-        notices=(*experiment.notices, *plan.notices, *fitted.notices),
+        notices=(*known.notices, *plan.notices, *fitted.notices),
+        out_of_core=isinstance(known, Streamed),
     )
+    model = Model(fitted.estimator, labels, known.spec, known.extracted["weights_file"], asdict(summary))
+    known.cache.runs.finish(run, asdict(summary), save_model(known.cache, name, model))
+    return summary
+
+
+def _trials(fitted: Fitted | Learned) -> tuple[TrialRow, ...]:
+    from featcache.experiments.fitting import shown
+
+    return tuple(TrialRow(shown(trial.params), trial.accuracy, trial.loss_curve) for trial in fitted.trials)

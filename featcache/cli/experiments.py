@@ -81,6 +81,9 @@ _sweep = several(
 @seed_option
 @_train_views
 @_tta
+@click.option(
+    "--out-of-core", is_flag=True, help="Leave the vectors on the disk (logreg, svm); on a GPU where there is one."
+)
 @network_options
 @cache_option
 @table_options
@@ -90,6 +93,7 @@ def fit(
     seed: int,
     train_views: bool,
     tta: bool,
+    out_of_core: bool,
     as_json: bool,
     csv: Path | None,
     md: Path | None,
@@ -104,7 +108,7 @@ def fit(
 
     sweep = _make_sweep(options)
     with Bar() as bar:
-        summary = api.fit(source, head, seed, make_options(options), bar, train_views, tta, sweep)
+        summary = api.fit(source, head, seed, make_options(options), bar, train_views, tta, sweep, out_of_core)
     show_page(as_json, summary, lambda row: render.fit_page([row]), csv, md)
 
 

@@ -22,6 +22,8 @@ FOLDS_OF_MANY = 3
 MANY = 1000
 """From this many fitted pictures on, three folds choose as well as five."""
 
+ALL_EQUAL = "all vectors are equal, so that nothing can be learned: look at the pictures, or extract again"
+
 Fold = tuple[Rows, Rows]
 
 
@@ -45,21 +47,29 @@ class Prepared:
     seconds: float
 
     def folds(self, seed: int) -> tuple[list[Fold], str]:
-        """Return the rows (fitted, held) on which parameters are chosen, and in words how; none where it cannot be."""
-        n_train, fewest = len(self.plan.train), int(np.unique(self.y, return_counts=True)[1].min())
-        if self.plan.val is not None:
-            rows = np.arange(len(self.y))
-            return [(rows[:n_train], rows[n_train:])], f"accuracy on val (n={len(self.plan.val)})"
-        if fewest < 2:
-            return [], "default values, since a class has one picture"
-        n_folds = min(FOLDS if len(self.y) < MANY else FOLDS_OF_MANY, fewest)
-        splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
-        return list(splitter.split(self.y, self.y)), f"{n_folds}-fold cross-validation inside train"
+        """Return what `folds` does for these rows."""
+        return folds(self.y, self.plan, seed)
 
     def rows(self, rows: Rows | None = None) -> tuple[FloatArray, Rows]:
         """Return the vectors and labels to fit on, every view of a picture a row of its own."""
         X, y = (self.X, self.y) if rows is None else (self.X[rows], self.y[rows])
         return X.reshape(-1, X.shape[-1]), np.repeat(y, X.shape[1])
+
+
+def folds(y: Rows, plan: Plan, seed: int) -> tuple[list[Fold], str]:
+    """Return the rows (fitted, held) on which parameters are chosen, and in words how; none where it cannot be.
+
+    `y` numbers the classes of the rows that are fitted on in the end; the rows that are returned count among them.
+    """
+    n_train, fewest = len(plan.train), int(np.unique(y, return_counts=True)[1].min())
+    if plan.val is not None:
+        rows = np.arange(len(y))
+        return [(rows[:n_train], rows[n_train:])], f"accuracy on val (n={len(plan.val)})"
+    if fewest < 2:
+        return [], "default values, since a class has one picture"
+    n_folds = min(FOLDS if len(y) < MANY else FOLDS_OF_MANY, fewest)
+    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    return list(splitter.split(y, y)), f"{n_folds}-fold cross-validation inside train"
 
 
 def prepare(
@@ -79,7 +89,7 @@ def prepare(
     dim = X.shape[-1]
     rows = X.reshape(-1, dim)
     if (rows == rows[0]).all():
-        raise HeadError("all vectors are equal, so that nothing can be learned: look at the pictures, or extract again")
+        raise HeadError(ALL_EQUAL)
     steps = (StandardScaler(copy=False), PCA(svd_solver="covariance_eigh" if len(rows) >= dim else "full"))
     for step in steps:
         rows = step.fit_transform(rows)
@@ -107,7 +117,9 @@ def _stack(features: Features, rows: Rows, views: Sequence[str]) -> FloatArray:
 def _check(features: Features, rows: Rows, X: FloatArray) -> None:
     broken = np.flatnonzero(~np.isfinite(X).all(axis=(1, 2)))
     if len(broken):
-        raise HeadError(
-            f"{len(broken):,} vectors are not finite, as that of {features.paths[rows[broken[0]]]}: "
-            "extract them again, or import a sound file"
-        )
+        raise not_finite(len(broken), features.paths[rows[broken[0]]])
+
+
+def not_finite(count: int, path: str) -> HeadError:
+    """Return what to raise where so many vectors are not finite, as that of the picture at `path`."""
+    return HeadError(f"{count:,} vectors are not finite, as that of {path}: extract them again, or import a sound file")

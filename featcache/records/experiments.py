@@ -103,6 +103,7 @@ class FitSummary:
     trials: tuple[TrialRow, ...]
     loss_curve: tuple[float, ...]
     notices: tuple[str, ...] = ()
+    out_of_core: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""Stored vectors and labels enter; blocks of them on their principal axes leave, in order or shuffled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.preprocessing import StandardScaler
+
+from featcache.records import FloatArray
+from featcache.splits import Rows
+from featcache.store.stored import StoredRows
+
+BLOCK_BYTES = 2**26
+"""Of vectors in float32: one block is worked on while the next is read."""
+
+CHUNK_BYTES = 2**16
+"""What is read from one place into a shuffled block: disks give it nearly as fast as in order, and a dataset sorted by
+class has hundreds of places in every block."""
+
+Codes = npt.NDArray[np.integer[Any]]
+Block = tuple[Rows, torch.Tensor]
+
+
+class Stream:
+    """Vectors on the disk, with the number of a class for each (n); `measure` finds the axes that blocks are turned to.
+
+    Blocks are float32 on the device; a few of them are in memory at once. Rows are given in order of the disk.
+    """
+
+    def __init__(self, vectors: StoredRows, codes: Codes, device: torch.device) -> None:
+        self.vectors = vectors
+        self.codes = codes
+        self.device = device
+        self.size = max(1, BLOCK_BYTES // (4 * vectors.dim))
+
+    def in_order(self, rows: Rows) -> Rows:
+        """Return the rows as they lie on the disk."""
+        return rows[np.argsort(self.vectors.places[rows], kind="stable")]
+
+    def measure(self, rows: Rows) -> Iterator[int]:
+        """Learn mean, scale and principal axes from `rows`, and yield how many have been read.
+
+        Mean and covariance are summed up in double precision, a block at a time.
+        """
+        dim, seen = self.vectors.dim, 0
+        sums, products, shift = np.zeros(dim), np.zeros((dim, dim)), np.zeros(dim, np.float32)
+        for taken, block in self.plain(rows):
+            if not seen:
+                shift = block[0]  # near the mean, and equal to all of a column that does not vary
+            near = self._put(block - shift)
+            sums += near.sum(0).cpu().numpy()
+            products += (near.T @ near).cpu().numpy()
+            seen += len(taken)
+            yield seen
+        offset = sums / len(rows)
+        covariance = products / len(rows) - np.outer(offset, offset)
+        scaler = StandardScaler()
+        scaler.n_samples_seen_, scaler.n_features_in_ = len(rows), dim
+        scaler.mean_, scaler.var_ = shift + offset, np.maximum(covariance.diagonal(), 0)
+        scaler.scale_ = np.where(scaler.var_ > 0, np.sqrt(scaler.var_), 1.0)
+        variances, self.axes = np.linalg.eigh(covariance / np.outer(scaler.scale_, scaler.scale_))
+        self.scaler = scaler
+        self.variances = self._put(np.maximum(variances, 0).astype(np.float32))
+        self._mean = self._put(scaler.mean_.astype(np.float32))
+        self._turn = self._put((self.axes / scaler.scale_[:, None]).astype(np.float32))
+
+    def plain(self, rows: Rows) -> Iterator[tuple[Rows, FloatArray]]:
+        """Yield `rows`, which are in order of the disk, and their vectors (m, d) in float32, block by block."""
+        return self._ahead(rows[at : at + self.size] for at in range(0, len(rows), self.size))
+
+    def centred(self, rows: Rows) -> Iterator[Block]:
+        """Yield `rows` and their vectors (m, d) less the mean, block by block: the turn is cheaper on weights."""
+        for taken, block in self.plain(rows):
+            yield taken, self._put(block) - self._mean
+
+    def to_centred(self, weights: torch.Tensor) -> torch.Tensor:
+        """Return weights (d + 1, ...) that give centred vectors the scores that `weights` give those on the axes."""
+        return torch.cat([torch.tensordot(self._turn, weights[:-1], 1), weights[-1:]])
+
+    def to_axes(self, slopes: torch.Tensor) -> torch.Tensor:
+        """Return the derivative by weights (d + 1, ...) on the axes, from that by weights of centred vectors."""
+        return torch.cat([torch.tensordot(self._turn.T, slopes[:-1], 1), slopes[-1:]])
+
+    def shuffled(self, rows: Rows, generator: np.random.Generator) -> Iterator[Block]:
+        """Yield all `rows` in random order: chunks from random places make a block, and it is shuffled in itself."""
+        chunk = min(max(1, CHUNK_BYTES // self.vectors.row_bytes), self.size)
+        starts = generator.permutation(np.arange(0, len(rows), chunk))
+        each = self.size // chunk
+        groups = (starts[at : at + each, None] + np.arange(chunk) for at in range(0, len(starts), each))
+        for taken, block in self._ahead(rows[group[group < len(rows)]] for group in groups):
+            mixed = generator.permutation(len(taken))
+            turned = (self._put(block) - self._mean) @ self._turn
+            yield taken[mixed], turned[torch.from_numpy(mixed).to(self.device)]
+
+    def truth(self, rows: Rows) -> torch.Tensor:
+        """Return the numbers of the classes of `rows` on the device."""
+        return self._put(self.codes[rows].astype(np.int64))
+
+    def _ahead(self, groups: Iterator[Rows]) -> Iterator[tuple[Rows, FloatArray]]:
+        """Read one block while another is worked on."""
+        with ThreadPoolExecutor(1, thread_name_prefix="featcache-read") as executor:
+            waiting = None
+            for rows in groups:
+                following = rows, executor.submit(self._read, rows)
+                if waiting:
+                    yield waiting[0], waiting[1].result()
+                waiting = following
+            if waiting:
+                yield waiting[0], waiting[1].result()
+
+    def _read(self, rows: Rows) -> FloatArray:
+        return self.vectors.read(rows).astype(np.float32, copy=False)
+
+    def _put(self, values: npt.NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.device)
