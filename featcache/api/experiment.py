@@ -124,7 +124,7 @@ def open_experiment(
 
 
 @contextmanager
-def open_streamed(source: str | Path | None, options: Options | None, progress: Progress | None) -> Iterator[Streamed]:
+def open_streamed(source: Source | None, options: Options | None, progress: Progress | None) -> Iterator[Streamed]:
     """Open a dataset as `open_experiment` does, with its vectors left on the disk; raises `FeatcacheError`."""
     with _opened(source, options, progress, False) as (cache, extraction):
         roll = enrol(cache.catalog, extraction.root)
@@ -136,7 +136,7 @@ def open_streamed(source: str | Path | None, options: Options | None, progress: 
 
 @contextmanager
 def _opened(
-    source: str | Path | None, options: Options | None, progress: Progress | None, as_it_is: bool
+    source: Source | None, options: Options | None, progress: Progress | None, as_it_is: bool
 ) -> Iterator[tuple[Cache, Run]]:
     """Open the cache, and find the extraction of the dataset, after extracting what it lacks."""
     options = options or Options()
