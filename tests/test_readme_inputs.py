@@ -15,7 +15,7 @@ from input_kinds import InMemory, as_csv, parquet_pictures, saved, sharded, zipp
 
 README = Path(__file__).parent.parent / "README.md"
 SECTION = README.read_text().partition("#### Other people's data\n")[2].partition("\n#### ")[0]
-COMMANDS = re.findall(r"^\$ featcache (.+?)(?: > .+)?$", SECTION, re.MULTILINE)
+COMMANDS = re.findall(r"^(?:\$ )?featcache (.+)$", SECTION, re.MULTILINE)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
