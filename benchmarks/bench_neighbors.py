@@ -1,11 +1,11 @@
-"""The nearest of n vectors: exact, as `featcache neighbors` does it, beside a matrix in memory and an index of faiss.
+"""The nearest of n vectors: all compared by `featcache neighbors`, through its index, and in a matrix in memory.
 
-    pip install faiss-cpu
+    pip install 'featcache[index]'
     python benchmarks/bench_neighbors.py --rows 100000
     python benchmarks/bench_neighbors.py --rows 1000000
 
 The vectors are synthetic: seeded clusters, 512 values of float16. Equal neighbours are asserted before any time is
-printed, of the index its recall is. Times are medians of turns; the files are in the page cache. Everything is written
+printed; of the index its recall is. Times are medians of turns; the files are in the page cache. Everything is written
 below a temporary folder (`--folder` says where) and removed.
 """
 
@@ -20,9 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
@@ -38,8 +36,7 @@ BATCH = 8192
 K = 10
 ASKED = 5
 TURNS = 5
-LISTS = 1024
-LOOKED_INTO = 16
+ASKED_INDEX = 30
 STEPS = Preprocess(224, 224, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SPEC = FeatureSpec("synthetic", "0" * 64, STEPS, dtype="float16")
 
@@ -95,9 +92,9 @@ def medians(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def peak_mib(folder: Path) -> float:
+def peak_mib(folder: Path, index: bool) -> float:
     """Return the highest memory of one search in a process of its own."""
-    command = [sys.executable, __file__, "--search", str(folder)]
+    command = [sys.executable, __file__, "--search", str(folder), *["--index"][:index]]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -106,9 +103,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, help="where to write  [default: the system's temporary folder]")
     parser.add_argument("--search", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--index", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.search:
-        featcache.neighbors("/synthetic/7.jpg", K, options=featcache.Options(cache=options.search))
+        featcache.neighbors("/synthetic/7.jpg", K, options=featcache.Options(cache=options.search), index=options.index)
         status = Path("/proc/self/status").read_text()
         print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
         return
@@ -121,54 +119,36 @@ def measure(folder: Path, rows: int) -> None:
     where = featcache.Options(cache=folder)
     Z = featcache.load_features(options=where).X.astype(np.float32)
     Z /= np.linalg.norm(Z, axis=1, keepdims=True)
-    asked = np.random.default_rng(2).integers(rows, size=ASKED).tolist()
 
-    def exact(row: int) -> list[int]:
-        return found_by(featcache.neighbors(f"/synthetic/{row}.jpg", K, options=where))
+    def found(row: int, index: bool = False) -> list[int]:
+        return found_by(featcache.neighbors(f"/synthetic/{row}.jpg", K, options=where, index=index))
 
-    for row in asked:
-        assert exact(row) == in_memory(Z, row)
-    print(f"{rows:,} vectors of {DIM} float16; the {K} nearest of {len(asked)} of them are those of a plain search")
+    asked = np.random.default_rng(2).integers(rows, size=ASKED_INDEX).tolist()
+    for row in asked[:ASKED]:
+        assert found(row) == in_memory(Z, row)
+    print(f"{rows:,} vectors of {DIM} float16; the {K} nearest of {ASKED} of them are those of a plain search")
+    start = time.perf_counter()
+    found(7, index=True)
+    made = time.perf_counter() - start
+    hits = [len(set(found(row, index=True)) & set(in_memory(Z, row))) / K for row in asked]
+    size = sum(file.stat().st_size for file in (folder / "indexes").iterdir()) / 2**20
+    print(f"  the index: made by the first question, in {made:.1f} s; {size:,.0f} MiB")
+    print(f"  recall@{K} {statistics.mean(hits):.3f}, {len(hits)} asked")
     command = [sys.executable, "-m", "featcache", "neighbors", "/synthetic/7.jpg", "--cache", str(folder)]
     times = medians(
         {
             "matrix in memory as float32, normalised before": lambda: in_memory(Z, 7),
-            "featcache.neighbors": lambda: exact(7),
+            "featcache.neighbors": lambda: found(7),
+            "featcache.neighbors, index=True": lambda: found(7, index=True),
             "the command, start-up included": lambda: subprocess.run(command, capture_output=True, check=True),
+            "the command with --index": lambda: subprocess.run([*command, "--index"], capture_output=True, check=True),
         }
     )
     for what, seconds in times.items():
         print(f"  {what:<48} {seconds:7.3f} s   {seconds / times['featcache.neighbors']:5.2f} x")
-    print(f"  peak memory of a process that searches: {peak_mib(folder):,.0f} MiB; the matrix: {Z.nbytes / 2**20:,.0f}")
-    bench_index(folder, Z)
-
-
-def bench_index(folder: Path, Z: Floats) -> None:
-    """Print what an index takes to be made, to be opened and to answer, and how many of the nearest it finds."""
-    start = time.perf_counter()
-    index: Any = faiss.index_factory(DIM, f"IVF{LISTS},SQ8", faiss.METRIC_INNER_PRODUCT)
-    index.cp.max_points_per_centroid = 64
-    index.train(Z[np.random.default_rng(3).permutation(len(Z))[: 64 * LISTS]])
-    for first in range(0, len(Z), BATCH):
-        index.add(Z[first : first + BATCH])
-    made = time.perf_counter() - start
-    file = folder.parent / "index"
-    faiss.write_index(index, str(file))
-    index.nprobe = LOOKED_INTO
-    asked = np.random.default_rng(4).integers(len(Z), size=200)
-    truth = [set(in_memory(Z, int(row))) for row in asked]
-    found = index.search(Z[asked], K + 1)[1]
-    hits = [len(some.intersection(near.tolist())) / K for some, near in zip(truth, found, strict=True)]
-    times = medians(
-        {
-            "the index, opened": lambda: faiss.read_index(str(file)),
-            "the index, answers": lambda: index.search(Z[7:8], K + 1),
-        }
-    )
-    print(f"  faiss IVF{LISTS},SQ8, {LOOKED_INTO} lists looked into: recall@{K} {statistics.mean(hits):.3f}, 200 asked")
-    print(f"  the index, made                                  {made:7.1f} s, {file.stat().st_size / 2**20:,.0f} MiB")
-    for what, seconds in times.items():
-        print(f"  {what:<48} {seconds:7.3f} s")
+    peaks = [peak_mib(folder, index) for index in (False, True)]
+    print(f"  peak memory of a process that asks: {peaks[0]:,.0f} MiB, with the index {peaks[1]:,.0f}")
+    print(f"  the matrix in memory: {Z.nbytes / 2**20:,.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,20 @@
-"""A vector, and others a piece at a time, enter; the places of those most like it leave, with their similarities."""
+"""A vector, and others a piece at a time, enter; the places of those most like it leave, or candidates for them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+from isal.isal_zlib import crc32
 
-from featcache.errors import DatasetError
+from featcache.errors import DatasetError, UsageError
 from featcache.records import FloatArray
+
+PROBED = 32
+"""How many lists of an index are looked into at least."""
+NOT_FINITE = "a vector of the dataset is not finite: `featcache audit` names the picture"
 
 Places = npt.NDArray[np.intp]
 
@@ -34,7 +42,7 @@ class Nearest:
         # Without BLAS, whose own threads would only wait for each other below those that read.
         rough = np.einsum("ij,j->i", values, self._vector.astype(np.float32)) / _lengths(values)
         if not np.isfinite(rough).all():
-            raise DatasetError("a vector of the dataset is not finite: `featcache audit` names the picture")
+            raise DatasetError(NOT_FINITE)
         least = self.similarities[-1] if len(self.places) == self._k else -1.0
         if len(rough) > self._k:
             least = max(least, np.partition(rough, -self._k)[-self._k])
@@ -59,3 +67,94 @@ def _lengths(vectors: FloatArray) -> FloatArray:
     lengths: FloatArray = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     lengths[lengths == 0] = 1
     return lengths
+
+
+class Index:
+    """Vectors in lists of those alike, one bit a value, among which candidates for the nearest are found (faiss).
+
+    So rounded it takes a twelfth of the room of float16, and is read whole; whoever asks has to compare the candidates
+    again. A vector is known by its number, below 2**32, and by 31 bits of the crc of its bytes, so that one
+    read past the checksum of its segment is still checked.
+    """
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+
+    @classmethod
+    def train(cls, vectors: FloatArray, lists: int) -> Index:
+        """Return an index with nothing in it, its lists made from a sample (m, d) of what it is to hold."""
+        faiss = load_faiss()
+        index = faiss.index_factory(vectors.shape[1], f"IVF{lists},RaBitQ", faiss.METRIC_INNER_PRODUCT)
+        index.cp.max_points_per_centroid = len(vectors)
+        index.train(_directions(vectors))
+        return cls(index)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Index:
+        """Return the index that `to_bytes` wrote."""
+        return cls(load_faiss().deserialize_index(np.frombuffer(data, np.uint8)))
+
+    def to_bytes(self) -> memoryview:
+        """Return all of the index."""
+        return memoryview(load_faiss().serialize_index(self._index))
+
+    def filled(self, pieces: Iterable[tuple[Places, FloatArray]]) -> Index:
+        """Return an index with the same lists, with numbers (m) and vectors (m, d) in it and nothing else.
+
+        Call it in a thread of its own, of which several may run: it takes one core.
+        """
+        faiss = load_faiss()
+        faiss.omp_set_num_threads(1)  # of this thread alone; others keep theirs
+        index = faiss.clone_index(self._index)
+        index.reset()
+        for numbers, vectors in pieces:
+            index.add_with_ids(_directions(vectors), checks(vectors) << 32 | numbers)
+        return Index(index)
+
+    def merge(self, other: Index) -> None:
+        """Add what another index with the same lists holds, which is empty afterwards."""
+        self._index.merge_from(other._index, 0)
+
+    def candidates(self, vector: FloatArray, count: int) -> tuple[Places, Places]:
+        """Return numbers (m) and checks (m) of about the `count` vectors most like one (d), or of all there are.
+
+        `PROBED` lists are looked into, and more where they hold too few.
+        """
+        count, self._index.nprobe = min(count, len(self)), PROBED
+        while True:
+            found = self._index.search(_directions(vector[None]), count)[1][0]
+            found = found[found >= 0]
+            if len(found) == count or self._index.nprobe >= self._index.nlist:
+                return found & 2**32 - 1, found >> 32
+            self._index.nprobe *= 4
+
+    def __len__(self) -> int:
+        """The number of vectors."""
+        return int(self._index.ntotal)
+
+    def __str__(self) -> str:
+        """What it is, and how far it was looked through."""
+        looked_into = min(self._index.nprobe, self._index.nlist)
+        return f"faiss IVF{self._index.nlist},RaBitQ, {looked_into:,} of {self._index.nlist:,} lists looked into"
+
+
+def checks(vectors: FloatArray) -> Places:
+    """Return 31 bits of the crc of each vector's bytes (m)."""
+    return np.array([crc32(row) & 2**31 - 1 for row in np.ascontiguousarray(vectors).view(np.uint8)], np.intp)
+
+
+def load_faiss() -> Any:
+    """Return the module; raises `UsageError` where it is missing."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise UsageError("an index needs faiss: pip install 'featcache[index]', or leave out the index") from error
+    return faiss
+
+
+def _directions(vectors: FloatArray) -> FloatArray:
+    values = vectors.astype(np.float32)
+    values /= _lengths(values)[:, None]
+    if not np.isfinite(values).all():
+        raise DatasetError(NOT_FINITE)
+    return values

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -15,8 +17,11 @@ from conftest import TINTS, Result, write_picture
 from store_rows import HALF, SPEC, flip_bit, segment_files
 
 import featcache
-from featcache.errors import DatasetError, UsageError, WeightsError
+from featcache import search
+from featcache.api import indexing, neighboring
+from featcache.errors import CacheError, DatasetError, UsageError, WeightsError
 from featcache.records import Features, FeatureSpec
+from featcache.records.neighbors import NeighborsSummary
 from featcache.store import features as store_features
 from featcache.store import segment
 from featcache.store.exchange import Exchange, write
@@ -56,11 +61,11 @@ def brute_force(X: Vectors, row: int, k: int) -> tuple[list[int], list[float]]:
     return order, cosines[order].tolist()
 
 
-def numbers(found: featcache.api.neighboring.NeighborsSummary) -> list[int]:
+def numbers(found: NeighborsSummary) -> list[int]:
     return [int(Path(row.path).stem) for row in found.rows]
 
 
-def ask(folder: Path, options: featcache.Options, k: int = 10) -> featcache.api.neighboring.NeighborsSummary:
+def ask(folder: Path, options: featcache.Options, k: int = 10) -> NeighborsSummary:
     return featcache.neighbors(folder / "first.bin", k, options=options)
 
 
@@ -276,3 +281,168 @@ def test_other_weights_are_refused(tmp_path: Path, photos: Path, run: Run, seede
     outside = write_picture(tmp_path / "outside.png", 12345)
     with pytest.raises(WeightsError, match="give the right --weights FILE"):
         featcache.neighbors(outside, options=featcache.Options(weights=tmp_path / "other.pth"))
+
+
+class TestIndex:
+    """Candidates from an index, among vectors in clusters, beside all compared."""
+
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Make an index where it saves nothing, and let it leave out as much as a large one does."""
+        pytest.importorskip("faiss")
+        monkeypatch.setattr(indexing, "FEWEST", 1000)
+        monkeypatch.setattr(indexing, "A_LIST", 30)
+        monkeypatch.setattr(neighboring, "CANDIDATES", 100)
+        monkeypatch.setattr(search, "PROBED", 8)
+
+    @staticmethod
+    def clusters(n: int = 1500, seed: int = 0) -> Vectors:
+        r = np.random.default_rng(seed)
+        return (vectors(30, 96, seed)[r.integers(30, size=n)] + 0.5 * r.standard_normal((n, 96))).astype(np.float32)
+
+    @staticmethod
+    def ask(folder: Path, options: featcache.Options, k: int = 10) -> NeighborsSummary:
+        return featcache.neighbors(folder / "first.bin", k, options=options, index=True)
+
+    @staticmethod
+    def files(folder: Path) -> list[Path]:
+        return sorted((folder / "cache/indexes").iterdir())
+
+    def test_most_of_the_nearest_are_found_and_compared_exactly(self, tmp_path: Path) -> None:
+        X = self.clusters(3000)
+        known(tmp_path, X[:700], spec=HALF, name="part")  # in a segment of its own
+        options = known(tmp_path, X, spec=HALF)
+        loaded = featcache.load_features(options=options).X
+        hits = 0
+        for row in range(1, 3000, 150):
+            found = featcache.neighbors(f"/gone/{row}.jpg", options=options, index=True)
+            expected, cosines = brute_force(loaded, row, 3000)
+            exact = dict(zip(expected, cosines, strict=True))
+            got = [0 if near.path.endswith("first.bin") else int(Path(near.path).stem) for near in found.rows]
+            np.testing.assert_allclose([near.similarity for near in found.rows], [exact[at] for at in got], atol=1e-12)
+            hits += len(set(got) & set(expected[:10]))
+            assert found.pictures == 2999
+            assert found.index == "faiss IVF54,RaBitQ, 8 of 54 lists looked into, 199 pictures compared"
+        assert hits >= 190  # of 200
+        assert len(list((tmp_path / "cache").rglob("seg-*.h5"))) == 2
+
+    def test_it_is_made_once_and_anew_after_the_dataset_changed(self, tmp_path: Path) -> None:
+        threads = pytest.importorskip("faiss").omp_get_max_threads()
+        before = self.ask(tmp_path, known(tmp_path, self.clusters()))
+        assert pytest.importorskip("faiss").omp_get_max_threads() == threads
+        (file,) = self.files(tmp_path)
+        made = file.stat().st_mtime_ns
+        options = featcache.Options(cache=tmp_path / "cache")
+        assert self.ask(tmp_path, options).rows == before.rows
+        assert [path.stat().st_mtime_ns for path in self.files(tmp_path)] == [made]
+        changed = [hashlib.sha256(b"first").digest(), *(number.to_bytes(32, "big") for number in range(1499, 0, -1))]
+        known(tmp_path, self.clusters(), changed)  # the same pictures in another order
+        after = self.ask(tmp_path, options)
+        assert [row.similarity for row in after.rows] == [row.similarity for row in before.rows]
+        assert [1500 - at for at in numbers(after)] == numbers(before)
+        assert len(self.files(tmp_path)) == 1
+        assert self.files(tmp_path) != [file]
+
+    def test_an_old_one_is_cleaned_up_and_a_current_one_stays(self, tmp_path: Path) -> None:
+        options = known(tmp_path, self.clusters())
+        self.ask(tmp_path, options)
+        assert featcache.cache_gc(options=options).indexes == 0
+        (old,) = self.files(tmp_path)
+        known(tmp_path, self.clusters())
+        size = old.stat().st_size
+        assert featcache.cache_gc(dry_run=True, options=options).bytes == size
+        cleaned = featcache.cache_gc(options=options)
+        assert (cleaned.indexes, cleaned.bytes, self.files(tmp_path)) == (1, size, [])
+
+    def test_a_damaged_one_is_put_aside_and_made_again(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        options = known(tmp_path, self.clusters())
+        before = self.ask(tmp_path, options)
+        (file,) = self.files(tmp_path)
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+        assert self.ask(tmp_path, options).rows == before.rows
+        assert f"{file} is damaged; moved to" in caplog.text
+        assert [path.read_bytes() for path in (tmp_path / "cache/bad").iterdir()] == [data]
+        assert len(self.files(tmp_path)) == 1
+
+    def test_damaged_vectors_are_never_compared(self, tmp_path: Path) -> None:
+        X = self.clusters()
+        known(tmp_path, X[:100], name="part")  # the picture asked for is in a sound segment of its own
+        options = known(tmp_path, X)
+
+        def nearest(k: int) -> list[str]:
+            found = featcache.neighbors("/gone/5.jpg", k, options=options, index=True)
+            return [Path(row.path).stem for row in found.rows]
+
+        found = nearest(1000)
+        near = next(at for at in range(100, 1500) if str(at) in found)
+        far = next(at for at in range(100, 1500) if str(at) not in found)
+        whole = segment_files(tmp_path / "cache/segments" / SPEC.fingerprint[:16])[-1]
+        with h5py.File(whole, "r") as opened:
+            start = opened["features"].id.get_offset()
+        for at in (far, near):
+            data = bytearray(whole.read_bytes())
+            data[start + 4 * 96 * (at - 100)] ^= 1
+            whole.write_bytes(data)
+            if at == far:  # it is not looked at
+                assert nearest(10) == found[:10]
+        with pytest.raises(CacheError, match="are not what its index was made of: run `featcache cache verify`"):
+            nearest(1000)
+        assert not whole.exists()
+
+    @pytest.mark.parametrize("k", [150, 1999, 5000])
+    def test_lists_are_looked_into_until_there_are_enough(self, tmp_path: Path, k: int) -> None:
+        X = self.clusters(2000)
+        X[100:130] = X[40]
+        options = known(tmp_path, X)
+        found, exact = self.ask(tmp_path, options, k), ask(tmp_path, options, k)
+        assert len(found.rows) == min(k, 1999)
+        assert found.pictures == exact.pictures == 1999
+        if k > 150:
+            assert found.rows == exact.rows
+        else:
+            assert len({row.path for row in found.rows} & {row.path for row in exact.rows}) > 0.9 * k
+
+    def test_the_picture_is_left_out_and_its_copy_is_shown(self, tmp_path: Path) -> None:
+        X = self.clusters()
+        X[7] = X[0]
+        first = hashlib.sha256(b"first").digest()
+        keys = [first if at in (0, 7) else at.to_bytes(32, "big") for at in range(1500)]
+        options = known(tmp_path, X, keys)
+        (tmp_path / "link").symlink_to(tmp_path)
+        for folder in (tmp_path, tmp_path / "link"):
+            found = featcache.neighbors(folder / "first.bin", 5, options=options, index=True)
+            assert [row.path for row in found.rows if row.copy] == ["/gone/7.jpg"]
+            assert found.pictures == 1499
+
+    def test_a_small_dataset_is_compared_and_that_is_said(self, tmp_path: Path) -> None:
+        options = known(tmp_path, self.clusters(999))
+        found = self.ask(tmp_path, options)
+        assert (found.rows, found.index) == (ask(tmp_path, options).rows, None)
+        assert found.notices[0].startswith("no index: fewer than")
+        assert not (tmp_path / "cache/indexes").exists()
+
+    def test_the_command_says_that_it_is_approximate(self, tmp_path: Path, run: Run) -> None:
+        known(tmp_path, self.clusters(1200))
+        said = run("neighbors", tmp_path / "first.bin", "--index").out
+        assert "approximate: faiss IVF34,RaBitQ, 8 of 34 lists looked into, 199 pictures compared" in said
+        assert "1,199 other pictures\n" in said
+        assert run("neighbors", tmp_path / "first.bin", "--index", "--json").json["index"].startswith("faiss IVF34")
+        assert run("neighbors", tmp_path / "first.bin", "--json").json["index"] is None
+
+    def test_a_vector_that_is_not_finite_is_said_when_it_is_made(self, tmp_path: Path) -> None:
+        X = self.clusters(1200)
+        X[7, 3] = np.nan
+        with pytest.raises(DatasetError, match="a vector of the dataset is not finite: `featcache audit`"):
+            self.ask(tmp_path, known(tmp_path, X))
+
+
+def test_an_index_without_faiss_is_refused_in_one_line(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known(tmp_path, vectors(5))
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    refused = run("neighbors", tmp_path / "first.bin", "--index")
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+    assert "pip install 'featcache[index]'" in refused.err

@@ -23,7 +23,8 @@ def cache_gc(
     options: Options | None = None,
     progress: Progress | None = None,
 ) -> GcSummary:
-    """Delete vectors that no dataset uses any more, those of old fingerprints, broken files, and stopped trainings.
+    """Delete vectors that no dataset uses any more, those of old fingerprints, broken files, stopped trainings,
+    and indexes of datasets as they were before.
 
     A dataset uses the pictures it had when it was last extracted, in the newest features of each kind it was extracted
     with; the datasets in `forget` are given up first. Nothing is deleted where `agree` returns false on what would be.
@@ -34,9 +35,10 @@ def cache_gc(
         roots = [_known_root(cache, name) for name in forget]
         put_aside = cache.quarantined()  # before the stores are opened, which may put more aside
         stopped = cache.trainings()
+        indexes = _old_indexes(cache, roots)
         found = unused(cache, roots)
-        summary = _gc_summary(cache, found, roots, put_aside, stopped)
-        anything = found or roots or put_aside or stopped
+        summary = _gc_summary(cache, found, roots, put_aside, stopped, indexes)
+        anything = found or roots or put_aside or stopped or indexes
         if dry_run or not anything or (agree is not None and not agree(summary)):
             return summary
         with cache.alone():
@@ -49,7 +51,7 @@ def cache_gc(
                 keys = still.get(item.account.fingerprint)
                 if keys is not None:
                     cache.discard(item.account.fingerprint, [key for key in item.keys if key in keys], progress)
-            for path in (*put_aside, *stopped):
+            for path in (*put_aside, *stopped, *indexes):
                 remove(path)
             return replace(summary, done=True, bytes=before - cache.size())
 
@@ -74,7 +76,12 @@ def cache_compact(
 
 
 def _gc_summary(
-    cache: Cache, found: Sequence[Unused], forgotten: Sequence[str], put_aside: Sequence[Path], stopped: Sequence[Path]
+    cache: Cache,
+    found: Sequence[Unused],
+    forgotten: Sequence[str],
+    put_aside: Sequence[Path],
+    stopped: Sequence[Path],
+    indexes: Sequence[Path],
 ) -> GcSummary:
     open_runs = [run for run in uses(cache) if not run.summary and run.root not in forgotten]
     return GcSummary(
@@ -84,13 +91,25 @@ def _gc_summary(
         forgotten=tuple(forgotten),
         quarantined=len(put_aside),
         trainings=len(stopped),
-        bytes=sum(item.account.bytes for item in found) + sum(path.stat().st_size for path in (*put_aside, *stopped)),
+        indexes=len(indexes),
+        bytes=sum(item.account.bytes for item in found)
+        + sum(path.stat().st_size for path in (*put_aside, *stopped, *indexes)),
         notices=tuple(
             f"the {run.command} of {run.root} was not finished, so all vectors of {run.fingerprint[:16]} stay: "
             "finish it, or give up on it with --forget"
             for run in open_runs
         ),
     )
+
+
+def _old_indexes(cache: Cache, forgotten: Sequence[str]) -> list[Path]:
+    current = {
+        cache.indexes.name(root, fingerprint, run)
+        for root, run in cache.catalog.roots().items()
+        for fingerprint in cache.fingerprints()
+        if root not in forgotten
+    }
+    return cache.indexes.besides(current)
 
 
 def _known_root(cache: Cache, name: str | Path) -> str:

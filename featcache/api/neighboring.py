@@ -4,27 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from featcache.api.indexing import FEWEST, open_index
 from featcache.api.options import Options, moved, open_cache
 from featcache.api.pipeline import compute
 from featcache.api.usage import last_extraction
 from featcache.backbones import Backbone, reproduce
-from featcache.errors import DatasetError, DatasetNotFoundError, UsageError
+from featcache.errors import CacheError, DatasetError, DatasetNotFoundError, UsageError
 from featcache.records import FloatArray, Item, Progress
 from featcache.records.neighbors import NeighborRow, NeighborsSummary
-from featcache.search import Nearest, Places
+from featcache.search import Index, Nearest, Places, checks, load_faiss
 from featcache.sources import exists
 from featcache.sources.addresses import named
-from featcache.store import Cache, FeatureStore, Run
+from featcache.store import Cache, FeatureStore, Row, Run
 from featcache.store.index import stack_keys
 from featcache.store.scanning import Pieces, scan
 from featcache.store.segment import Keys
 
+CANDIDATES = 1000
 GONE = "{} is not there: its vector is taken as it is in the cache"
+FEW = f"no index: fewer than {FEWEST:,} pictures are compared as fast, so each was"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    path: str
+    key: bytes
+    vector: FloatArray
+    k: int
+
+
+@dataclass(frozen=True)
+class _Found:
+    rows: list[Row]
+    nearest: Nearest
+    pictures: int
+    index: str | None = None
 
 
 def neighbors(
@@ -33,40 +53,54 @@ def neighbors(
     dataset: str | Path | None = None,
     options: Options | None = None,
     progress: Progress | None = None,
+    index: bool = False,
 ) -> NeighborsSummary:
     """Find the `k` pictures of the dataset last extracted, or of `dataset`, that are most like `picture`.
 
     Most like is of the greatest cosine similarity, each vector being compared; equals come in the dataset's order.
     `picture` may be any file: what the cache lacks is computed with the dataset's backbone (`options.weights` says
-    where its weights lie now). It is left out itself; other files with its bytes are not. Raises `FeatcacheError`.
+    where its weights lie now). It is left out itself; other files with its bytes are not.
+
+    With `index` an index of the dataset, made on first use and kept while the dataset is the same, finds candidates;
+    only they are compared, so that one of the nearest may be missed. Raises `FeatcacheError`.
     """
     options, started = options or Options(), time.perf_counter()
     if k < 1:
         raise UsageError(f"the nearest {k} pictures cannot be shown: ask for 1 or more")
+    if index:
+        load_faiss()
     path = named(picture)
     root = None if dataset is None else named(dataset)
     with open_cache(options, create=False) as cache, cache.in_use():
         run = _extraction(cache, root)
         key, notices = _key_of(path, cache, run, options)
         store = cache.store(run.fingerprint)
-        positions, keys = _others(cache, run.root, path, key)
-        found = _nearest(store, keys, store.read([key])[0], k, progress)
-        items = cache.catalog.items_at(run.root, positions[found.places].tolist())
-        copies = _equal(keys[found.places], key)
+        asked = _Asked(path, key, _vector(store, key), k)
+        opened = open_index(cache, run, store, progress) if index else None
+        if index and opened is None:
+            notices = (*notices, FEW)
+        found = (
+            _compared(cache, run, store, asked, progress) if opened is None else _via(opened, cache, run, store, asked)
+        )
         return NeighborsSummary(
             picture=path,
             dataset=run.root,
             backbone=cache.spec(run.fingerprint).backbone,
             weights=str((run.summary or {}).get("weights")),
             fingerprint=run.fingerprint,
-            pictures=len(keys),
+            pictures=found.pictures,
             seconds=round(time.perf_counter() - started, 3),
-            rows=tuple(
-                NeighborRow(rank, item.path, item.label or "", item.split or "", float(similarity), bool(copy))
-                for rank, (item, similarity, copy) in enumerate(zip(items, found.similarities, copies, strict=True), 1)
-            ),
+            rows=_rows(found, key),
             notices=notices,
+            index=found.index,
         )
+
+
+def _rows(found: _Found, key: bytes) -> tuple[NeighborRow, ...]:
+    return tuple(
+        NeighborRow(rank, row.item.path, row.item.label or "", row.item.split or "", float(similarity), row.key == key)
+        for rank, (row, similarity) in enumerate(zip(found.rows, found.nearest.similarities, strict=True), 1)
+    )
 
 
 def _extraction(cache: Cache, root: str | None) -> Run:
@@ -96,13 +130,53 @@ def _key_of(path: str, cache: Cache, run: Run, options: Options) -> tuple[bytes,
     return row.key, ()
 
 
-def _others(cache: Cache, root: str, path: str, key: bytes) -> tuple[Places, Keys]:
-    """Return the positions (n) and content keys (n, 32) of the pictures of a dataset, but for the one at `path`."""
-    known, joined = cache.catalog.keys_of(root, path)
+def _vector(store: FeatureStore, key: bytes) -> FloatArray:
+    vector: FloatArray = store.read([key])[0]
+    if not np.isfinite(vector).all():
+        raise DatasetError("the vector of the picture is not finite, so that nothing can be compared with it")
+    return vector
+
+
+def _compared(cache: Cache, run: Run, store: FeatureStore, asked: _Asked, progress: Progress | None) -> _Found:
+    """Compare all of the dataset."""
+    positions, keys = _others(cache, run.root, asked)
+
+    def look(pieces: Pieces) -> Nearest:
+        found = Nearest(asked.vector, asked.k)
+        for places, vectors in pieces:
+            found.add(places, vectors)
+        return found
+
+    found = Nearest(asked.vector, asked.k)
+    for part in scan(store, keys, look, "compare", progress):
+        found.merge(part)
+    return _Found(cache.catalog.rows_at(run.root, positions[found.places].tolist()), found, len(keys))
+
+
+def _via(index: Index, cache: Cache, run: Run, store: FeatureStore, asked: _Asked) -> _Found:
+    """Compare the candidates of an index, whose vectors are read alone: not the checksums of all that lies beside."""
+    positions, expected = index.candidates(asked.vector, CANDIDATES + 10 * asked.k)
+    order = np.argsort(positions)  # so that of equals the first ones are taken, as of all
+    rows = cache.catalog.rows_at(run.root, positions[order].tolist())
+    keys = [row.key or b"" for row in rows]
+    vectors = store.stored(keys, check=False).read(np.arange(len(keys)))
+    if (checks(vectors) != expected[order]).any():
+        store.verify(keys)
+        raise CacheError(f"vectors of {run.root} are not what its index was made of: run `featcache cache verify`")
+    others = np.array([at for at, row in enumerate(rows) if not _is_itself(row, asked)], np.intp)
+    found = Nearest(asked.vector, asked.k)
+    found.add(others, vectors[others])
+    pictures = len(index) - len(rows) + len(others)
+    return _Found([rows[at] for at in found.places], found, pictures, f"{index}, {len(others):,} pictures compared")
+
+
+def _others(cache: Cache, root: str, asked: _Asked) -> tuple[Places, Keys]:
+    """Return the positions (n) and content keys (n, 32) of the pictures of a dataset, but for the one asked for."""
+    known, joined = cache.catalog.keys_of(root, asked.path)
     positions, keys = np.array(known, np.intp), stack_keys([joined])
-    copies = np.flatnonzero(_equal(keys, key))
-    items = zip(copies, cache.catalog.items_at(root, positions[copies].tolist()), strict=True)
-    itself = [at for at, item in items if _is_same_file(item.path, path)]  # behind a symbolic link, by another name
+    copies = np.flatnonzero(_equal(keys, asked.key))
+    rows = zip(copies, cache.catalog.rows_at(root, positions[copies].tolist()), strict=True)
+    itself = [at for at, row in rows if _is_itself(row, asked)]
     return np.delete(positions, itself), np.delete(keys, itself, axis=0)
 
 
@@ -111,23 +185,10 @@ def _equal(keys: Keys, key: bytes) -> npt.NDArray[np.bool_]:
     return same
 
 
-def _is_same_file(path: str, other: str) -> bool:
+def _is_itself(row: Row, asked: _Asked) -> bool:
+    """Tell whether a picture is the one asked for, behind a symbolic link or by another name too."""
+    if row.item.path == asked.path:
+        return True
     with contextlib.suppress(OSError):
-        return Path(path).samefile(other)
+        return row.key == asked.key and Path(row.item.path).samefile(asked.path)
     return False
-
-
-def _nearest(store: FeatureStore, keys: Keys, vector: FloatArray, k: int, progress: Progress | None) -> Nearest:
-    if not np.isfinite(vector).all():
-        raise DatasetError("the vector of the picture is not finite, so that nothing can be compared with it")
-
-    def look(pieces: Pieces) -> Nearest:
-        found = Nearest(vector, k)
-        for places, vectors in pieces:
-            found.add(places, vectors)
-        return found
-
-    found = Nearest(vector, k)
-    for part in scan(store, keys, look, "compare", progress):
-        found.merge(part)
-    return found

@@ -121,11 +121,21 @@ def predict(model: Path, source: str, csv: Path | None, trust: bool, as_json: bo
 @click.argument("picture", type=SOURCE)
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many pictures to show.")
 @click.option("--dataset", type=SOURCE, metavar="SOURCE", help="Look here  [default: the dataset last extracted].")
+@click.option(
+    "--index", is_flag=True, help="Look through an index, made on first use: approximate, for large datasets."
+)
 @weights_option
 @cache_option
 @table_options
 def neighbors(
-    picture: str, k: int, dataset: str | None, as_json: bool, csv: Path | None, md: Path | None, **options: Any
+    picture: str,
+    k: int,
+    dataset: str | None,
+    index: bool,
+    as_json: bool,
+    csv: Path | None,
+    md: Path | None,
+    **options: Any,
 ) -> None:
     """Show the pictures of the dataset last extracted, or of SOURCE, that are most like PICTURE.
 
@@ -135,7 +145,7 @@ def neighbors(
     from featcache import api, render
 
     with Bar() as bar:
-        summary = api.neighbors(picture, k, dataset, make_options(options), bar)
+        summary = api.neighbors(picture, k, dataset, make_options(options), bar, index)
     show_page(as_json, summary, render.neighbors_page, csv, md)
 
 

@@ -106,7 +106,8 @@ class UnusedRows:
 class GcSummary:
     """What a clean-up deletes, or deleted where `done`; `bytes` are those freed; `notices` say what stays and why.
 
-    `trainings` are those that were stopped, and would go on if they were asked for again.
+    `trainings` are those that were stopped, and would go on if they were asked for again; `indexes` are of datasets as
+    they were before.
     """
 
     cache: str
@@ -117,6 +118,7 @@ class GcSummary:
     bytes: int
     notices: tuple[str, ...] = ()
     trainings: int = 0
+    indexes: int = 0
 
 
 @dataclass(frozen=True)

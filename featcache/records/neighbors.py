@@ -22,7 +22,10 @@ class NeighborRow:
 
 @dataclass(frozen=True)
 class NeighborsSummary:
-    """The pictures of one dataset most like `picture`, the most like first; `pictures` is how many were compared."""
+    """The pictures of one dataset most like `picture`, the most like first; `pictures` is how many there are.
+
+    Each of them was compared, but for those that `index` left out: what it is, and how far it was looked through.
+    """
 
     picture: str
     dataset: str
@@ -33,3 +36,4 @@ class NeighborsSummary:
     seconds: float
     rows: tuple[NeighborRow, ...]
     notices: tuple[str, ...] = ()
+    index: str | None = None

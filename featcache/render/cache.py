@@ -108,6 +108,8 @@ def gc_text(summary: GcSummary) -> str:
         lines.append(f"broken files put aside earlier: {summary.quarantined:,}")
     if summary.trainings:
         lines.append(f"stopped trainings, which would go on if they were asked for again: {summary.trainings:,}")
+    if summary.indexes:
+        lines.append(f"indexes of datasets as they were before: {summary.indexes:,}")
     notes = [f"note: {one_line(notice)}" for notice in summary.notices]
     if not lines:
         return "\n".join(["nothing to delete" + ": every vector is used by a dataset" * (not notes), *notes])

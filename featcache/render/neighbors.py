@@ -29,7 +29,11 @@ def neighbors_page(summary: NeighborsSummary) -> Page:
         [Table("", headers, rows)],
         [
             ("picture", summary.picture),
-            ("dataset", f"{summary.dataset}: {summary.pictures:,} other pictures, each compared"),
+            (
+                "dataset",
+                f"{summary.dataset}: {summary.pictures:,} other pictures{', each compared' * (not summary.index)}",
+            ),
+            *[("index", f"approximate: {summary.index}")][: bool(summary.index)],
             ("similarity", "cosine of the vectors: 1 is the same direction, 0 nothing in common"),
             ("backbone", f"{summary.backbone} ({summary.weights}), fingerprint {summary.fingerprint[:16]}"),
             *(("note", notice) for notice in summary.notices),

@@ -19,7 +19,7 @@ from featcache.store.cells import Cells
 from featcache.store.checkpoints import Checkpoint
 from featcache.store.features import FeatureStore, FeatureWriter
 from featcache.store.files import exclusive, move, remove, remove_abandoned, shared, sync_names, write_atomic
-from featcache.store.networks import Networks
+from featcache.store.networks import Indexes, Networks
 from featcache.store.runs import EXTRACTIONS, Run, Runs
 from featcache.store.segment import declared_fingerprint
 from featcache.store.shards import Shards
@@ -49,7 +49,7 @@ _MARKS = {
 }
 _OWN = {
     *("format.json", "segments", "bad", "models", "runs", "splits", "cells", "demo", "catalog.sqlite"),
-    *("networks", "backbones", "trainings", "shards", "shares", *_MARKS),
+    *("networks", "backbones", "trainings", "shards", "shares", "indexes", *_MARKS),
 }
 
 
@@ -92,6 +92,7 @@ class Cache:
         self.cells = Cells(self.folder / "cells")
         self.backbones = Cells(self.folder / "backbones")
         self.networks = Networks(self.folder / "networks", self.folder / "bad")
+        self.indexes = Indexes(self.folder / "indexes", self.folder / "bad")
         self.catalog_path = self.folder / "catalog.sqlite" if catalog is None else Path(catalog).absolute()
         is_new = not self.catalog_path.exists()
         self.catalog = Catalog(self.catalog_path)

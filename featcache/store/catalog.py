@@ -149,12 +149,13 @@ class Catalog:
                 keys += key
         return positions, bytes(keys)
 
-    def items_at(self, root: str, positions: Iterable[int]) -> list[Item]:
+    def rows_at(self, root: str, positions: Iterable[int]) -> list[Row]:
         """Return the pictures at these positions of the dataset at `root`."""
         with self._transaction() as db:
             (dataset,) = db.execute("SELECT id FROM datasets WHERE root = CAST(? AS TEXT)", (_text(root),)).fetchone()
-            asked = "SELECT path, label, split FROM items WHERE dataset = ? AND position = ?"
-            return [Item(*db.execute(asked, (dataset, position)).fetchone()) for position in positions]
+            asked = "SELECT path, label, split, key, reason FROM items WHERE dataset = ? AND position = ?"
+            found = (db.execute(asked, (dataset, position)).fetchone() for position in positions)
+            return [Row(Item(path, label, split), key, reason) for path, label, split, key, reason in found]
 
     def labels(self, root: str) -> Iterator[tuple[str | None, str | None, bytes]]:
         """Yield label, split and key of the readable pictures of the dataset at `root`, in order, none kept."""

@@ -1,19 +1,24 @@
-"""An exported network enters under the fingerprint of what it computes; its file leaves, if it is still whole."""
+"""An exported network or an index enters under a digest of what it is of; its file leaves, if it is still whole."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
-from featcache.store.files import move, write_atomic
+from featcache.store.files import move, remove, write_atomic
 
 _logger = logging.getLogger(__name__)
 
 
 class Networks:
     """Exported networks, `networks/<fingerprint[:16]>-<sha256[:16]>.onnx`; one that is damaged is moved to `bad`."""
+
+    suffix = ".onnx"
 
     def __init__(self, folder: Path, bad: Path) -> None:
         self._folder = folder
@@ -22,7 +27,7 @@ class Networks:
 
     def find(self, fingerprint: str) -> Path | None:
         """Return the file kept for a fingerprint, whole and unchanged, or `None`."""
-        for path in sorted(self._folder.glob(f"{fingerprint[:16]}-*.onnx")):
+        for path in sorted(self._folder.glob(f"{fingerprint[:16]}-*{self.suffix}")):
             if path in self._whole:
                 return path
             try:
@@ -32,17 +37,46 @@ class Networks:
             if path.stem.endswith(f"-{found}"):
                 self._whole.add(path)
                 return path
-            kept = self._bad / f"{path.stem}.{time.time_ns()}.onnx"
+            kept = self._bad / f"{path.stem}.{time.time_ns()}{self.suffix}"
             move(path, kept)
-            _logger.warning("the exported network %s is damaged; moved to %s", path, kept)
+            _logger.warning("%s is damaged; moved to %s", path, kept)
         return None
 
-    def keep(self, fingerprint: str, network: bytes) -> Path:
+    def keep(self, fingerprint: str, network: bytes | memoryview) -> Path:
         """Keep a file for a fingerprint, and return its path; raises `CacheWriteError`."""
-        path = self._folder / f"{fingerprint[:16]}-{_digest(network)}.onnx"
+        path = self._folder / f"{fingerprint[:16]}-{_digest(network)}{self.suffix}"
         write_atomic(path, network)
         return path
 
 
-def _digest(network: bytes) -> str:
+class Indexes(Networks):
+    """Indexes of the vectors of datasets, `indexes/<name>-<sha256[:16]>.faiss`, kept as exported networks are."""
+
+    suffix = ".faiss"
+
+    @staticmethod
+    def name(root: str, fingerprint: str, run: int) -> str:
+        """Return the name of the index of a dataset as the run with this number saved it: 8 digits of which, 8 when."""
+        return f"{_digest(os.fsencode(root) + fingerprint.encode())[:8]}{run:08x}"
+
+    def read(self, name: str) -> bytes | None:
+        """Return the index of this name, whole and unchanged, or `None`."""
+        path = self.find(name)
+        with contextlib.suppress(FileNotFoundError):  # another process has made a newer one
+            return path.read_bytes() if path else None
+        return None
+
+    def replace(self, name: str, index: memoryview) -> None:
+        """Keep an index, and delete older ones of the same vectors; raises `CacheWriteError`."""
+        kept = self.keep(name, index)
+        for path in self._folder.glob(f"{name[:8]}*{self.suffix}"):
+            if path != kept:
+                remove(path)
+
+    def besides(self, names: Collection[str]) -> list[Path]:
+        """Return the files of all indexes but those with these names."""
+        return sorted(path for path in self._folder.glob(f"*{self.suffix}") if path.name[:16] not in names)
+
+
+def _digest(network: bytes | memoryview) -> str:
     return hashlib.sha256(network).hexdigest()[:16]
