@@ -70,18 +70,11 @@ def neighbors(
     if index:
         load_faiss()
     path = named(picture)
-    root = None if dataset is None else named(dataset)
     with open_cache(options, create=False) as cache, cache.in_use():
-        run = _extraction(cache, root)
+        run = _extraction(cache, None if dataset is None else named(dataset))
         key, notices = _key_of(path, cache, run, options)
         store = cache.store(run.fingerprint)
-        asked = _Asked(path, key, _vector(store, key), k)
-        opened = open_index(cache, run, store, progress) if index else None
-        if index and opened is None:
-            notices = (*notices, FEW)
-        found = (
-            _compared(cache, run, store, asked, progress) if opened is None else _via(opened, cache, run, store, asked)
-        )
+        found = _found(cache, run, store, _Asked(path, key, _vector(store, key), k), index, progress)
         return NeighborsSummary(
             picture=path,
             dataset=run.root,
@@ -91,7 +84,7 @@ def neighbors(
             pictures=found.pictures,
             seconds=round(time.perf_counter() - started, 3),
             rows=_rows(found, key),
-            notices=notices,
+            notices=(*notices, *[FEW][: index and found.index is None]),
             index=found.index,
         )
 
@@ -135,6 +128,15 @@ def _vector(store: FeatureStore, key: bytes) -> FloatArray:
     if not np.isfinite(vector).all():
         raise DatasetError("the vector of the picture is not finite, so that nothing can be compared with it")
     return vector
+
+
+def _found(
+    cache: Cache, run: Run, store: FeatureStore, asked: _Asked, index: bool, progress: Progress | None
+) -> _Found:
+    opened = open_index(cache, run, store, progress) if index else None
+    if opened is None:
+        return _compared(cache, run, store, asked, progress)
+    return _via(opened, cache, run, store, asked)
 
 
 def _compared(cache: Cache, run: Run, store: FeatureStore, asked: _Asked, progress: Progress | None) -> _Found:
