@@ -30,6 +30,8 @@ _logger = logging.getLogger(__name__)
 class Embedder:
     """Collects pictures into batches and sends them through the network, which is loaded at the first one.
 
+    An `engine` that is open already is used again.
+
     `expected` is how many vectors are to be computed, at most. Batches reach the writers in order; one that does not
     fit into memory is halved, and so are those after it. On Ctrl-C those that are finished are kept.
     """
@@ -41,10 +43,12 @@ class Embedder:
         options: Options,
         expected: int,
         writers: Sequence[FeatureWriter],
+        engine: Engine | None = None,
     ) -> None:
         keep_freed_memory()
         self.seconds = 0.0
         self.engine: Engine | None = None
+        self._given = engine
         self._cache = cache
         self._backbones = backbones
         self._options = options
@@ -97,7 +101,9 @@ class Embedder:
 
     def _open(self) -> Engine:
         options, networks = self._options, self._cache.networks
-        engine = open_engine(self._backbones[0], options.device, options.engine, networks, self._expected)
+        engine = self._given or open_engine(
+            self._backbones[0], options.device, options.engine, networks, self._expected
+        )
         self._size = options.batch_size or engine.batch_size
         self._threads = ThreadPoolExecutor(engine.lanes, thread_name_prefix="featcache-embed")
         self.engine = engine

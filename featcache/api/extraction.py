@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
+from featcache.api import cluster
 from featcache.api.options import Options, find_weights, open_cache, places
 from featcache.api.pipeline import Work, compute
 from featcache.api.precision import as_asked
@@ -48,7 +49,12 @@ def extract(
     if check and options.precision == "fp32" and not options.draft:
         raise EngineError("fp32 is what a check compares with: ask for it with --precision int8, fp16 or --draft")
     dataset = discover(source, columns=options.columns)
-    check_running(options.device, options.engine, options.precision)
+    if options.engine == cluster.NAME:
+        cluster.check(options)
+    elif options.address:
+        raise UsageError(f"--address {options.address} names a Ray cluster: give --engine ray too")
+    else:
+        check_running(options.device, options.engine, options.precision)
     backbone = resolve(options.backbone, options.weights, Cells(places(options)[0] / "backbones"))
     with open_cache(options) as cache, cache.in_use():
         note(cache.backbones, backbone, options.weights)
@@ -61,7 +67,8 @@ def extract(
         summary = extract_into(cache, dataset, backbone, options, progress, further)
         if check:
             rows = cache.catalog.dataset(dataset.root)
-            summary = replace(summary, check=price(cache, rows, backbone, options, progress, dataset.access))
+            alone = replace(options, engine="auto", address=None) if options.engine == cluster.NAME else options
+            summary = replace(summary, check=price(cache, rows, backbone, alone, progress, dataset.access))
         return summary
 
 
@@ -87,7 +94,7 @@ def extract_into(
     if not (views and _was_extracted(cache, dataset, backbone)):
         run = run or cache.runs.start("extract", dataset.root, backbone.spec.fingerprint)
     cache.catalog.remember_files((path, *found) for path, found in cache.shards.of(dataset.root).items())
-    works = compute(cache, dataset.items, backbones, options, progress, dataset.access)
+    works = _works(cache, dataset, backbones, options, progress)
     runs.append(run or cache.runs.start("extract", dataset.root, backbone.spec.fingerprint))
     failures = works[-1].failures
     listing = str(cache.put(f"runs/{runs[-1].id:06d}-unreadable.csv", _failures_csv(failures))) if failures else None
@@ -133,9 +140,17 @@ def _extract_shard(
     backbones = [*(backbone.viewing(view) for view in views), backbone]
     for seen in backbones:
         cache.runs.start("extract", dataset.root, seen.spec.fingerprint)
-    work = compute(cache, part.items, backbones, options, progress, dataset.access)[-1]
+    work = _works(cache, part, backbones, options, progress)[-1]
     cache.shards.put(dataset.root, shard, cache.catalog.known_files(item.path for item in part.items))
     return replace(_summary(cache, part, backbone, options, work, None, ()), shard=shard)
+
+
+def _works(
+    cache: Cache, dataset: Dataset, backbones: Sequence[Backbone], options: Options, progress: Progress | None
+) -> list[Work]:
+    if options.engine == cluster.NAME:
+        return cluster.compute_with_ray(cache, dataset, backbones, options, progress)
+    return compute(cache, dataset.items, backbones, options, progress, dataset.access)
 
 
 def _was_extracted(cache: Cache, dataset: Dataset, backbone: Backbone) -> bool:

@@ -20,6 +20,15 @@ from featcache.store.features import COMPACT_AT
 
 
 @dataclass(frozen=True)
+class Ran:
+    """What executed the network: the engine's name, the device, and why this one."""
+
+    name: str
+    device: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Work:
     """What `compute` did for one view: one row an item, in order, the store of the vectors, and where the time went."""
 
@@ -28,7 +37,7 @@ class Work:
     distinct: int
     computed: int
     dim: int
-    engine: Engine | None
+    engine: Ran | None
     seconds: Seconds
 
     @property
@@ -44,42 +53,70 @@ def compute(
     options: Options,
     progress: Progress | None,
     access: Access | None = None,
+    engine: Engine | None = None,
 ) -> list[Work]:
     """Bring the vectors of `items` into the cache, computing only those it lacks, and return the work of each backbone.
 
     `backbones` are views of one network: a picture is read and decoded once for all of them. `access` is the dataset's
-    own way to its pictures, if it has one.
+    own way to its pictures, if it has one; `engine` is one that is open already.
     """
     start = perf_counter()
-    access = access or ACCESS
-    stores = [cache.features(backbone.spec) for backbone in backbones]
-    unchanged = _unchanged(cache, items, access)
-    account = _Account(_held({} if options.rehash else unchanged, stores, items))
-    pending = account.pending(items)
-    expected = _expected(unchanged, stores, pending)
-    reader = Reader(stores, [backbone.spec for backbone in backbones], access)
+    missing = Missing(cache, items, backbones, options, access)
+    account, pending = missing.account, missing.pending
+    reader = Reader(missing.stores, [backbone.spec for backbone in backbones], missing.access)
     with ExitStack() as stack:
-        writers = [stack.enter_context(FeatureWriter(store, backbones[0].spec.dtype)) for store in stores]
+        writers = [stack.enter_context(FeatureWriter(store, backbones[0].spec.dtype)) for store in missing.stores]
         remember = stack.enter_context(_remembering(cache, writers[-1]))
-        embedder = stack.enter_context(Embedder(cache, backbones, options, expected, writers))
+        embedder = stack.enter_context(Embedder(cache, backbones, options, missing.expected, writers, engine))
         pictures = stack.enter_context(closing(reader.read_all(pending)))
         for picture in _counted(pictures, embedder, len(pending), progress):
-            account.add(picture)
+            account.note(picture.path, picture.key, picture.reason)
             remember(picture)
             embedder.add(picture)
-    for store in stores:
-        store.refresh()
-        if len(store.segments) >= COMPACT_AT:  # left by many short runs
-            store.compact()
-    rows = tuple(account.row(item) for item in items)
-    distinct = len({row.key for row in rows if row.key is not None})
-    engine, total = embedder.engine, perf_counter() - start
-    parts = _parts([writer.committed for writer in writers])
-    shares = [_share(part, reader, embedder, writer, total) for part, writer in zip(parts, writers, strict=True)]
-    return [
-        Work(rows, store, distinct, writer.committed, store.dim or 0, engine, share)
-        for writer, store, share in zip(writers, stores, shares, strict=True)
+    rows = missing.settle(items)
+    used, total = embedder.engine, perf_counter() - start
+    computed = [writer.committed for writer in writers]
+    seconds = [
+        _share(part, reader, embedder, writer, total) for part, writer in zip(parts(computed), writers, strict=True)
     ]
+    return missing.works(rows, computed, Ran(used.name, used.device, used.why) if used else None, seconds)
+
+
+class Missing:
+    """What the cache lacks of a dataset: the `pending` paths, which are to be read, and how many vectors at most."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        items: Sequence[Item],
+        backbones: Sequence[Backbone],
+        options: Options,
+        access: Access | None,
+    ) -> None:
+        self.access = access or ACCESS
+        self.stores = [cache.features(backbone.spec) for backbone in backbones]
+        unchanged = _unchanged(cache, items, self.access)
+        self.account = Account(_held({} if options.rehash else unchanged, self.stores, items))
+        self.pending = self.account.pending(items)
+        self.expected = _expected(unchanged, self.stores, self.pending)
+
+    def settle(self, items: Sequence[Item]) -> tuple[Row, ...]:
+        """List the stores anew, compact what many short runs left, and return a row for each item."""
+        for store in self.stores:
+            store.refresh()
+            if len(store.segments) >= COMPACT_AT:
+                store.compact()
+        return tuple(self.account.row(item) for item in items)
+
+    def works(
+        self, rows: tuple[Row, ...], computed: Sequence[int], engine: Ran | None, seconds: Sequence[Seconds]
+    ) -> list[Work]:
+        """Return the work of each view."""
+        distinct = len({row.key for row in rows if row.key is not None})
+        return [
+            Work(rows, store, distinct, count, store.dim or 0, engine, took)
+            for count, store, took in zip(computed, self.stores, seconds, strict=True)
+        ]
 
 
 def _counted(
@@ -98,7 +135,7 @@ def _counted(
         progress("extract", total, total)
 
 
-def _parts(computed: Sequence[int]) -> list[float]:
+def parts(computed: Sequence[int]) -> list[float]:
     """Return the part of the time that each view is answerable for, so that they add up to one."""
     return [n / sum(computed) if any(computed) else 1 / len(computed) for n in computed]
 
@@ -113,7 +150,7 @@ def _share(part: float, reader: Reader, embedder: Embedder, writer: FeatureWrite
     )
 
 
-class _Account:
+class Account:
     """What became of each path: a content key, or a reason."""
 
     def __init__(self, keys: dict[str, bytes]) -> None:
@@ -125,15 +162,17 @@ class _Account:
         """Return the paths that have to be read, each once, in order."""
         return [path for path in dict.fromkeys(item.path for item in items) if path not in self._keys]
 
-    def add(self, picture: Picture) -> None:
-        if picture.key is not None:
-            self._keys[picture.path] = picture.key
-        if picture.reason is not None and picture.key is not None:
-            self._undecodable[picture.key] = picture.reason
-        elif picture.reason is not None:
-            self._reasons[picture.path] = picture.reason
+    def note(self, path: str, key: bytes | None, reason: str | None) -> None:
+        """Note a content key, a reason why a file could not be read, or both of one that could not be decoded."""
+        if key is not None:
+            self._keys[path] = key
+        if reason is not None and key is not None:
+            self._undecodable[key] = reason
+        elif reason is not None:
+            self._reasons[path] = reason
 
     def row(self, item: Item) -> Row:
+        """Return the item with its key, or with the reason why it has none."""
         key = self._keys.get(item.path)
         reason = self._reasons.get(item.path) if key is None else self._undecodable.get(key)
         return Row(item, key if reason is None else None, reason)

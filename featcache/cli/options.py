@@ -76,7 +76,12 @@ columns_option = click.option(
 )
 running_options = several(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
-    click.option("--engine", default="auto", show_default=True, help="auto, torch or onnx (ONNX Runtime, CPU only)."),
+    click.option(
+        "--engine",
+        default="auto",
+        show_default=True,
+        help="auto, torch or onnx (ONNX Runtime, CPU only); to extract also ray (many machines).",
+    ),
     click.option("--batch-size", type=click.IntRange(min=1), help="Pictures a batch  [default: by engine]."),
 )
 weights_option = click.option("--weights", type=FILE, help="State dict of the backbone: .pth or .safetensors.")

@@ -52,6 +52,9 @@ _trust = click.option(
     "--share", metavar="URL", help="Put vectors there too, and take those that others put: s3://bucket/cache."
 )
 @click.option("--check", is_flag=True, help="Measure what int8, fp16 or --draft costs: cosines, and a head's accuracy.")
+@click.option(
+    "--address", help="With --engine ray: HOST:PORT of the cluster  [default: $RAY_ADDRESS, else this computer]."
+)
 @cache_option
 @json_option
 def extract(source: str, views: str, check: bool, shard: tuple[int, int] | None, as_json: bool, **options: Any) -> None:

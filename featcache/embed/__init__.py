@@ -11,7 +11,17 @@ from featcache.embed.engine import ENGINES, Engine, Shelf, keep_freed_memory
 from featcache.errors import DeviceError, EngineError
 from featcache.records import PRECISIONS
 
-__all__ = ["ENGINES", "EXPORT_PAYS", "Engine", "Shelf", "check_running", "exported", "keep_freed_memory", "open_engine"]
+__all__ = [
+    "ENGINES",
+    "EXPORT_PAYS",
+    "Engine",
+    "Shelf",
+    "check_running",
+    "choose",
+    "exported",
+    "keep_freed_memory",
+    "open_engine",
+]
 
 EXPORT_PAYS = 1000
 """From so many pictures on an export is worth its 4 to 8 seconds.
@@ -31,7 +41,7 @@ def open_engine(
     `EngineError` and `WeightsError`.
     """
     check_running(device, engine, backbone.spec.precision)
-    name, why = _choose(backbone, device, engine, shelf, pictures)
+    name, why = choose(backbone, device, engine, shelf, pictures)
     if name == "onnx" and shelf is not None:
         try:
             return _onnx(backbone, shelf, pictures, why)
@@ -50,6 +60,8 @@ def check_running(device: str, engine: str, precision: str = "fp32") -> None:
 
     `auto` and `cpu` always are; a device with another name imports torch.
     """
+    if engine == "ray":
+        raise EngineError("Ray extracts and does nothing else: run `featcache extract SOURCE --engine ray` before this")
     for kind, found, known in (("engine", engine, ENGINES), ("precision", precision, PRECISIONS)):
         if found not in known:
             raise EngineError(f"unknown {kind} {found!r}: use {', '.join(known)}")
@@ -66,8 +78,8 @@ def check_running(device: str, engine: str, precision: str = "fp32") -> None:
         raise DeviceError(f"{wanted} runs on the CPU only, not on {device!r}: use --device cpu")
 
 
-def _choose(backbone: Backbone, device: str, engine: str, shelf: Shelf | None, pictures: int) -> tuple[str, str]:
-    """Return the name of the engine to use, and the reason."""
+def choose(backbone: Backbone, device: str, engine: str, shelf: Shelf | None, pictures: int) -> tuple[str, str]:
+    """Return the name of the engine to use for this many `pictures`, and the reason."""
     precision = backbone.spec.precision
     if engine != "auto":
         return engine, "asked for"

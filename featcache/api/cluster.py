@@ -1,0 +1,389 @@
+"""Items and the views of a backbone enter; their vectors, which Ray's workers commit, and the account of it leave."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any, TextIO
+
+from featcache.api.options import Options
+from featcache.api.pipeline import Missing, Ran, Work, compute, parts
+from featcache.backbones import Backbone, reproduce
+from featcache.embed import Engine, check_running, choose, exported, open_engine
+from featcache.errors import CacheError, DatasetError, DeviceError, EngineError, FeatcacheError, PictureError
+from featcache.records import Access, Dataset, FeatureSpec, FileStat, Item, Look, Progress, Seconds
+from featcache.sources import ACCESS
+from featcache.sources.addresses import GIVEN, scheme
+from featcache.store import Cache, FeatureStore, Row
+
+NAME = "ray"
+
+BLOCK = 256
+"""The most pictures that a worker is given at once: what is lost with it is done again."""
+
+BLOCKS = 4
+"""How many blocks a worker gets at least, so that all are done at about the same time."""
+
+TRIES = 3
+"""How often a block is given to a worker again, and then to another one, that is lost with it."""
+
+ANSWER_SECONDS = 5
+HEALTH_SECONDS = 20
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is told: the cache's folder, the features of each view, and how to run the network."""
+
+    folder: Path
+    specs: tuple[FeatureSpec, ...]
+    weights: str
+    options: Options
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a worker made of a block: what became of each path, what it saw of the files, and seconds of each view."""
+
+    block: int
+    node: str
+    rows: tuple[Row, ...]
+    files: dict[str, tuple[FileStat, bytes]]
+    looks: dict[bytes, Look]
+    device: str
+    seconds: tuple[Seconds, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker runs: a node of the cluster, and what it gets of it."""
+
+    node: str
+    cores: int
+    gpus: int
+
+
+class Worker:
+    """An actor: reads, decodes and embeds blocks on `cores` cores, and commits the vectors to the shared folder.
+
+    Its catalog is its own and thrown away, since SQLite is not shared between computers.
+    """
+
+    def __init__(self, job: Job, cores: int) -> None:
+        os.environ["LOKY_MAX_CPU_COUNT"] = str(cores)  # what joblib.cpu_count goes by, and so every pool of threads
+        self._job = job
+        self._engine: Engine | None = None
+
+    def run(self, block: int, items: Sequence[Item]) -> Done:
+        """Bring the vectors of a block into the cache; a `FeatcacheError` names this node."""
+        try:
+            with (
+                TemporaryDirectory(prefix="featcache-") as own,
+                Cache(self._job.folder, Path(own) / "catalog.sqlite", create=False) as cache,
+            ):
+                return self._run(cache, block, items)
+        except FeatcacheError as error:
+            raise type(error)(f"on {platform.node()}: {error}") from None
+
+    def _run(self, cache: Cache, block: int, items: Sequence[Item]) -> Done:
+        options, weights = self._job.options, self._job.options.weights
+
+        def here(spec: FeatureSpec) -> Backbone:
+            return Backbone(spec, self._job.weights, lambda: reproduce(spec, weights, cache.backbones).build())
+
+        backbones = [here(spec) for spec in self._job.specs]
+        if self._engine is None:
+            self._engine = open_engine(backbones[0], options.device, options.engine, cache.networks, BLOCK)
+        done = compute(cache, items, backbones, options, None, engine=self._engine)
+        rows = done[-1].rows
+        return Done(
+            block,
+            platform.node(),
+            rows,
+            cache.catalog.known_files(item.path for item in items),
+            cache.catalog.looks({row.key for row in rows if row.key is not None}),
+            self._engine.device,
+            tuple(work.seconds for work in done),
+        )
+
+
+def check(options: Options) -> None:
+    """Raise `EngineError` or `DeviceError` unless Ray is installed and can do what the options ask."""
+    if find_spec("ray") is None:
+        raise EngineError("Ray is not installed: pip install 'featcache[ray]'")
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise DeviceError(f"Ray gives each worker its device, not {options.device!r}: use --device auto, cpu or cuda")
+    check_running("cpu", "auto", options.precision)
+
+
+def compute_with_ray(
+    cache: Cache, dataset: Dataset, backbones: Sequence[Backbone], options: Options, progress: Progress | None
+) -> list[Work]:
+    """Bring the vectors of a dataset into the cache as `compute` does, on all nodes of a Ray cluster.
+
+    A worker that is lost has its block done again, by itself or by another. What workers committed stays, whatever
+    happens. Raises `EngineError` where there is no cluster, or it cannot go on.
+    """
+    start = perf_counter()
+    if any(scheme(item.path) == GIVEN for item in dataset.items):
+        raise DatasetError("pictures given in Python are in this process only, and Ray's workers are not: use files")
+    missing = Missing(cache, dataset.items, backbones, options, dataset.access)
+    found: list[Done] = []
+    ran = None
+    if missing.pending:
+        with _connected(options.address):
+            places = _places(options)
+            name, why = _engine(cache, backbones[0], places, missing.expected)
+            inner = replace(options, cache=None, engine=name, device="cuda" if places[0].gpus else "cpu", address=None)
+            job = Job(cache.folder, tuple(seen.spec for seen in backbones), backbones[0].weights, inner)
+            blocks = _blocks(missing.pending, dataset.access or ACCESS, len(places))
+            for done in _counted(_results(job, options, places, blocks), len(missing.pending), progress):
+                _note(cache, missing, done, is_new=done.node not in {other.node for other in found})
+                found.append(done)
+            ran = Ran(name, found[0].device, f"{why}; {len(places)} Ray worker{'s' if len(places) > 1 else ''}")
+    keys = list({row.key for row in map(missing.account.row, dataset.items) if row.key is not None})
+    # As listed before the work: whatever was lost, done again or done twice, each vector counts once.
+    computed = [int((~store.contains(keys)).sum()) for store in missing.stores]
+    rows = missing.settle(dataset.items)
+    _check_shared(cache, missing.stores, keys)
+    return missing.works(rows, computed, ran, _seconds(found, computed, perf_counter() - start))
+
+
+def _counted(results: Iterable[Done], total: int, progress: Progress | None) -> Iterator[Done]:
+    """Yield the results, and tell how many pictures are done."""
+    done = 0
+    if progress:
+        progress("extract", 0, total)
+    for result in results:
+        yield result
+        done += len(result.rows)
+        if progress:
+            progress("extract", done, total)
+
+
+def _note(cache: Cache, missing: Missing, done: Done, *, is_new: bool) -> None:
+    """Note what a worker found; the first block of a node must show that it sees the pictures and this folder."""
+    for row in done.rows:
+        missing.account.note(row.item.path, row.key, row.reason)
+    if is_new:
+        keys = [row.key for row in done.rows if row.key is not None]
+        _check_shared(cache, [store.reopened() for store in missing.stores], keys)
+        first = done.rows[0]
+        if not done.files and not keys and _can_be_read(first.item.path, missing.access):
+            raise DatasetError(
+                f"on {done.node}: {first.item.path}: {first.reason}; it can be read here: all nodes must have the "
+                "pictures at the same place"
+            )
+    cache.catalog.remember_files((path, *known) for path, known in done.files.items())
+    cache.catalog.remember_looks(done.looks)
+
+
+def _check_shared(cache: Cache, stores: Sequence[FeatureStore], keys: Sequence[bytes]) -> None:
+    if not all(store.contains(keys).all() for store in stores):
+        raise CacheError(
+            f"vectors that Ray's workers committed are not in {cache.folder}: all nodes must share this folder"
+        )
+
+
+def _can_be_read(path: str, access: Access) -> bool:
+    try:
+        access.read(path)
+    except PictureError:
+        return False
+    return True
+
+
+def _engine(cache: Cache, backbone: Backbone, places: Sequence[Place], expected: int) -> tuple[str, str]:
+    """Return the engine that this many vectors would have on one machine, and why; an export is made here, once."""
+    if places[0].gpus:
+        return "torch", "the nodes have GPUs"
+    name, why = choose(backbone, "cpu", "auto", cache.networks, expected)
+    if name == "onnx" and backbone.spec.calibration is None:
+        try:
+            exported(backbone, cache.networks)
+        except EngineError as error:
+            _logger.warning("%s; the torch engine is used instead", error)
+            return "torch", "ONNX Runtime cannot be used"
+    return name, why
+
+
+def _blocks(paths: Sequence[str], access: Access, workers: int) -> list[list[Item]]:
+    """Cut the pictures into blocks, the largest files first.
+
+    Copies have one size and so lie in one block, unless more files of a size than a block holds: two workers that meet
+    copies at the same time would both compute them.
+    """
+
+    def size(path: str) -> int:
+        try:
+            stat = access.stat(path)
+        except PictureError:
+            return 0  # reading it will say what is wrong
+        return stat.size if stat else 0
+
+    most = max(1, min(BLOCK, -(-len(paths) // (BLOCKS * workers))))
+    sizes = {path: size(path) for path in paths}
+    blocks: list[list[Item]] = [[]]
+    for _, group in groupby(sorted(paths, key=sizes.__getitem__, reverse=True), key=sizes.__getitem__):
+        same = [Item(path) for path in group]
+        if blocks[-1] and len(blocks[-1]) + len(same) > most:
+            blocks.append([])
+        blocks[-1] += same[:most]
+        blocks += [same[at : at + most] for at in range(most, len(same), most)]
+    return blocks
+
+
+def _seconds(found: Sequence[Done], computed: Sequence[int], total: float) -> list[Seconds]:
+    """Return the seconds of each view: those of all blocks added up, and its part of the time that passed here."""
+
+    def summed(view: int, read: Callable[[Seconds], float]) -> float:
+        return round(sum(read(done.seconds[view]) for done in found), 3)
+
+    return [
+        Seconds(
+            read=summed(view, lambda took: took.read),
+            decode=summed(view, lambda took: took.decode),
+            forward=summed(view, lambda took: took.forward),
+            write=summed(view, lambda took: took.write),
+            total=round(total * part, 3),
+        )
+        for view, part in enumerate(parts(computed))
+    ]
+
+
+def _places(options: Options) -> list[Place]:
+    """Return where workers run: one a GPU where the cluster has any, else one a node with all its cores."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    shares = {
+        node["NodeID"]: (int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))) for node in nodes
+    }
+    found: list[Place] = []
+    if options.device != "cpu" and options.precision != "int8":  # which runs on CPUs
+        for node, (cores, gpus) in shares.items():
+            found += [Place(node, max(1, cores // max(gpus, 1)), 1)] * gpus
+    if not found and options.device == "cuda":
+        raise DeviceError("no node of the Ray cluster has a GPU: use --device auto or cpu")
+    found = found or [Place(node, cores, 0) for node, (cores, _) in shares.items() if cores]
+    if not found:
+        raise EngineError("no node of the Ray cluster has a core to work on")
+    return found
+
+
+def _results(job: Job, options: Options, places: Sequence[Place], blocks: Sequence[Sequence[Item]]) -> Iterator[Done]:
+    """Yield the blocks as workers finish them; each worker has one at a time, and a new one when it is done."""
+    import ray
+    from ray.util import ActorPool
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def actor(place: Place) -> Any:
+        return (
+            ray.remote(Worker)
+            .options(
+                num_cpus=place.cores,
+                num_gpus=place.gpus,
+                max_restarts=-1,
+                max_task_retries=TRIES,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False),
+            )
+            .remote(job, place.cores)
+        )
+
+    left = dict(enumerate(blocks))
+    for _ in range(TRIES):
+        pool = ActorPool([actor(place) for place in places])
+        for number, block in left.items():
+            pool.submit(lambda worker, given: worker.run.remote(*given), (number, block))
+        while pool.has_next():
+            try:
+                done: Done = pool.get_next_unordered()
+            except ray.exceptions.RayTaskError as error:  # what our own code raised there
+                raise _told(error.cause) from None
+            except ray.exceptions.RayError as error:
+                _logger.warning("a Ray worker was lost, and others go on: %s", str(error).splitlines()[0])
+            else:
+                del left[done.block]
+                yield done
+        if not left:
+            return
+        places = _places(options)  # those that are still there
+    raise EngineError(
+        f"{len(left):,} of {len(blocks):,} parts came to nothing in {TRIES} tries, because Ray's workers were lost "
+        f"each time: see `ray status`, and the logs of the nodes; one begins with {next(iter(left.values()))[0].path}"
+    )
+
+
+def _told(cause: BaseException) -> FeatcacheError:
+    """Return our own failure as it is, and of any other what it says in one line."""
+    if isinstance(cause, FeatcacheError):
+        return cause
+    said = " ".join(str(cause).split())[:300]
+    return EngineError(f"a Ray worker failed ({type(cause).__name__}: {said}): is the same featcache on all nodes?")
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[None]:
+    """Connect to the cluster at an address, or start Ray here, and leave it again; one in use already stays in use."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that is started here tells nobody
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address not in (None, "local", "auto"):
+        _check_answers(address)
+    terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise EngineError(f"Ray cannot be used: {' '.join(str(error).split())[:300]}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in the place
+    try:
+        with redirect_stdout(_OurOwn(sys.stdout)):
+            yield
+    finally:
+        ray.shutdown()
+
+
+class _OurOwn(io.TextIOBase):
+    """Stdout as one thread sees it: what Ray's threads print there, pages about a lost worker, goes nowhere."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._ours = threading.current_thread()
+
+    def write(self, text: str) -> int:
+        return self._out.write(text) if threading.current_thread() is self._ours else len(text)
+
+
+def _check_answers(address: str) -> None:
+    """Raise `EngineError` where no Ray cluster answers soon: Ray tries for minutes, and then ends the process."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        health = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        subprocess.run(health, check=True, capture_output=True, timeout=HEALTH_SECONDS)
+    except (OSError, ValueError, OverflowError, subprocess.SubprocessError) as error:
+        raise EngineError(
+            f"no Ray cluster answers at {address}: give HOST:PORT of its head node, as `ray start --head` says it"
+        ) from error
