@@ -181,6 +181,19 @@ def test_the_engines_agree_alone_and_in_batches_in_any_order(
         assert apart(np.concatenate([engine.embed(pixels[:5]), engine.embed(pixels[5:])]), exact) < 1e-4
 
 
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_picture_has_the_same_bits_in_a_batch_of_any_size(
+    name: str, engine: str, exports: dict[str, Path], seeded_weights: Path
+) -> None:
+    with Cache(exports[name]) as cache:
+        opened = open_engine(find(name, seeded_weights), "cpu", engine, cache.networks)
+        pixels = scenes(17)
+        whole = opened.embed(pixels)
+        for size in (1, 3, 8, 16):
+            np.testing.assert_array_equal(opened.embed(pixels[:size]), whole[:size])
+
+
 def test_several_threads_may_use_an_engine_at_once(exports: dict[str, Path], seeded_weights: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

@@ -151,7 +151,9 @@ def compute_with_ray(
         with _connected(options.address):
             places = _places(options)
             name, why = _engine(cache, backbones[0], places, missing.expected)
-            inner = replace(options, cache=None, engine=name, device="cuda" if places[0].gpus else "cpu", address=None)
+            weights = options.weights.absolute() if options.weights else None
+            device = "cuda" if places[0].gpus else "cpu"
+            inner = replace(options, weights=weights, cache=None, device=device, engine=name, address=None)
             job = Job(cache.folder, tuple(seen.spec for seen in backbones), backbones[0].weights, inner)
             blocks = _blocks(missing.pending, dataset.access or ACCESS, len(places))
             for done in _counted(_results(job, options, places, blocks), len(missing.pending), progress):

@@ -1,0 +1,321 @@
+"""Extraction on a Ray cluster: two nodes on this computer, workers and nodes killed in the middle; run with -m ray."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINTS, Result, write_picture
+
+import featcache
+from featcache.api import cluster
+from featcache.errors import DatasetError
+from featcache.records import Item, Seconds
+from featcache.sources import ACCESS
+from featcache.store import Cache, Row
+
+try:
+    import ray
+except ImportError:
+    ray = None
+
+
+def needs_ray(test: Any) -> Any:
+    """Mark a test that starts Ray."""
+    return pytest.mark.ray(pytest.mark.skipif(ray is None, reason="needs pip install 'featcache[ray]'")(test))
+
+
+Run = Callable[..., Result]
+PICTURES = 90
+EXPECTED = {"found": PICTURES + 5, "reused": 0, "computed": PICTURES, "duplicates": 3, "unreadable": 2}
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A cluster of a head without a core and two nodes of one core each."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(Path(cluster.__file__).parents[2]))
+        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        found.add_node(num_cpus=1)
+        found.add_node(num_cpus=1)
+        yield found
+        ray.shutdown()
+        found.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of pictures, with copies among them and files that are none."""
+    root = tmp_path_factory.mktemp("ray") / "photos"
+    for number in range(PICTURES):
+        label = list(TINTS)[number % 3]
+        write_picture(root / label / f"{number}.png", number, TINTS[label])
+    for number in (0, 30, 60):
+        shutil.copy(root / "leaf" / f"{number}.png", root / "sand" / f"copy-{number}.png")
+    (root / "sky" / "broken.png").write_bytes(b"\x89PNG no picture")
+    (root / "sky" / "empty.jpg").touch()
+    return root
+
+
+def vectors(folder: Path) -> dict[str, np.ndarray]:
+    """Return all rows of a cache of one fingerprint by their keys; none may be there twice."""
+    with Cache(folder, create=False) as cache:
+        (fingerprint,) = cache.fingerprints()
+        store = cache.store(fingerprint)
+        keys = [key.tobytes() for key in store.keys]
+        assert len(keys) == len(set(keys))
+        return {key.hex(): row for key, row in zip(keys, store.read(keys), strict=True)}
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    ours, theirs = vectors(folder), vectors(other)
+    assert ours.keys() == theirs.keys()
+    for key, vector in ours.items():
+        np.testing.assert_array_equal(vector, theirs[key])
+
+
+def commands(source: Path, nodes: Any, folder: Path) -> list[str | Path]:
+    return ["extract", source, "--engine", "ray", "--address", nodes.address, "--cache", folder, "--json"]
+
+
+def counts(summary: dict[str, Any]) -> dict[str, int]:
+    return {name: summary[name] for name in ("found", "reused", "computed", "duplicates", "unreadable")}
+
+
+@pytest.fixture(scope="module")
+def alone(pictures: Path, seeded_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache that one machine makes."""
+    folder = tmp_path_factory.mktemp("one-machine")
+    done = featcache.extract(pictures, featcache.Options("resnet18", seeded_weights, folder))
+    assert counts(asdict(done)) == EXPECTED
+    return folder
+
+
+def started(folder: Path) -> bool:
+    """Tell whether a worker has committed anything."""
+    return any(folder.glob("segments/*/seg-*.h5"))
+
+
+@contextmanager
+def meanwhile(folder: Path, harm: Callable[[], None]) -> Iterator[None]:
+    """Do harm in a thread as soon as the first vectors are committed to a cache."""
+
+    def watch() -> None:
+        while not started(folder):
+            time.sleep(0.005)
+        harm()
+        done.append(len(list(folder.glob("segments/*/seg-*.h5"))))
+
+    done: list[int] = []
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield
+    thread.join(60)
+    assert done, "nothing was harmed"
+    assert done[0] < cluster.BLOCKS * 2, "it was over before the harm was done"
+
+
+def workers(nodes: Any) -> list[int]:
+    """Return the process of each actor of the cluster, on Linux."""
+    raylets = {
+        processes[0].process.pid for node in nodes.list_all_nodes() for processes in [node.all_processes["raylet"]]
+    }
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent in raylets and (folder / "cmdline").read_bytes().startswith(b"ray::Worker"):
+                found.append(int(folder.name))
+    return found
+
+
+def refused(done: Result, *words: str) -> None:
+    """A command failed with one line that has these words, and nothing on stdout."""
+    assert done.code in (1, 2)
+    assert done.out == ""
+    (line,) = [line for line in done.err.splitlines() if line and not line.startswith("extract:")]
+    for word in words:
+        assert word in line
+
+
+@needs_ray
+def test_two_nodes_make_bit_for_bit_what_one_machine_makes(run: Run, nodes: Any, pictures: Path, alone: Path) -> None:
+    on_two = commands(pictures, nodes, Path("two"))
+    done = run(*on_two, network=True)
+    assert counts(done.json) == EXPECTED
+    assert done.json["engine"] == "torch"
+    assert "2 Ray workers" in done.json["engine_why"]
+    assert {Path(failure["path"]).name for failure in done.json["failures"]} == {"broken.png", "empty.jpg"}
+    assert_same(Path("two"), alone)
+    with Cache(Path("two")) as ours, Cache(alone) as theirs:
+        assert ours.catalog.dataset(str(pictures)) == theirs.catalog.dataset(str(pictures))
+        keys = [row.key for row in theirs.catalog.dataset(str(pictures)) if row.key]
+        assert ours.catalog.looks(keys) == theirs.catalog.looks(keys)
+    again = run(*on_two, network=True)
+    assert counts(again.json) == EXPECTED | {"reused": PICTURES, "computed": 0}
+
+
+@needs_ray
+def test_a_killed_worker_loses_and_doubles_nothing(
+    run: Run, nodes: Any, pictures: Path, alone: Path, tmp_path: Path
+) -> None:
+    def kill() -> None:
+        os.kill(workers(nodes)[0], signal.SIGKILL)
+
+    with meanwhile(tmp_path / "killed", kill):
+        done = run(*commands(pictures, nodes, tmp_path / "killed"), network=True)
+    assert counts(done.json) == EXPECTED
+    assert "ray" not in done.err.replace("Ray", "")
+    assert_same(tmp_path / "killed", alone)
+
+
+@needs_ray
+def test_a_lost_node_loses_and_doubles_nothing(
+    run: Run, nodes: Any, pictures: Path, alone: Path, tmp_path: Path
+) -> None:
+    try:
+        with meanwhile(
+            tmp_path / "lost", lambda: nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        ):
+            done = run(*commands(pictures, nodes, tmp_path / "lost"), network=True)
+    finally:
+        nodes.add_node(num_cpus=1)
+    assert counts(done.json) == EXPECTED
+    assert_same(tmp_path / "lost", alone)
+
+
+@needs_ray
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_was_committed_before_a_stop_is_there_afterwards(
+    run: Run, nodes: Any, pictures: Path, alone: Path, tmp_path: Path, seeded_weights: Path, sign: int, code: int
+) -> None:
+    folder = tmp_path / "stopped"
+    command = [*commands(pictures, nodes, folder), "--backbone", "resnet18", "--weights", seeded_weights]
+    words = [sys.executable, "-m", "featcache", *map(str, command)]
+    with (
+        subprocess.Popen(words, stderr=subprocess.PIPE) as process,
+        meanwhile(folder, lambda: process.send_signal(sign)),
+    ):
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == code, said
+    assert b"Traceback" not in said
+    done = run(*commands(pictures, nodes, folder), network=True)
+    assert 0 < done.json["reused"] < PICTURES
+    assert done.json["reused"] + done.json["computed"] == PICTURES
+    assert_same(folder, alone)
+
+
+@needs_ray
+def test_a_worker_that_fails_ends_it_in_one_line_that_names_the_node(
+    run: Run, nodes: Any, pictures: Path, tmp_path: Path, seeded_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "only-here.pth"
+    shutil.copy(seeded_weights, weights)
+    places = cluster._places
+
+    def connected(options: featcache.Options) -> list[cluster.Place]:
+        weights.unlink()  # as a file that no node but this has
+        return places(options)
+
+    monkeypatch.setattr(cluster, "_places", connected)
+    done = run(*commands(pictures, nodes, tmp_path / "failed"), "--backbone", "resnet18", "--weights", weights)
+    refused(done, f"on {platform.node()}: ", str(weights))
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Sequence[Item]], tuple[Row, ...]]) -> None:
+    """Let a cluster of one node answer this to its first block."""
+
+    def results(job: Any, options: Any, places: Any, blocks: Sequence[Sequence[Item]]) -> Iterator[cluster.Done]:
+        yield cluster.Done(0, "node-7", answer(blocks[0]), {}, {}, "cpu", (Seconds(0, 0, 0, 0, 0),))
+
+    monkeypatch.setattr(cluster, "_connected", lambda address: nullcontext())
+    monkeypatch.setattr(cluster, "_places", lambda options: [cluster.Place("", 1, 0)])
+    monkeypatch.setattr(cluster, "_results", results)
+    monkeypatch.setattr(cluster, "find_spec", lambda name: True)
+
+
+def test_a_node_without_the_pictures_does_not_make_them_unreadable(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(monkeypatch, lambda block: tuple(Row(item, None, "no such file") for item in block))
+    refused(run("extract", photos, "--engine", "ray", network=True), "node-7", "no such file", "all nodes")
+
+
+def test_a_node_with_another_folder_of_the_same_name_is_found_out(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(monkeypatch, lambda block: tuple(Row(item, bytes(32), None) for item in block))
+    refused(run("extract", photos, "--engine", "ray", network=True), "all nodes must share this folder")
+
+
+@needs_ray
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere.invalid:6379", "nonsense", "[::1]:99999"])
+def test_an_address_without_a_cluster_is_said_soon(run: Run, photos: Path, address: str) -> None:
+    start = time.monotonic()
+    refused(run("extract", photos, "--engine", "ray", "--address", address, network=True), address, "no Ray cluster")
+    assert time.monotonic() - start < cluster.ANSWER_SECONDS + 5
+
+
+@needs_ray
+def test_a_port_where_something_else_listens_is_no_cluster(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "HEALTH_SECONDS", 3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        refused(
+            run("extract", photos, "--engine", "ray", "--address", address, network=True), address, "no Ray cluster"
+        )
+
+
+def test_without_ray_the_command_that_installs_it_is_said(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refused(run("extract", photos, "--engine", "ray", network=True), "pip install 'featcache[ray]'")
+    assert not Path("cache").exists()
+
+
+def test_what_does_not_go_with_ray_is_refused(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "find_spec", lambda name: True)
+    refused(run("extract", photos, "--address", "head:6379", network=True), "--engine ray")
+    refused(run("extract", photos, "--engine", "ray", "--device", "cuda:1", network=True), "--device auto, cpu or cuda")
+    refused(run("extract", photos, "--engine", "ray", "--precision", "fp8", network=True), "fp8")
+    refused(run("predict", "a.joblib", photos, "--engine", "ray"), "featcache extract SOURCE --engine ray")
+
+
+def test_pictures_given_in_python_are_refused(
+    tmp_path: Path, seeded_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "find_spec", lambda name: True)
+    given = [(np.zeros((8, 8, 3), np.uint8), "black")]
+    with pytest.raises(DatasetError, match="given in Python"):
+        featcache.extract(given, featcache.Options("resnet18", seeded_weights, tmp_path / "cache", engine="ray"))
+
+
+def test_copies_lie_in_one_block_and_large_files_first(tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{number:02}").write_bytes(b"x" * (number % 20 + 1))
+    blocks = cluster._blocks([str(path) for path in sorted(tmp_path.iterdir())], ACCESS, workers=2)
+    sizes = [[Path(item.path).stat().st_size for item in block] for block in blocks]
+    assert [size for block in sizes for size in block] == sorted((n % 20 + 1 for n in range(40)), reverse=True)
+    assert all(set(one).isdisjoint(other) for one, other in pairwise(sizes))
+    assert len(blocks) >= cluster.BLOCKS * 2
