@@ -42,8 +42,11 @@ BLOCKS = 4
 TRIES = 3
 """How often a block is given to a worker again, and then to another one, that is lost with it."""
 
-ANSWER_SECONDS = 5
-HEALTH_SECONDS = 20
+ANSWER_SECONDS, HEALTH_SECONDS = 5, 20
+"""How long a cluster may take to take a connection, and to say that it is one."""
+
+QUIET_SECONDS = 120
+"""After so long without a first block it is said that the cluster may be full."""
 
 _logger = logging.getLogger(__name__)
 
@@ -310,18 +313,23 @@ def _results(job: Job, options: Options, places: Sequence[Place], blocks: Sequen
         )
 
     left = dict(enumerate(blocks))
+    quiet: float | None = QUIET_SECONDS
     for _ in range(TRIES):
         pool = ActorPool([actor(place) for place in places])
         for number, block in left.items():
             pool.submit(lambda worker, given: worker.run.remote(*given), (number, block))
         while pool.has_next():
             try:
-                done: Done = pool.get_next_unordered()
+                done: Done = pool.get_next_unordered(timeout=quiet)
+            except TimeoutError:
+                _logger.warning("no Ray worker has finished anything yet: `ray status` tells if others use the cores")
+                quiet = None
             except ray.exceptions.RayTaskError as error:  # what our own code raised there
                 raise _told(error.cause) from None
             except ray.exceptions.RayError as error:
                 _logger.warning("a Ray worker was lost, and others go on: %s", str(error).splitlines()[0])
             else:
+                quiet = None
                 del left[done.block]
                 yield done
         if not left:
