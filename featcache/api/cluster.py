@@ -29,7 +29,7 @@ from featcache.errors import CacheError, DatasetError, DeviceError, EngineError,
 from featcache.records import Access, Dataset, FeatureSpec, FileStat, Item, Look, Progress, Seconds
 from featcache.sources import ACCESS
 from featcache.sources.addresses import GIVEN, scheme
-from featcache.store import Cache, FeatureStore, Row
+from featcache.store import Cache, Row
 
 NAME = "ray"
 
@@ -86,21 +86,22 @@ class Place:
 class Worker:
     """An actor: reads, decodes and embeds blocks on `cores` cores, and commits the vectors to the shared folder.
 
-    Its catalog is its own and thrown away, since SQLite is not shared between computers.
+    Its catalog is its own and thrown away, since SQLite is not shared between computers; where vectors are shared by a
+    URL, so is its whole cache.
     """
 
     def __init__(self, job: Job, cores: int) -> None:
         os.environ["LOKY_MAX_CPU_COUNT"] = str(cores)  # what joblib.cpu_count goes by, and so every pool of threads
         self._job = job
         self._engine: Engine | None = None
+        self._own = TemporaryDirectory(prefix="featcache-")
 
     def run(self, block: int, items: Sequence[Item]) -> Done:
         """Bring the vectors of a block into the cache; a `FeatcacheError` names this node."""
+        own, share = Path(self._own.name), self._job.options.share
+        folder = own / "cache" if share else self._job.folder
         try:
-            with (
-                TemporaryDirectory(prefix="featcache-") as own,
-                Cache(self._job.folder, Path(own) / "catalog.sqlite", create=False) as cache,
-            ):
+            with Cache(folder, own / f"{block}.sqlite", create=bool(share), share=share) as cache:
                 return self._run(cache, block, items)
         except FeatcacheError as error:
             raise type(error)(f"on {platform.node()}: {error}") from None
@@ -160,14 +161,15 @@ def compute_with_ray(
             job = Job(cache.folder, tuple(seen.spec for seen in backbones), backbones[0].weights, inner)
             blocks = _blocks(missing.pending, dataset.access or ACCESS, len(places))
             for done in _counted(_results(job, options, places, blocks), len(missing.pending), progress):
-                _note(cache, missing, done, is_new=done.node not in {other.node for other in found})
+                is_new = done.node not in {other.node for other in found}
+                _note(cache, missing, done, backbones if is_new else ())
                 found.append(done)
             ran = Ran(name, found[0].device, f"{why}; {len(places)} Ray worker{'s' if len(places) > 1 else ''}")
     keys = list({row.key for row in map(missing.account.row, dataset.items) if row.key is not None})
     # As listed before the work: whatever was lost, done again or done twice, each vector counts once.
     computed = [int((~store.contains(keys)).sum()) for store in missing.stores]
+    _arrived(cache, backbones, keys)
     rows = missing.settle(dataset.items)
-    _check_shared(cache, missing.stores, keys)
     return missing.works(rows, computed, ran, _seconds(found, computed, perf_counter() - start))
 
 
@@ -183,13 +185,13 @@ def _counted(results: Iterable[Done], total: int, progress: Progress | None) -> 
             progress("extract", done, total)
 
 
-def _note(cache: Cache, missing: Missing, done: Done, *, is_new: bool) -> None:
+def _note(cache: Cache, missing: Missing, done: Done, to_check: Sequence[Backbone]) -> None:
     """Note what a worker found; the first block of a node must show that it sees the pictures and this folder."""
     for row in done.rows:
         missing.account.note(row.item.path, row.key, row.reason)
-    if is_new:
+    if to_check:
         keys = [row.key for row in done.rows if row.key is not None]
-        _check_shared(cache, [store.reopened() for store in missing.stores], keys)
+        _arrived(cache, to_check, keys)
         first = done.rows[0]
         if not done.files and not keys and _can_be_read(first.item.path, missing.access):
             raise DatasetError(
@@ -200,11 +202,15 @@ def _note(cache: Cache, missing: Missing, done: Done, *, is_new: bool) -> None:
     cache.catalog.remember_looks(done.looks)
 
 
-def _check_shared(cache: Cache, stores: Sequence[FeatureStore], keys: Sequence[bytes]) -> None:
-    if not all(store.contains(keys).all() for store in stores):
-        raise CacheError(
-            f"vectors that Ray's workers committed are not in {cache.folder}: all nodes must share this folder"
-        )
+def _arrived(cache: Cache, backbones: Sequence[Backbone], keys: Sequence[bytes]) -> None:
+    """Fetch what is shared by a URL; raises `CacheError` where vectors are not here that workers committed."""
+    for seen in backbones:
+        cache.fetch(seen.spec)
+        if not cache.features(seen.spec).contains(keys).all():
+            raise CacheError(
+                f"vectors that Ray's workers committed are not in {cache.folder}: all nodes must share this folder, or "
+                "vectors by --share URL"
+            )
 
 
 def _can_be_read(path: str, access: Access) -> bool:
