@@ -62,7 +62,7 @@ LOSSES = {"logreg": Loss(_cross_entropy, 0.5, False, 2.0), "svm": Loss(_squared_
 
 @dataclass(frozen=True)
 class Found:
-    """Weights (d + 1, values, K) on the axes, the intercept last, with the squared norms of the gradient at zero."""
+    """Weights (d + 1, values, K) on the axes, the intercept last, and the gradient where all of them are zero."""
 
     weights: torch.Tensor
     at_zero: torch.Tensor
@@ -100,7 +100,7 @@ class Descent:
     ) -> Found:
         """Return the weights; `told` hears the rounds done, and which share of its norm the gradient still has."""
         weights = self.penalty.new_zeros(self._shape) if start is None else start.weights
-        at_zero = None if start is None else start.at_zero
+        slope = None if start is None else start.at_zero
         before: State | None = None
         fallen = 1.0
         for done in range(MAX_ROUNDS):
@@ -111,12 +111,13 @@ class Descent:
             gradient = self._gradient(weights, tell)
             state = weights, gradient, (gradient.square() / self.scale).sum((0, 2))
             weights, gradient, norms = before = state if before is None else self._judged(state, before)
-            at_zero = norms if at_zero is None else at_zero
-            fallen = math.sqrt(float((norms / at_zero.clamp(min=torch.finfo(norms.dtype).tiny)).max()))
+            slope = gradient if slope is None else slope
+            at_zero = (slope.square() / self.scale).sum((0, 2)).clamp(min=torch.finfo(norms.dtype).tiny)
+            fallen = math.sqrt(float((norms / at_zero).max()))
             if fallen <= tol:
                 break
             weights = self._round(weights, gradient, tell)
-        return Found(weights, norms if at_zero is None else at_zero, fallen <= tol)
+        return Found(weights, gradient if slope is None else slope, fallen <= tol)
 
     def _judged(self, now: State, before: State) -> State:
         """Return where to go on from: faster where the gradient fell, else from before, and more slowly."""

@@ -19,7 +19,7 @@ from featcache.experiments.fitting import Trial, temperature_of
 from featcache.experiments.prepared import ALL_EQUAL, folds, not_finite
 from featcache.experiments.streams import Stream
 from featcache.heads.base import Head
-from featcache.records import FloatArray, Progress, Roll
+from featcache.records import Progress, Roll
 from featcache.splits import Plan, Rows
 from featcache.store.stored import StoredRows
 
@@ -72,7 +72,7 @@ def fit_stored(
     work.read()
     trials, judged, chosen_by, begun = work.choose()
     best = _simplest(trials, judged)
-    found = work.descend(work.fitted, [best.params["C"]], f"fit {head.name}", TOL, _only(begun, trials.index(best)))
+    found = work.descend(work.fitted, best.params["C"], f"fit {head.name}", TOL, begun[trials.index(best)])
     estimator = work.estimator(found, best)
     seconds = time.perf_counter() - start
     truth, said = work.answers(estimator)
@@ -127,8 +127,12 @@ class _Work:
         if not float(self.stream.scaler.var_.max()):
             raise HeadError(ALL_EQUAL)
 
-    def choose(self) -> tuple[list[Trial], int, str, Found]:
-        """Return a trial for each value of C, on how many rows they were judged and how, and the mean weights."""
+    def choose(self) -> tuple[list[Trial], int, str, list[Found]]:
+        """Return a trial for each value of C, on how many rows they were judged and how, and the mean weights of each.
+
+        The next value begins with the weights of the one before. Where it is no better by a standard error, those after
+        it are not tried: they take the most rounds, and the smallest within one would be taken all the same.
+        """
         y = self.codes[self.fitted].astype(np.intp)
         parts, chosen_by = folds(y, self.plan, self.seed)
         if len(y) >= MANY:
@@ -138,46 +142,46 @@ class _Work:
             parts = [(drawn[0], drawn[1])]
             if len(drawn[0]) < len(fitted) or len(drawn[1]) < len(held):
                 chosen_by += f" (drawn: {len(drawn[0]):,} fitted on, {len(drawn[1]):,} judged)"
-        values = list(self.head.grid["C"])
-        found, accuracies, temperatures = [], [], []
-        for number, (fitted, held) in enumerate(parts, 1):
-            stage = f"choose C, fold {number} of {len(parts)}" if len(parts) > 1 else "choose C"
-            found.append(self.descend(self.fitted[fitted], values, stage, ROUGH))
-            right, hot = self._held(found[-1].weights, self.fitted[held])
-            accuracies.append(right)
-            temperatures.append(np.log(hot))
-        trials = [
-            Trial({"C": C}, float(accuracy), float(np.exp(hot)))
-            for C, accuracy, hot in zip(values, np.mean(accuracies, axis=0), np.mean(temperatures, axis=0), strict=True)
-        ]
-        chosen_by += ", the smallest C within one standard error"
-        return trials, sum(len(held) for _, held in parts), chosen_by, _mean(found)
+        judged = sum(len(held) for _, held in parts)
+        trials: list[Trial] = []
+        means: list[Found] = []
+        found: list[Found | None] = [None] * len(parts)
+        for C in self.head.grid["C"]:
+            results = []
+            for number, (fitted, held) in enumerate(parts):
+                stage = f"C={C:g}" + (f", fold {number + 1} of {len(parts)}" if len(parts) > 1 else "")
+                found[number] = now = self.descend(self.fitted[fitted], C, f"choose {stage}", ROUGH, found[number])
+                results.append(self._held(now.weights, self.fitted[held]))
+            accuracy, hot = np.mean([(right, np.log(hot)) for right, hot in results], axis=0)
+            trials.append(Trial({"C": C}, float(accuracy), float(np.exp(hot))))
+            means.append(_mean([one for one in found if one is not None]))
+            if len(trials) > 1 and accuracy <= trials[-2].accuracy:
+                break
+        return trials, judged, f"{chosen_by}, the smallest C within one standard error", means
 
-    def descend(self, rows: Rows, values: list[float], stage: str, tol: float, start: Found | None = None) -> Found:
+    def descend(self, rows: Rows, C: float, stage: str, tol: float, start: Found | None = None) -> Found:
         """Minimise the objective over some rows, and tell how far it has come."""
-        descent = Descent(LOSSES[self.head.name], self.stream, rows, values, len(self.classes), self.seed)
+        descent = Descent(LOSSES[self.head.name], self.stream, rows, [C], len(self.classes), self.seed)
         found = descent.run(tol, start, _Course(self.progress, stage, tol))
         self.progress(stage, 100, 100)
         return found
 
-    def _held(self, weights: torch.Tensor, rows: Rows) -> tuple[FloatArray, FloatArray]:
-        """Return accuracy and temperature for each value of C, on rows that were held out."""
-        n_values, n_classes = weights.shape[1:]
+    def _held(self, weights: torch.Tensor, rows: Rows) -> tuple[float, float]:
+        """Return accuracy and temperature on rows that were held out."""
+        n_classes = len(self.classes)
         weights = self.stream.to_centred(weights)
-        right, kept, truths = np.zeros(n_values), [], []
-        share = min(1.0, SAMPLE / (len(rows) * n_values * n_classes))
-        generator, size = np.random.default_rng(self.seed), max(1, PROBABILITIES // (n_values * n_classes))
+        right, kept, truths = 0, [], []
+        share = min(1.0, SAMPLE / (len(rows) * n_classes))
+        generator, size = np.random.default_rng(self.seed), max(1, PROBABILITIES // n_classes)
         for taken, block in self.stream.centred(self.stream.in_order(rows)):
             truth = self.stream.truth(taken)
             for x, y in zip(torch.split(block, size), torch.split(truth, size), strict=True):
-                given = scores(x, weights)
-                right += (given.argmax(-1) == y[:, None]).sum(0).cpu().numpy()
+                given = scores(x, weights)[:, 0]
+                right += int((given.argmax(-1) == y).sum())
                 some = torch.from_numpy(generator.random(len(x)) <= share).to(x.device)
                 kept.append(given[some].cpu().numpy())
                 truths.append(y[some].cpu().numpy())
-        sample, known = np.concatenate(kept), np.concatenate(truths)
-        hot = [temperature_of(np.ascontiguousarray(sample[:, at]), known) for at in range(n_values)]
-        return right / len(rows), np.array(hot)
+        return right / len(rows), float(temperature_of(np.concatenate(kept), np.concatenate(truths)))
 
     def estimator(self, found: Found, trial: Trial) -> Any:
         """Return the pipeline that a head in memory would be, without the turn: it is in the weights."""
@@ -227,14 +231,13 @@ def _simplest(trials: Sequence[Trial], judged: int) -> Trial:
     What lies within it is left to chance, and less regularised weights take many more rounds.
     """
     most = max(trial.accuracy for trial in trials)
-    error = math.sqrt(most * (1 - most) / judged)
-    return next(trial for trial in trials if trial.accuracy >= most - error)
+    return next(trial for trial in trials if trial.accuracy >= most - _error(most, judged))
+
+
+def _error(accuracy: float, judged: int) -> float:
+    return math.sqrt(accuracy * (1 - accuracy) / judged)
 
 
 def _mean(found: Sequence[Found]) -> Found:
     weights, at_zero = (torch.stack([getattr(one, name) for one in found]).mean(0) for name in ("weights", "at_zero"))
     return Found(weights, at_zero, all(one.converged for one in found))
-
-
-def _only(found: Found, at: int) -> Found:
-    return Found(found.weights[:, at : at + 1], found.at_zero[at : at + 1], found.converged)
