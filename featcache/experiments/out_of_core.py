@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.pipeline import make_pipeline
 
@@ -34,6 +35,9 @@ SAMPLE = 2**24
 
 PROBABILITIES = 2**22
 """So many probabilities are in memory at once."""
+
+
+Right = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ def fit_stored(
     work = _Work(head, vectors, roll, plan, seed, device, progress)
     start = time.perf_counter()
     work.read()
-    trials, judged, chosen_by, begun = work.choose()
-    best = _simplest(trials, judged)
+    trials, right, chosen_by, begun = work.choose()
+    best = _simplest(trials, right)
     found = work.descend(work.fitted, best.params["C"], f"fit {head.name}", TOL, begun[trials.index(best)])
     estimator = work.estimator(found, best)
     seconds = time.perf_counter() - start
@@ -127,11 +131,11 @@ class _Work:
         if not float(self.stream.scaler.var_.max()):
             raise HeadError(ALL_EQUAL)
 
-    def choose(self) -> tuple[list[Trial], int, str, list[Found]]:
-        """Return a trial for each value of C, on how many rows they were judged and how, and the mean weights of each.
+    def choose(self) -> tuple[list[Trial], list[Right], str, list[Found]]:
+        """Return a trial for each value of C, which held rows each has right, how they were held, and the mean weights.
 
-        The next value begins with the weights of the one before. Where it is no better by a standard error, those after
-        it are not tried: they take the most rounds, and the smallest within one would be taken all the same.
+        The next value begins with the weights of the one before. Where it is worse than the best one before by more
+        than chance, those after it are not tried: they take the most rounds.
         """
         y = self.codes[self.fitted].astype(np.intp)
         parts, chosen_by = folds(y, self.plan, self.seed)
@@ -142,8 +146,8 @@ class _Work:
             parts = [(drawn[0], drawn[1])]
             if len(drawn[0]) < len(fitted) or len(drawn[1]) < len(held):
                 chosen_by += f" (drawn: {len(drawn[0]):,} fitted on, {len(drawn[1]):,} judged)"
-        judged = sum(len(held) for _, held in parts)
         trials: list[Trial] = []
+        rights: list[Right] = []
         means: list[Found] = []
         found: list[Found | None] = [None] * len(parts)
         for C in self.head.grid["C"]:
@@ -152,12 +156,13 @@ class _Work:
                 stage = f"C={C:g}" + (f", fold {number + 1} of {len(parts)}" if len(parts) > 1 else "")
                 found[number] = now = self.descend(self.fitted[fitted], C, f"choose {stage}", ROUGH, found[number])
                 results.append(self._held(now.weights, self.fitted[held]))
-            accuracy, hot = np.mean([(right, np.log(hot)) for right, hot in results], axis=0)
+            accuracy, hot = np.mean([(right.mean(), np.log(hot)) for right, hot in results], axis=0)
+            rights.append(np.concatenate([right for right, _ in results]))
             trials.append(Trial({"C": C}, float(accuracy), float(np.exp(hot))))
             means.append(_mean([one for one in found if one is not None]))
-            if len(trials) > 1 and accuracy <= trials[-2].accuracy:
+            if any(_is_worse(rights[-1], before) for before in rights[:-1]):
                 break
-        return trials, judged, f"{chosen_by}, the smallest C within one standard error", means
+        return trials, rights, f"{chosen_by}, the smallest C within one standard error", means
 
     def descend(self, rows: Rows, C: float, stage: str, tol: float, start: Found | None = None) -> Found:
         """Minimise the objective over some rows, and tell how far it has come."""
@@ -166,22 +171,22 @@ class _Work:
         self.progress(stage, 100, 100)
         return found
 
-    def _held(self, weights: torch.Tensor, rows: Rows) -> tuple[float, float]:
-        """Return accuracy and temperature on rows that were held out."""
+    def _held(self, weights: torch.Tensor, rows: Rows) -> tuple[Right, float]:
+        """Return which of the rows that were held out are right, in order of the disk, and the temperature on them."""
         n_classes = len(self.classes)
         weights = self.stream.to_centred(weights)
-        right, kept, truths = 0, [], []
+        right, kept, truths = [], [], []
         share = min(1.0, SAMPLE / (len(rows) * n_classes))
         generator, size = np.random.default_rng(self.seed), max(1, PROBABILITIES // n_classes)
         for taken, block in self.stream.centred(self.stream.in_order(rows)):
             truth = self.stream.truth(taken)
             for x, y in zip(torch.split(block, size), torch.split(truth, size), strict=True):
                 given = scores(x, weights)[:, 0]
-                right += int((given.argmax(-1) == y).sum())
+                right.append((given.argmax(-1) == y).cpu().numpy())
                 some = torch.from_numpy(generator.random(len(x)) <= share).to(x.device)
                 kept.append(given[some].cpu().numpy())
                 truths.append(y[some].cpu().numpy())
-        return right / len(rows), float(temperature_of(np.concatenate(kept), np.concatenate(truths)))
+        return np.concatenate(right), float(temperature_of(np.concatenate(kept), np.concatenate(truths)))
 
     def estimator(self, found: Found, trial: Trial) -> Any:
         """Return the pipeline that a head in memory would be, without the turn: it is in the weights."""
@@ -225,17 +230,18 @@ class _Course:
         self._progress(self._stage, self._most, 100)
 
 
-def _simplest(trials: Sequence[Trial], judged: int) -> Trial:
-    """Return the most regularised trial within one standard error of the best (Breiman et al. 1984, CART, 3.4.3).
+def _simplest(trials: Sequence[Trial], rights: Sequence[Right]) -> Trial:
+    """Return the most regularised trial that is not worse than the best one by more than chance."""
+    best = max(range(len(trials)), key=lambda at: trials[at].accuracy)
+    return next(trial for trial, right in zip(trials, rights, strict=True) if not _is_worse(right, rights[best]))
 
-    What lies within it is left to chance, and less regularised weights take many more rounds.
+
+def _is_worse(right: Right, other: Right) -> bool:
+    """Tell whether fewer of the same rows are right, by more than a standard error of the difference.
+
+    The rule is that of Breiman et al. (1984, CART, 3.4.3); the error is the paired one, of rows only one has right.
     """
-    most = max(trial.accuracy for trial in trials)
-    return next(trial for trial in trials if trial.accuracy >= most - _error(most, judged))
-
-
-def _error(accuracy: float, judged: int) -> float:
-    return math.sqrt(accuracy * (1 - accuracy) / judged)
+    return float(other.sum() - right.sum()) > math.sqrt((right != other).sum())
 
 
 def _mean(found: Sequence[Found]) -> Found:
