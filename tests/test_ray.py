@@ -23,8 +23,9 @@ import pytest
 from conftest import TINTS, Result, write_picture
 
 import featcache
-from featcache.api import cluster
-from featcache.errors import DatasetError
+from featcache.api import cluster, connecting
+from featcache.api.connecting import Place, places_of
+from featcache.errors import DatasetError, DeviceError, EngineError
 from featcache.records import Item, Seconds
 from featcache.sources import ACCESS
 from featcache.store import Cache, Row
@@ -229,13 +230,12 @@ def test_a_worker_that_fails_ends_it_in_one_line_that_names_the_node(
 ) -> None:
     weights = tmp_path / "only-here.pth"
     shutil.copy(seeded_weights, weights)
-    places = cluster._places
 
-    def connected(options: featcache.Options) -> list[cluster.Place]:
+    def places(options: featcache.Options) -> list[Place]:
         weights.unlink()  # as a file that no node but this has
-        return places(options)
+        return places_of(options)
 
-    monkeypatch.setattr(cluster, "_places", connected)
+    monkeypatch.setattr(cluster, "places_of", places)
     done = run(*commands(pictures, nodes, tmp_path / "failed"), "--backbone", "resnet18", "--weights", weights)
     refused(done, f"on {platform.node()}: ", str(weights))
 
@@ -244,10 +244,10 @@ def answering(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Sequence[Item]]
     """Let a cluster of one node answer this to its first block."""
 
     def results(job: Any, options: Any, places: Any, blocks: Sequence[Sequence[Item]]) -> Iterator[cluster.Done]:
-        yield cluster.Done(0, "node-7", answer(blocks[0]), {}, {}, "cpu", (Seconds(0, 0, 0, 0, 0),))
+        yield cluster.Done(0, "node-7", answer(blocks[0]), {}, {}, len(blocks[0]), "cpu", (Seconds(0, 0, 0, 0, 0),))
 
-    monkeypatch.setattr(cluster, "_connected", lambda address: nullcontext())
-    monkeypatch.setattr(cluster, "_places", lambda options: [cluster.Place("", 1, 0)])
+    monkeypatch.setattr(cluster, "connected", lambda address: nullcontext())
+    monkeypatch.setattr(cluster, "places_of", lambda options: [Place("", 1, 0)])
     monkeypatch.setattr(cluster, "_results", results)
     monkeypatch.setattr(cluster, "find_spec", lambda name: True)
 
@@ -256,7 +256,7 @@ def test_a_node_without_the_pictures_does_not_make_them_unreadable(
     run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answering(monkeypatch, lambda block: tuple(Row(item, None, "no such file") for item in block))
-    refused(run("extract", photos, "--engine", "ray", network=True), "node-7", "no such file", "all nodes")
+    refused(run("extract", photos, "--engine", "ray", network=True), "node-7", "no such file", "on all nodes")
 
 
 def test_a_node_with_another_folder_of_the_same_name_is_found_out(
@@ -271,14 +271,14 @@ def test_a_node_with_another_folder_of_the_same_name_is_found_out(
 def test_an_address_without_a_cluster_is_said_soon(run: Run, photos: Path, address: str) -> None:
     start = time.monotonic()
     refused(run("extract", photos, "--engine", "ray", "--address", address, network=True), address, "no Ray cluster")
-    assert time.monotonic() - start < cluster.ANSWER_SECONDS + 5
+    assert time.monotonic() - start < connecting.ANSWER_SECONDS + 5
 
 
 @needs_ray
 def test_a_port_where_something_else_listens_is_no_cluster(
     run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "HEALTH_SECONDS", 3)
+    monkeypatch.setattr(connecting, "HEALTH_SECONDS", 3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         refused(
@@ -309,6 +309,26 @@ def test_pictures_given_in_python_are_refused(
     given = [(np.zeros((8, 8, 3), np.uint8), "black")]
     with pytest.raises(DatasetError, match="given in Python"):
         featcache.extract(given, featcache.Options("resnet18", seeded_weights, tmp_path / "cache", engine="ray"))
+
+
+@needs_ray
+def test_where_there_are_gpus_each_has_a_worker_and_else_each_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    def node(name: str, **resources: float) -> dict[str, Any]:
+        return {"NodeID": name, "Alive": name != "gone", "Resources": resources}
+
+    nodes = [node("head"), node("gone", CPU=8.0), node("a", CPU=8.0, GPU=2.0), node("b", CPU=4.0)]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert places_of(featcache.Options()) == [Place("a", 4, 1)] * 2
+    on_cores = [Place("a", 8, 0), Place("b", 4, 0)]
+    assert places_of(featcache.Options(device="cpu")) == on_cores
+    assert places_of(featcache.Options(precision="int8")) == on_cores
+    nodes[2:] = [node("b", CPU=4.0)]
+    assert places_of(featcache.Options()) == [Place("b", 4, 0)]
+    with pytest.raises(DeviceError, match="no node of the Ray cluster has a GPU"):
+        places_of(featcache.Options(device="cuda"))
+    nodes[1:] = []
+    with pytest.raises(EngineError, match="no node of the Ray cluster has a core"):
+        places_of(featcache.Options())
 
 
 def test_copies_lie_in_one_block_and_large_files_first(tmp_path: Path) -> None:

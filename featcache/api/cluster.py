@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import platform
-import signal
-import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any, TextIO
+from typing import Any
 
+from featcache.api.connecting import Place, connected, places_of
 from featcache.api.options import Options
 from featcache.api.pipeline import Missing, Ran, Work, compute, parts
 from featcache.backbones import Backbone, reproduce
@@ -42,9 +36,6 @@ BLOCKS = 4
 TRIES = 3
 """How often a block is given to a worker again, and then to another one, that is lost with it."""
 
-ANSWER_SECONDS, HEALTH_SECONDS = 5, 20
-"""How long a cluster may take to take a connection, and to say that it is one."""
-
 QUIET_SECONDS = 120
 """After so long without a first block it is said that the cluster may be full."""
 
@@ -63,24 +54,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """What a worker made of a block: what became of each path, what it saw of the files, and seconds of each view."""
+    """What a worker made of a block: what became of each path, what it saw of the files, and seconds of each view.
+
+    `unseen` is how many files it could not read.
+    """
 
     block: int
     node: str
     rows: tuple[Row, ...]
     files: dict[str, tuple[FileStat, bytes]]
     looks: dict[bytes, Look]
+    unseen: int
     device: str
     seconds: tuple[Seconds, ...]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a worker runs: a node of the cluster, and what it gets of it."""
-
-    node: str
-    cores: int
-    gpus: int
 
 
 class Worker:
@@ -123,6 +109,7 @@ class Worker:
             rows,
             cache.catalog.known_files(item.path for item in items),
             cache.catalog.looks({row.key for row in rows if row.key is not None}),
+            sum(row.key is None and not _can_be_read(row.item.path, ACCESS) for row in rows),
             self._engine.device,
             tuple(work.seconds for work in done),
         )
@@ -152,8 +139,8 @@ def compute_with_ray(
     found: list[Done] = []
     ran = None
     if missing.pending:
-        with _connected(options.address):
-            places = _places(options)
+        with connected(options.address):
+            places = places_of(options)
             name, why = _engine(cache, backbones[0], places, missing.expected)
             weights = options.weights.absolute() if options.weights else None
             device = "cuda" if places[0].gpus else "cpu"
@@ -163,7 +150,7 @@ def compute_with_ray(
             for done in _counted(_results(job, options, places, blocks), len(missing.pending), progress):
                 is_new = done.node not in {other.node for other in found}
                 _note(cache, missing, done, backbones if is_new else ())
-                found.append(done)
+                found.append(replace(done, rows=(), files={}, looks={}))
             ran = Ran(name, found[0].device, f"{why}; {len(places)} Ray worker{'s' if len(places) > 1 else ''}")
     keys = list({row.key for row in map(missing.account.row, dataset.items) if row.key is not None})
     # As listed before the work: whatever was lost, done again or done twice, each vector counts once.
@@ -186,18 +173,17 @@ def _counted(results: Iterable[Done], total: int, progress: Progress | None) -> 
 
 
 def _note(cache: Cache, missing: Missing, done: Done, to_check: Sequence[Backbone]) -> None:
-    """Note what a worker found; the first block of a node must show that it sees the pictures and this folder."""
+    """Note what a worker found; one that sees other folders than are here must not make pictures unreadable or lost."""
+    first = done.rows[0]
+    if done.unseen == len(done.rows) and _can_be_read(first.item.path, missing.access):
+        raise DatasetError(
+            f"on {done.node}: {first.item.path}: {first.reason}; here it can be read: the pictures must be at the same "
+            "place on all nodes"
+        )
+    if to_check:
+        _arrived(cache, to_check, [row.key for row in done.rows if row.key is not None])
     for row in done.rows:
         missing.account.note(row.item.path, row.key, row.reason)
-    if to_check:
-        keys = [row.key for row in done.rows if row.key is not None]
-        _arrived(cache, to_check, keys)
-        first = done.rows[0]
-        if not done.files and not keys and _can_be_read(first.item.path, missing.access):
-            raise DatasetError(
-                f"on {done.node}: {first.item.path}: {first.reason}; it can be read here: all nodes must have the "
-                "pictures at the same place"
-            )
     cache.catalog.remember_files((path, *known) for path, known in done.files.items())
     cache.catalog.remember_looks(done.looks)
 
@@ -279,26 +265,6 @@ def _seconds(found: Sequence[Done], computed: Sequence[int], total: float) -> li
     ]
 
 
-def _places(options: Options) -> list[Place]:
-    """Return where workers run: one a GPU where the cluster has any, else one a node with all its cores."""
-    import ray
-
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    shares = {
-        node["NodeID"]: (int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))) for node in nodes
-    }
-    found: list[Place] = []
-    if options.device != "cpu" and options.precision != "int8":  # which runs on CPUs
-        for node, (cores, gpus) in shares.items():
-            found += [Place(node, max(1, cores // max(gpus, 1)), 1)] * gpus
-    if not found and options.device == "cuda":
-        raise DeviceError("no node of the Ray cluster has a GPU: use --device auto or cpu")
-    found = found or [Place(node, cores, 0) for node, (cores, _) in shares.items() if cores]
-    if not found:
-        raise EngineError("no node of the Ray cluster has a core to work on")
-    return found
-
-
 def _results(job: Job, options: Options, places: Sequence[Place], blocks: Sequence[Sequence[Item]]) -> Iterator[Done]:
     """Yield the blocks as workers finish them; each worker has one at a time, and a new one when it is done."""
     import ray
@@ -340,7 +306,7 @@ def _results(job: Job, options: Options, places: Sequence[Place], blocks: Sequen
                 yield done
         if not left:
             return
-        places = _places(options)  # those that are still there
+        places = places_of(options)  # those that are still there
     raise EngineError(
         f"{len(left):,} of {len(blocks):,} parts came to nothing in {TRIES} tries, because Ray's workers were lost "
         f"each time: see `ray status`, and the logs of the nodes; one begins with {next(iter(left.values()))[0].path}"
@@ -353,53 +319,3 @@ def _told(cause: BaseException) -> FeatcacheError:
         return cause
     said = " ".join(str(cause).split())[:300]
     return EngineError(f"a Ray worker failed ({type(cause).__name__}: {said}): is the same featcache on all nodes?")
-
-
-@contextmanager
-def _connected(address: str | None) -> Iterator[None]:
-    """Connect to the cluster at an address, or start Ray here, and leave it again; one in use already stays in use."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that is started here tells nobody
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address not in (None, "local", "auto"):
-        _check_answers(address)
-    terminate = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise EngineError(f"Ray cannot be used: {' '.join(str(error).split())[:300]}") from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in the place
-    try:
-        with redirect_stdout(_OurOwn(sys.stdout)):
-            yield
-    finally:
-        ray.shutdown()
-
-
-class _OurOwn(io.TextIOBase):
-    """Stdout as one thread sees it: what Ray's threads print there, pages about a lost worker, goes nowhere."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._ours = threading.current_thread()
-
-    def write(self, text: str) -> int:
-        return self._out.write(text) if threading.current_thread() is self._ours else len(text)
-
-
-def _check_answers(address: str) -> None:
-    """Raise `EngineError` where no Ray cluster answers soon: Ray tries for minutes, and then ends the process."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
-        health = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-        subprocess.run(health, check=True, capture_output=True, timeout=HEALTH_SECONDS)
-    except (OSError, ValueError, OverflowError, subprocess.SubprocessError) as error:
-        raise EngineError(
-            f"no Ray cluster answers at {address}: give HOST:PORT of its head node, as `ray start --head` says it"
-        ) from error
