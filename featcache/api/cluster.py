@@ -265,29 +265,30 @@ def _seconds(found: Sequence[Done], computed: Sequence[int], total: float) -> li
     ]
 
 
+def _actor(job: Job, place: Place) -> Any:
+    """Start a worker at a place; Ray starts it again there, and does what it was at again, if it is killed."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    options = {
+        "num_cpus": place.cores,
+        "num_gpus": place.gpus,
+        "max_restarts": -1,
+        "max_task_retries": TRIES,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(place.node, soft=False),
+    }
+    return ray.remote(Worker).options(**options).remote(job, place.cores)
+
+
 def _results(job: Job, options: Options, places: Sequence[Place], blocks: Sequence[Sequence[Item]]) -> Iterator[Done]:
     """Yield the blocks as workers finish them; each worker has one at a time, and a new one when it is done."""
     import ray
     from ray.util import ActorPool
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    def actor(place: Place) -> Any:
-        return (
-            ray.remote(Worker)
-            .options(
-                num_cpus=place.cores,
-                num_gpus=place.gpus,
-                max_restarts=-1,
-                max_task_retries=TRIES,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False),
-            )
-            .remote(job, place.cores)
-        )
 
     left = dict(enumerate(blocks))
     quiet: float | None = QUIET_SECONDS
     for _ in range(TRIES):
-        pool = ActorPool([actor(place) for place in places])
+        pool = ActorPool([_actor(job, place) for place in places])
         for number, block in left.items():
             pool.submit(lambda worker, given: worker.run.remote(*given), (number, block))
         while pool.has_next():
