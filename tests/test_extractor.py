@@ -310,7 +310,7 @@ def test_pictures_that_cannot_be_read_are_named(extractor: FeatureExtractor, pat
         ([1], "1 of 1 .* a int is no picture"),
         ([["a.png"]], "1 of 1 .* a list is no picture"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_holds_no_pictures_is_refused(X: Any, said: str, extractor: FeatureExtractor, paths: list[str]) -> None:
     extractor.fit(paths)
