@@ -54,14 +54,16 @@ def compute(
     progress: Progress | None,
     access: Access | None = None,
     engine: Engine | None = None,
+    is_verified: bool = False,
 ) -> list[Work]:
     """Bring the vectors of `items` into the cache, computing only those it lacks, and return the work of each backbone.
 
     `backbones` are views of one network: a picture is read and decoded once for all of them. `access` is the dataset's
-    own way to its pictures, if it has one; `engine` is one that is open already.
+    own way to its pictures, if it has one; `engine` is one that is open already. With `is_verified` the
+    caller has looked for broken segments.
     """
     start = perf_counter()
-    missing = Missing(cache, items, backbones, options, access)
+    missing = Missing(cache, items, backbones, options, access, is_verified)
     account, pending = missing.account, missing.pending
     reader = Reader(missing.stores, [backbone.spec for backbone in backbones], missing.access)
     with ExitStack() as stack:
@@ -92,11 +94,12 @@ class Missing:
         backbones: Sequence[Backbone],
         options: Options,
         access: Access | None,
+        is_verified: bool = False,
     ) -> None:
         self.access = access or ACCESS
         self.stores = [cache.features(backbone.spec) for backbone in backbones]
         unchanged = _unchanged(cache, items, self.access)
-        self.account = Account(_held({} if options.rehash else unchanged, self.stores, items))
+        self.account = Account(_held({} if options.rehash else unchanged, self.stores, items, is_verified))
         self.pending = self.account.pending(items)
         self.expected = _expected(unchanged, self.stores, self.pending)
 
@@ -196,12 +199,15 @@ def _expected(unchanged: dict[str, bytes], stores: Sequence[FeatureStore], pendi
     return len(pending) * len(stores) - sum(int(store.contains(keys).sum()) for store in stores)
 
 
-def _held(keys: dict[str, bytes], stores: Sequence[FeatureStore], items: Sequence[Item]) -> dict[str, bytes]:
+def _held(
+    keys: dict[str, bytes], stores: Sequence[FeatureStore], items: Sequence[Item], is_verified: bool
+) -> dict[str, bytes]:
     """Return those of the files whose vectors are all held."""
     are_all_known = len(keys) == len({item.path for item in items})
     for store in stores:
         # What is broken is put aside, and then no longer held. A picture whose path is new may be anywhere in it.
-        store.verify(list(keys.values()) if are_all_known else None)
+        if not is_verified:
+            store.verify(list(keys.values()) if are_all_known else None)
         held = store.contains(list(keys.values()))
         keys = {path: key for (path, key), is_held in zip(keys.items(), held, strict=True) if is_held}
     return keys

@@ -19,6 +19,7 @@ class Networks:
     """Exported networks, `networks/<fingerprint[:16]>-<sha256[:16]>.onnx`; one that is damaged is moved to `bad`."""
 
     suffix = ".onnx"
+    what = "the exported network"
 
     def __init__(self, folder: Path, bad: Path) -> None:
         self._folder = folder
@@ -39,7 +40,7 @@ class Networks:
                 return path
             kept = self._bad / f"{path.stem}.{time.time_ns()}{self.suffix}"
             move(path, kept)
-            _logger.warning("%s is damaged; moved to %s", path, kept)
+            _logger.warning("%s %s is damaged; moved to %s", self.what, path, kept)
         return None
 
     def keep(self, fingerprint: str, network: bytes | memoryview) -> Path:
@@ -53,6 +54,7 @@ class Indexes(Networks):
     """Indexes of the vectors of datasets, `indexes/<name>-<sha256[:16]>.faiss`, kept as exported networks are."""
 
     suffix = ".faiss"
+    what = "the index"
 
     @staticmethod
     def name(root: str, fingerprint: str, run: int) -> str:

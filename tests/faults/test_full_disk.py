@@ -220,7 +220,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(LEVELS, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [2, pytest.param(LEVELS, marks=pytest.mark.soak)])
 def test_a_command_on_a_full_disk_is_one_line_and_goes_on_with_room(
     tmp_path: Path, pictures: Path, seeded_weights: Path, count: int
 ) -> None:

@@ -345,7 +345,7 @@ class Siege:
 
 
 @pytest.mark.parametrize(
-    ("timed", "at_calls"), [(6, 8), pytest.param(250, 250, marks=pytest.mark.soak)], ids=["short", "long"]
+    ("timed", "at_calls"), [(3, 5), pytest.param(250, 250, marks=pytest.mark.soak)], ids=["short", "long"]
 )
 def test_no_kill_of_an_extraction_costs_a_committed_row(
     server: Server, tmp_path: Path, seeded_weights: Path, timed: int, at_calls: int
