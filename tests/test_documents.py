@@ -17,6 +17,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *sorted(ROOT.glob("examples/*.md")),
     *ROOT.glob("benchmarks/*.md"),
+    *ROOT.glob("docs/*.md"),
 ]
 SHOWN = [
     (page, line.removeprefix("$ ").split(" > ")[0])
