@@ -175,6 +175,19 @@ def test_two_nodes_make_bit_for_bit_what_one_machine_makes(run: Run, nodes: Any,
 
 
 @needs_ray
+def test_workers_that_share_no_folder_meet_at_a_url(
+    run: Run, nodes: Any, pictures: Path, alone: Path, tmp_path: Path
+) -> None:
+    folder, share = tmp_path / "cache", tmp_path / "share"
+    found = run(*commands(pictures, nodes, folder), "--share", f"file://{share}", network=True)
+    assert (found.code, counts(found.json)) == (0, EXPECTED)
+    assert_same(folder, alone)
+    theirs = {path.name for path in share.rglob("seg-*.h5")}
+    assert theirs == {path.name for path in folder.rglob("seg-*.h5")}
+    assert len({name.split("-")[2] for name in theirs}) > 1  # several writers
+
+
+@needs_ray
 def test_a_killed_worker_loses_and_doubles_nothing(
     run: Run, nodes: Any, pictures: Path, alone: Path, tmp_path: Path
 ) -> None:
