@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from featcache.errors import DatasetError, DatasetNotFoundError, PictureError, U
 from featcache.load import load
 from featcache.records import ExtractSummary, Item
 from featcache.sources import read
+from featcache.sources.addresses import named
 from featcache.store import Cache
 
 Run = Callable[..., Result]
@@ -589,3 +591,33 @@ def test_a_target_transform_is_heeded_and_a_transform_is_refused() -> None:
 def test_objects_that_are_no_dataset_of_pictures_are_refused(given: Any, said: str) -> None:
     with pytest.raises(DatasetError, match=said):
         discover(given)
+
+
+def test_columns_of_what_has_none_are_refused(tmp_path: Path) -> None:
+    write_picture(tmp_path / "imgs" / "a" / "1.png", 1)
+    write_picture(tmp_path / "imgs" / "b" / "1.png", 2)
+    with zipfile.ZipFile(tmp_path / "imgs.zip", "w") as archive:
+        for path in (tmp_path / "imgs").rglob("*.png"):
+            archive.write(path, path.relative_to(tmp_path))
+    for source in ("imgs", "imgs.zip", "imgs/a/1.png"):
+        with pytest.raises(DatasetError, match="has no columns"):
+            discover(tmp_path / source, columns={"label": "x"})
+
+
+def test_a_label_that_no_sample_has_is_an_error(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "1.tar", "w") as archive:
+        for name, data in (("1.png", b"picture"), ("1.cls", b"ant"), ("1.json", b"{}")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    assert [item.label for item in discover(tmp_path / "1.tar").items] == ["ant"]
+    with pytest.raises(DatasetError, match=r"looked for in KEY\.json: --columns label=json\.kind"):
+        discover(tmp_path / "1.tar", columns={"label": "json.kind"})
+
+
+def test_a_part_of_a_container_is_named_by_the_whole_path_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert named("zip://a/1.jpg::x/../y.zip") == f"zip://a/1.jpg::{tmp_path}/y.zip"
+    assert named("tar://1.jpg::s3://bucket/x.tar") == "tar://1.jpg::s3://bucket/x.tar"

@@ -157,3 +157,8 @@ def test_a_share_that_cannot_be_written_loses_nothing_that_others_need(
     assert (refused.code, "share" in refused.err, "Traceback" in refused.err) == (1, True, False)
     assert run("extract", folder, "--share", "nothing://at/all", network=True).code == 1
     assert not list((tmp_path / "cache").rglob("seg-*.h5"))
+
+
+def test_a_share_may_be_a_plain_folder(run: Run, folder: Path, tmp_path: Path) -> None:
+    assert run("extract", folder, "--share", "meeting place", network=True).code == 0
+    assert len(list((tmp_path / "meeting place").rglob("seg-*.h5"))) == 1

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from featcache.discover.folders import SPLIT_NAMES, folder_dataset
-from featcache.discover.labels import Columns, check_columns, split_of
+from featcache.discover.labels import Columns, check_columns, check_no_columns, split_of
 from featcache.discover.manifests import csv_dataset
 from featcache.discover.objects import object_dataset
 from featcache.discover.shards import archive_or_shard, shards_dataset
@@ -78,6 +78,7 @@ def _file(root: str, labelled: bool, columns: Columns) -> Dataset:
     if lower.endswith(".csv"):
         return csv_dataset(root, labelled, columns)
     if not lower.endswith((".parquet", *_ARCHIVES)):
+        check_no_columns(root, columns)
         return Dataset(root, (Item(root),))
     if lower.endswith(".parquet"):
         return table_dataset(root, [(root, None)], labelled, columns)
@@ -95,6 +96,7 @@ def _folder(root: str, tree: Tree, labelled: bool, columns: Columns) -> Dataset:
         return shards_dataset(root, parts, columns)
     if kind == ".parquet":
         return table_dataset(root, parts, labelled, columns)
+    check_no_columns(root, columns)
     return folder_dataset(root, tree)
 
 

@@ -23,6 +23,15 @@ def check_columns(columns: Columns) -> None:
             raise UsageError(f"unknown column {name!r}: map {', '.join(COLUMNS)}, as in label=breed,path=file")
 
 
+def check_no_columns(root: str, columns: Columns) -> None:
+    """Raise `DatasetError` where columns are mapped of a dataset that has none."""
+    if columns:
+        raise DatasetError(
+            f"{root} has no columns: its labels and splits are the names of its folders; leave --columns out, or list "
+            "the pictures in a CSV manifest"
+        )
+
+
 def one_label(value: Any, where: str, names: Sequence[str] = ()) -> str | None:
     """Return a label as text, a number among `names` as its name; `None` and negative numbers of those are no label.
 

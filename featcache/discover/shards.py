@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from featcache.discover.folders import archive_dataset, count, some
-from featcache.discover.labels import Columns, one_label
+from featcache.discover.labels import Columns, check_no_columns, one_label
 from featcache.discover.tables import Parts
 from featcache.discover.trees import NamesTree, is_skipped
 from featcache.errors import DatasetError, PictureError
@@ -35,6 +35,7 @@ def archive_or_shard(root: str, columns: Columns) -> Dataset:
     label = columns.get("label", "cls").split(".")[0]
     if isinstance(found, TarArchive) and any(name.endswith(f".{label}") for name in found.names):
         return shards_dataset(root, [(root, None)], columns)
+    check_no_columns(root, columns)
     kind = "zip" if isinstance(found, ZipArchive) else "tar"
     return archive_dataset(root, NamesTree(found.names, f"{kind}://", f"{CHAIN}{root}"), _said(found))
 
@@ -62,7 +63,11 @@ def shards_dataset(root: str, parts: Parts, columns: Columns) -> Dataset:
     if without:
         notices.append(f"{count(without, 'sample')} without a picture left out: {some(without)}")
     if unlabelled:
-        notices.append(f"{unlabelled:,} of {len(items):,} samples without a label: it is looked for in KEY.cls")
+        said = f"{unlabelled:,} of {len(items):,} samples without a label: it is looked for in KEY."
+        said += columns.get("label", "cls").partition(".")[0]
+        if "label" in columns and unlabelled == len(items):
+            raise DatasetError(f"{root}: {said}: --columns label={columns['label']} names another ending or field")
+        notices.append(said)
     return Dataset(root, tuple(items), tuple(notices))
 
 

@@ -36,6 +36,9 @@ SAMPLE = 2**24
 PROBABILITIES = 2**22
 """So many probabilities are in memory at once."""
 
+SMALL_BYTES = 2**28
+SMALL = "these vectors fit into memory, where `fit` without --out-of-core takes a small part of the time"
+
 
 Right = npt.NDArray[np.bool_]
 
@@ -90,7 +93,10 @@ def fit_stored(
         truth=truth,
         answers=said,
         fit_seconds=seconds,
-        notices=() if found.converged else (short,),
+        notices=(
+            *([] if found.converged else [short]),
+            *([SMALL] if len(vectors) * vectors.row_bytes < SMALL_BYTES else []),
+        ),
     )
 
 

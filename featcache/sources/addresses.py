@@ -36,6 +36,9 @@ def named(source: str | os.PathLike[str]) -> str:
         text = text.split("://", 1)[1]
     if scheme(text) is None:
         return os.path.abspath(text)  # noqa: PTH100 - resolve() would rename a dataset behind a symbolic link
+    if scheme(text) in CONTAINERS and CHAIN in text:
+        kind, name, container = split_part(text)
+        return part(kind, name, named(container))
     kind, _, inside = text.partition("://")
     return f"{kind}://{inside.rstrip('/')}"
 

@@ -12,6 +12,7 @@ from textwrap import shorten
 from typing import Any
 
 from featcache.errors import CacheError, CacheWriteError, FeatcacheError
+from featcache.sources.addresses import named, scheme
 from featcache.sources.remote import file_system
 from featcache.store.files import TEMPORARY_PREFIX, write_atomic
 
@@ -25,9 +26,12 @@ class Share:
     """
 
     def __init__(self, url: str, folder: Path) -> None:
-        self.url = url.rstrip("/")
+        place = named(url)
+        self.url = place if scheme(place) else f"file://{place}"
         self._folder = folder
         self._fs, self._root = file_system(self.url)
+        with self._explained("use", "", CacheWriteError):
+            self._fs.makedirs(self._root, exist_ok=True)
 
     def put(self, folder: str, name: str, data: bytes) -> None:
         """Put a file, whole or not at all."""
@@ -74,4 +78,6 @@ class Share:
             raise
         except Exception as error:  # each file system has errors of its own
             said: Any = shorten(f"{type(error).__name__}: {error}", 300)
-            raise kind(f"cannot {what} {self.url}/{name} ({said}): run the same command again") from error
+            raise kind(
+                f"cannot {what} {self.url}/{name} ({said}): check the place, and what you may do there"
+            ) from error
