@@ -106,8 +106,8 @@ def last_extraction(cache: Cache, root: str | None = None) -> Run:
     if run.summary is None:
         again = "featcache extract" if run.command == "extract" else "featcache cache import"
         raise DatasetError(
-            f"the {run.command} of {run.root} was not finished: run `{again} {run.root}` again, with the options that it "
-            f"was begun with, name another dataset, or give up on it with `featcache cache gc --forget {run.root}`"
+            f"the {run.command} of {run.root} was not finished: run `{again} {run.root}` again, with its options "
+            f"as they were, name another dataset, or give up on it with `featcache cache gc --forget {run.root}`"
         )
     return run
 
