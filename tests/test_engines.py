@@ -194,6 +194,18 @@ def test_a_picture_has_the_same_bits_in_a_batch_of_any_size(
             np.testing.assert_array_equal(opened.embed(pixels[:size]), whole[:size])
 
 
+def test_layers_behind_the_pooling_add_up_in_one_order_too(models: Any, tmp_path: Path) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    torch.save(models.mobilenet_v3_small().state_dict(), tmp_path / "mobile.pth")
+    opened = TorchEngine(resolve("mobilenet_v3_small", tmp_path / "mobile.pth"), "cpu")
+    pixels = scenes(16)
+    whole = opened.embed(pixels)
+    for size in (1, 2, 5, 15):
+        np.testing.assert_array_equal(opened.embed(pixels[:size]), whole[:size])
+
+
 def test_several_threads_may_use_an_engine_at_once(exports: dict[str, Path], seeded_weights: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections import Counter
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from joblib import cpu_count
 from threadpoolctl import ThreadpoolController
 from torch import nn
 from torch.fx import Node, Tracer
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from featcache.backbones.base import Backbone
@@ -66,6 +68,13 @@ class TorchEngine:
 
     def embed(self, pixels: Pixels) -> FloatArray:
         """Return the vectors of pictures as `Engine.embed` says."""
+        if self._place.type == "cpu" and len(pixels) == 1:
+            # Alone it would be added up in another order; that is better than nothing where there is no room for two.
+            with contextlib.suppress(EngineMemoryError):
+                return self._embed(np.repeat(pixels, 2, axis=0))[:1]
+        return self._embed(pixels)
+
+    def _embed(self, pixels: Pixels) -> FloatArray:
         try:
             with torch.inference_mode(), self._lane():
                 images = normalise(self._upload(pixels), self._preprocess)
@@ -161,15 +170,29 @@ class _Layers(Tracer):
 
 
 def _same_for_any_batch(network: nn.Module) -> nn.Module:
-    """Return the network, whose convolutions of one pixel are now the same code for any number of pictures.
+    """Return the network, whose layers now add up in one order for any number of pictures from two on.
 
-    torch gives those to oneDNN from 16 pictures on, and adds up smaller batches in another order; dilated ones always,
-    and one pixel has nothing to dilate.
+    torch gives convolutions of one pixel to oneDNN from 16 pictures on, and adds up smaller batches in another order;
+    dilated ones always, and one pixel has nothing to dilate. A fully connected layer is given the same number of rows
+    each time.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
             module.dilation = (2, 2)
+        elif isinstance(module, nn.Linear):
+            module.forward = partial(_in_parts, module)  # type: ignore[method-assign]
     return network
+
+
+def _in_parts(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
+    if rows.ndim != 2:
+        return functional.linear(rows, layer.weight, layer.bias)
+    size = BATCH["cpu"]
+    parts = [
+        functional.linear(functional.pad(part, (0, 0, 0, size - len(part))), layer.weight, layer.bias)[: len(part)]
+        for part in torch.split(rows, size)
+    ]
+    return torch.cat(parts)
 
 
 def _folded(network: nn.Module) -> nn.Module:
