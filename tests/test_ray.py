@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -172,6 +173,14 @@ def test_two_nodes_make_bit_for_bit_what_one_machine_makes(run: Run, nodes: Any,
         assert ours.catalog.looks(keys) == theirs.catalog.looks(keys)
     again = run(*on_two, network=True)
     assert counts(again.json) == EXPECTED | {"reused": PICTURES, "computed": 0}
+
+
+@needs_ray
+def test_the_command_of_the_readme_runs(run: Run, nodes: Any, pictures: Path) -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    (line,) = re.findall(r"^\$ featcache (extract .*--engine ray.*)$", text, re.MULTILINE)
+    found = run(*line.replace("caltech101-30.csv", str(pictures)).replace("head:6379", nodes.address).split())
+    assert (found.code, "2 Ray workers" in found.out, f"computed     {PICTURES}" in found.out) == (0, True, True)
 
 
 @needs_ray

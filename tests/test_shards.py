@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -162,3 +164,15 @@ def test_a_share_that_cannot_be_written_loses_nothing_that_others_need(
 def test_a_share_may_be_a_plain_folder(run: Run, folder: Path, tmp_path: Path) -> None:
     assert run("extract", folder, "--share", "meeting place", network=True).code == 0
     assert len(list((tmp_path / "meeting place").rglob("seg-*.h5"))) == 1
+
+
+def test_the_commands_of_the_readme_run(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    (one,) = re.findall(r"^featcache (extract imgs/ .*--shard \S+)", text, re.MULTILINE)
+    (last,) = re.findall(r"^featcache (extract imgs/ [^$#]*\S) +# once", text, re.MULTILINE)
+    for number in range(2):
+        monkeypatch.setenv("SLURM_PROCID", str(number))
+        monkeypatch.setenv("SLURM_NTASKS", "2")
+        assert run(*shlex.split(os.path.expandvars(one)), network=True).code == 0
+    found = run(*shlex.split(last), "--json", network=True)
+    assert (found.code, found.json["reused"], found.json["computed"]) == (0, 10, 0)
