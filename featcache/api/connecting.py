@@ -50,11 +50,11 @@ def connected(address: str | None) -> Iterator[None]:
         raise EngineError(f"Ray cannot be used: {' '.join(str(error).split())[:300]}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in the place
-    try:
-        with redirect_stdout(_OurOwn(sys.stdout)):
+    with redirect_stdout(_OurOwn(sys.stdout)):  # until Ray's threads are gone, which print as they end too
+        try:
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 class _OurOwn(io.TextIOBase):
