@@ -44,9 +44,8 @@ def _answers(truth: Codes, given: Answers | Array) -> Answers:
 def score(split: str, truth: Codes, given: Answers | Array) -> Score:
     """Score answers or probabilities (n, K) against the truth (n); mean recall and macro-F1 are over its classes."""
     found = _answers(truth, given)
-    recalls, f1s = precision_recall_fscore_support(truth, found.predicted, labels=np.unique(truth), zero_division=0)[
-        1:3
-    ]
+    names = np.unique(truth)
+    _, recalls, f1s, _ = precision_recall_fscore_support(truth, found.predicted, labels=names, zero_division=0)
     hits = int((truth == found.predicted).sum())
     low, high = wilson(hits, len(truth))
     least = np.finfo(np.float64).eps

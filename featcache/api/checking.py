@@ -11,7 +11,7 @@ from featcache.api.exchange import import_into
 from featcache.api.extraction import extract_into
 from featcache.api.options import Options, moved, open_cache, places
 from featcache.api.usage import FOR_TRAINING, newest_uses, unknown, unused, uses, without_runs
-from featcache.backbones import Backbone, reproduce, resolve
+from featcache.backbones import Backbone, on_demand, resolve
 from featcache.discover import discover
 from featcache.errors import CacheError, FeatcacheError, PictureError
 from featcache.records import POOLED, FeatureSpec, Progress
@@ -231,7 +231,7 @@ def _remembered(cache: Cache, run: Run, weights: Path | None) -> Backbone:
         if found.spec.fingerprint != run.fingerprint:
             raise
         return found
-    return Backbone(spec, str(known.get("weights")), lambda: reproduce(spec, weights).build())
+    return on_demand(spec, str(known.get("weights")), weights, cache.backbones)
 
 
 def _dataset_info(cache: Cache, root: str, runs: Sequence[Run], used: Sequence[Run]) -> DatasetInfo:

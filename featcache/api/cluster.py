@@ -17,7 +17,7 @@ from typing import Any
 from featcache.api.connecting import Place, connected, places_of
 from featcache.api.options import Options
 from featcache.api.pipeline import Missing, Ran, Work, compute, parts
-from featcache.backbones import Backbone, reproduce
+from featcache.backbones import Backbone, on_demand
 from featcache.embed import Engine, check_running, choose, exported, open_engine
 from featcache.errors import CacheError, DatasetError, DeviceError, EngineError, FeatcacheError, PictureError
 from featcache.records import Access, Dataset, FeatureSpec, FileStat, Item, Look, Progress, Seconds
@@ -93,12 +93,8 @@ class Worker:
             raise type(error)(f"on {platform.node()}: {error}") from None
 
     def _run(self, cache: Cache, block: int, items: Sequence[Item]) -> Done:
-        options, weights = self._job.options, self._job.options.weights
-
-        def here(spec: FeatureSpec) -> Backbone:
-            return Backbone(spec, self._job.weights, lambda: reproduce(spec, weights, cache.backbones).build())
-
-        backbones = [here(spec) for spec in self._job.specs]
+        options = self._job.options
+        backbones = [on_demand(spec, self._job.weights, options.weights, cache.backbones) for spec in self._job.specs]
         if self._engine is None:
             self._engine = open_engine(backbones[0], options.device, options.engine, cache.networks, BLOCK)
         done = compute(cache, items, backbones, options, None, engine=self._engine, is_verified=True)  # by the driver

@@ -11,7 +11,7 @@ from typing import Any
 from featcache.api.extraction import extract
 from featcache.api.models import versions
 from featcache.api.options import Options, open_cache, places
-from featcache.api.usage import last_extraction, newest_uses, views_of
+from featcache.api.usage import last_extraction, newest_uses, not_catalogued, views_of
 from featcache.errors import BackboneError, DatasetError, FeatcacheError, HeadError, MissingFeaturesError
 from featcache.load import enrol, load
 from featcache.records import Features, FeatureSpec, Progress, Roll, Source
@@ -116,7 +116,7 @@ def open_experiment(
     with _opened(source, options, progress, as_it_is) as (cache, extraction):
         rows = cache.catalog.dataset(extraction.root)
         if not rows:
-            raise _not_catalogued(cache, extraction.root)
+            raise not_catalogued(cache, extraction.root)
         features = load(rows, cache.store(extraction.fingerprint))
         if views:
             features = replace(features, views=_views(cache, extraction.root, views_of(cache, extraction), rows))
@@ -129,7 +129,7 @@ def open_streamed(source: Source | None, options: Options | None, progress: Prog
     with _opened(source, options, progress, False) as (cache, extraction):
         roll = enrol(cache.catalog, extraction.root)
         if not len(roll.y) and not cache.catalog.unreadable(extraction.root):
-            raise _not_catalogued(cache, extraction.root)
+            raise not_catalogued(cache, extraction.root)
         vectors = cache.store(extraction.fingerprint).stored(roll.keys)
         yield Streamed(*_known(cache, extraction, roll), vectors)
 
@@ -157,13 +157,6 @@ def _known(
 ) -> tuple[Cache, str, FeatureSpec, Mapping[str, Any], tuple[str, ...], Roll]:
     root, spec = extraction.root, cache.spec(extraction.fingerprint)
     return cache, root, spec, extraction.summary or {}, tuple(_left_out(cache, root, roll)), roll
-
-
-def _not_catalogued(cache: Cache, root: str) -> DatasetError:
-    return DatasetError(
-        f"the pictures of {root} are not in the catalog {cache.catalog_path}: run `featcache extract {root}`, "
-        "which computes only what the cache lacks, or `featcache cache verify --repair`"
-    )
 
 
 def seed_range(seed: int, n_seeds: int) -> range:

@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from featcache.api.options import Options, find_weights, open_cache
 from featcache.api.pipeline import compute
 from featcache.api.precision import as_asked
-from featcache.backbones import AUTO, Backbone, at_hand, note, reproduce, resolve
+from featcache.backbones import AUTO, at_hand, note, on_demand, resolve
 from featcache.decode import as_file
 from featcache.embed import check_running
 from featcache.errors import DatasetError, PictureError
@@ -134,12 +134,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def _vectors(self, X: Sequence[Any]) -> npt.NDArray[np.float32]:
         pictures, options = _Pictures(X), self._options(self.spec_.backbone)
         with open_cache(options) as cache, cache.in_use():
-            # The weights are read and compared only where the network has to run.
-            network = Backbone(
-                self.spec_,
-                self.spec_.backbone,
-                lambda: reproduce(self.spec_, options.weights, cache.backbones).build(),
-            )
+            network = on_demand(self.spec_, self.spec_.backbone, options.weights, cache.backbones)
             (work,) = compute(cache, pictures.items, [network], options, None, pictures.access)
             if work.failures:
                 raise DatasetError(pictures.unreadable(work.failures))

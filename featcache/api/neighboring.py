@@ -13,8 +13,8 @@ import numpy.typing as npt
 from featcache.api.indexing import FEWEST, open_index
 from featcache.api.options import Options, moved, open_cache
 from featcache.api.pipeline import compute
-from featcache.api.usage import last_extraction
-from featcache.backbones import Backbone, reproduce
+from featcache.api.usage import last_extraction, not_catalogued
+from featcache.backbones import on_demand
 from featcache.errors import CacheError, DatasetError, DatasetNotFoundError, UsageError
 from featcache.records import FloatArray, Item, Progress
 from featcache.records.neighbors import NeighborRow, NeighborsSummary
@@ -99,10 +99,7 @@ def _rows(found: _Found, key: bytes) -> tuple[NeighborRow, ...]:
 def _extraction(cache: Cache, root: str | None) -> Run:
     run = last_extraction(cache, root)
     if run.root not in cache.catalog.roots():
-        raise DatasetError(
-            f"the pictures of {run.root} are not in the catalog {cache.catalog_path}: run `featcache extract "
-            f"{run.root}`, which computes only what the cache lacks, or `featcache cache verify --repair`"
-        )
+        raise not_catalogued(cache, run.root)
     return run
 
 
@@ -114,8 +111,7 @@ def _key_of(path: str, cache: Cache, run: Run, options: Options) -> tuple[bytes,
         return known, (GONE.format(path),)
     spec = cache.spec(run.fingerprint)
     weights = options.weights or moved(cache, (run.summary or {}).get("weights_file"))
-    # The network and its weights are looked for only if there is something to compute.
-    backbone = Backbone(spec, "", lambda: reproduce(spec, weights, cache.backbones).build())
+    backbone = on_demand(spec, "", weights, cache.backbones)
     (row,) = compute(cache, [Item(path)], [backbone], options, progress=None)[0].rows
     if row.key is None:
         kind = DatasetError if is_there else DatasetNotFoundError

@@ -112,6 +112,14 @@ def last_extraction(cache: Cache, root: str | None = None) -> Run:
     return run
 
 
+def not_catalogued(cache: Cache, root: str) -> DatasetError:
+    """Return the failure of a dataset whose vectors are there, and whose pictures the catalog does not know."""
+    return DatasetError(
+        f"the pictures of {root} are not in the catalog {cache.catalog_path}: run `featcache extract {root}`, "
+        "which computes only what the cache lacks, or `featcache cache verify --repair`"
+    )
+
+
 def unused(cache: Cache, forgotten: Collection[str] = ()) -> list[Unused]:
     """Return the vectors that no dataset but the `forgotten` ones uses, a fingerprint each.
 

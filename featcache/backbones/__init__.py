@@ -12,7 +12,7 @@ from featcache.backbones.weights import hub_file
 from featcache.errors import BackboneError, WeightsError, WeightsUnavailableError
 from featcache.records import FeatureSpec
 
-__all__ = ["AUTO", "Backbone", "at_hand", "note", "reproduce", "resolve"]
+__all__ = ["AUTO", "Backbone", "at_hand", "note", "on_demand", "reproduce", "resolve"]
 
 AUTO = "auto"
 _logger = logging.getLogger(__name__)
@@ -73,3 +73,11 @@ def reproduce(spec: FeatureSpec, weights: Path | None = None, notes: Notes | Non
             f"{why}: give the right --weights FILE"
         )
     return found
+
+
+def on_demand(spec: FeatureSpec, said: str, weights: Path | None = None, notes: Notes | None = None) -> Backbone:
+    """Return the backbone that made these features, whose weights, `said` in words, are looked for when it is built.
+
+    Building it raises as `reproduce` does.
+    """
+    return Backbone(spec, said, lambda: reproduce(spec, weights, notes).build())

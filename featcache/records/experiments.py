@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from featcache.records import ExtractSummary, Failure
@@ -24,6 +24,11 @@ class Score:
     macro_f1: float
     log_loss: float
     calibration_error: float
+
+    def summarised(self) -> dict[str, Any]:
+        """Return its fields by the names that they have in summaries."""
+        fields = asdict(self)
+        return {"scored_split": fields.pop("split"), "n_test": fields.pop("n"), **fields}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -17,6 +18,11 @@ from featcache.errors import CacheWriteError
 TEMPORARY_PREFIX = ".tmp-"
 BLOCK = 4096
 """What a file without content is said to need: it has a name, and a disk counts in blocks."""
+
+
+def dataset_name(root: str) -> str:
+    """Return what files that belong to the dataset at `root` are called: 16 hex digits."""
+    return hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:

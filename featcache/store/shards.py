@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import os
@@ -13,7 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from featcache.records import FileStat
-from featcache.store.files import remove, write_atomic
+from featcache.store.files import dataset_name, remove, write_atomic
 from featcache.store.index import stack_keys
 from featcache.store.shares import Share
 
@@ -39,7 +38,7 @@ class Shards:
             stats=np.array([(s.size, s.mtime_ns, s.inode) for s, _ in files.values()], np.uint64).reshape(-1, 3),
             keys=stack_keys([key for _, key in files.values()]),
         )
-        name = f"{_digest(root)}-{shard[0]}-of-{shard[1]}.npz"
+        name = f"{dataset_name(root)}-{shard[0]}-of-{shard[1]}.npz"
         write_atomic(self._folder / name, out.getvalue())
         if self._share is not None:
             self._share.put(self._folder.name, name, out.getvalue())
@@ -48,7 +47,7 @@ class Shards:
         """Return what the shards of a dataset have read; a file of them that is broken is left out with a warning."""
         found: dict[str, tuple[FileStat, bytes]] = {}
         if self._share is not None:
-            self._share.fetch(self._folder.name, f"{_digest(root)}-*.npz")
+            self._share.fetch(self._folder.name, f"{dataset_name(root)}-*.npz")
         for path in self._paths(root):
             try:
                 with np.load(path) as kept:
@@ -65,8 +64,4 @@ class Shards:
             remove(path)
 
     def _paths(self, root: str) -> list[Path]:
-        return sorted(self._folder.glob(f"{_digest(root)}-*.npz"))
-
-
-def _digest(root: str) -> str:
-    return hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+        return sorted(self._folder.glob(f"{dataset_name(root)}-*.npz"))

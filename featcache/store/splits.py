@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from featcache.errors import CacheError
-from featcache.store.files import write_atomic
+from featcache.store.files import dataset_name, write_atomic
 
 
 class Splits:
@@ -43,4 +41,4 @@ class Splits:
         write_atomic(self._path(root, seed), json.dumps(content, indent=1).encode())
 
     def _path(self, root: str, seed: int) -> Path:
-        return self._folder / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}-{seed}.json"
+        return self._folder / f"{dataset_name(root)}-{seed}.json"
