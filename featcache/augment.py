@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from featcache.records import DRAWN
+from featcache.resize import Box, resize
 
 AUGMENTATIONS = ("none", "flip", "crop", "full")
 """Mirrored or not; also a random part of the picture; also other brightness, contrast and saturation."""
@@ -44,7 +45,7 @@ def draw(
     name = view.partition(DRAWN)[0]
     digest = hashlib.sha256(view.encode() + hashlib.sha256(content).digest()).digest()
     generator = np.random.default_rng(np.frombuffer(digest, np.uint32))
-    made = plain() if name == "flip" else image.resize((size, size), resample, box=_part(image.size, generator))
+    made = plain() if name == "flip" else resize(image, (size, size), resample, _part(image.size, generator))
     if generator.random() < 0.5:
         made = ImageOps.mirror(made)
     if name == "full":
@@ -53,7 +54,7 @@ def draw(
     return made
 
 
-def _part(size: tuple[int, int], generator: np.random.Generator) -> tuple[float, float, float, float]:
+def _part(size: tuple[int, int], generator: np.random.Generator) -> Box:
     """Return the box (left, top, right, bottom) of a random crop; the largest one that fits after too many tries."""
     width, height = size
     for _ in range(_TRIES):

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from featcache.augment import draw
 from featcache.errors import PictureError
 from featcache.records import ORIGINAL, Look, Preprocess, is_drawn
+from featcache.resize import resize
 
 LARGE_PIXELS = 2**25
 """Pictures with more pixels are decoded one at a time, so that a few huge ones do not fill the memory together."""
@@ -201,7 +202,7 @@ def crops(image: Image.Image, preprocess: Preprocess, views: Sequence[str], cont
 
     @cache
     def resized() -> Image.Image:
-        return image if target == image.size else image.resize(target, resample)
+        return image if target == image.size else resize(image, target, resample)
 
     def kept(view: str) -> Image.Image:
         left, top = (round((e - keep) / 2.0) if e >= keep else -((keep - e) // 2) for e in target)
@@ -210,7 +211,7 @@ def crops(image: Image.Image, preprocess: Preprocess, views: Sequence[str], cont
         if is_long:
             x, y = width / target[0], height / target[1]
             box = (left * x, top * y, (left + keep) * x, (top + keep) * y)
-            return image.resize((keep, keep), resample, box=box)
+            return resize(image, (keep, keep), resample, box)
         return resized().crop((left, top, left + keep, top + keep))
 
     def seen(view: str) -> Image.Image:

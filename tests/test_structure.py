@@ -20,6 +20,7 @@ LAYERS = [
     "errors",
     "records",
     "sources",
+    "resize",
     "augment",
     "decode",
     "discover",

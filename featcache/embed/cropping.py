@@ -2,9 +2,8 @@
 
 Pillow resizes along one axis, rounds to 8 bit, and goes on along the other. So does the graph, as two products with
 matrices that it makes from the size of the picture; only rows and columns that the crop keeps are computed. Weights
-have 22 binary places, as Pillow's, and float64 adds them up without an error. A picture that loses more than twice as
-many rows as columns loses its rows first, if this Pillow does so. ONNX's own Resize gives other values, and has no
-Lanczos filter.
+have 22 binary places, as Pillow's, and float64 adds them up without an error. Which axis is the first, `resize` says.
+ONNX's own Resize gives other values, and has no Lanczos filter.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from functools import reduce
 
 import numpy as np
 from onnx import GraphProto
-from PIL import Image
 
+from featcache.decode import MAX_ASPECT
 from featcache.embed.graphs import graph
 from featcache.errors import EngineError
 from featcache.records import ORIGINAL, Preprocess
@@ -88,15 +87,17 @@ crops (uint8[n, height, width, 3] pixels) => (uint8[looks, crop, crop, 3] crops)
   down = own.weights(order_y, start_y, edge_y, target_y)
   along = own.weights(order_x, start_x, edge_x, target_x)
   across = Transpose<perm = [0, 1, 2, 4, 3]>(along)
-  loss_y = Sub(edge_y, target_y)
-  loss_x = Sub(edge_x, target_x)
+  longest = ReduceMax(target)
+  is_long = Greater(longest, most_whole)
+  size = Where(is_long, keep, target)
+  loss = Sub(edge, size)
+  loss_y, loss_x = Split<num_outputs = 2>(loss)
   twice = Add(loss_x, loss_x)
   most = Max(twice, zero)
   is_tall = Greater(loss_y, most)
-  is_first = And(is_tall, prefers_height)
   planes = Transpose<perm = [0, 3, 1, 2]>(pixels)
   levels = Cast<to = 11>(planes)
-  small = If (is_first) <
+  small = If (is_tall) <
     then_branch = height_first () => (double[v, n, c, crop, crop] high) {
       low = MatMul(down, levels)
       low_level = own.level(low)
@@ -176,7 +177,8 @@ filter (t) => (value) {FILTER
 def crops(preprocess: Preprocess, views: Sequence[str] = (ORIGINAL,)) -> GraphProto:
     """Return the graph from uint8 `pixels` (n, height, width, 3), any n and size, to uint8 `crops` (V * n, c, c, 3).
 
-    They are those of `decode.crops`, equal to the bit: all pictures of the first of the V views, then all of the next.
+    They are those of `decode.crops`, equal to the bit, of pictures longer than `MAX_ASPECT` to one level: all pictures
+    of the first of the V views, then all of the next.
     Raises `EngineError` for a filter that is not known here.
     """
     if preprocess.interpolation not in _FILTERS:
@@ -192,17 +194,10 @@ def crops(preprocess: Preprocess, views: Sequence[str] = (ORIGINAL,)) -> GraphPr
         keep=np.array(preprocess.crop, np.float64),
         half=np.array(0.5),
         zero=np.array(0.0),
-        prefers_height=np.array(_prefers_height()),
+        most_whole=np.array([MAX_ASPECT * preprocess.resize], np.float64),
         corners=np.array([_CORNERS.get(view, (0, 0)) for view in views], np.float64),
         is_corner=np.array([[view in _CORNERS] for view in views]),
         order_y=order,
         order_x=np.array([row[::-1] if view == "flip" else row for row, view in zip(order, views, strict=True)]),
         shape=np.array([-1, preprocess.crop, preprocess.crop, 3]),
     )
-
-
-def _prefers_height() -> bool:
-    """Tell whether this Pillow begins with the height where a picture loses far more of it, as newer ones do."""
-    picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (60, 20), np.uint8))
-    turned = picture.transpose(Image.Transpose.TRANSPOSE).resize((10, 10), Image.Resampling.BICUBIC)
-    return picture.resize((10, 10), Image.Resampling.BICUBIC) == turned.transpose(Image.Transpose.TRANSPOSE)
