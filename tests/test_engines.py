@@ -255,6 +255,30 @@ def test_every_backbone_has_equal_vectors_from_both_engines_or_is_refused(name: 
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
 
 
+MORE = [
+    *("resnet18", "regnet_x_400mf", "resnext50_32x4d", "timm:regnety_002", "timm:repvgg_a0"),
+    *("timm:tf_efficientnetv2_b0", "timm:ghostnet_100", "timm:levit_128s", "timm:efficientformer_l1"),
+    *(
+        "timm:coatnet_0_rw_224",
+        "timm:eca_resnet33ts",
+        "timm:edgenext_xx_small",
+        "timm:mobilevit_xxs",
+        "timm:fastvit_t8",
+    ),
+]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", [*ZOO, *MORE])
+def test_every_backbone_has_the_same_bits_in_torch_in_a_batch_of_any_size(name: str, tmp_path: Path) -> None:
+    opened = TorchEngine(resolve(name, random_weights(name, tmp_path)), "cpu")
+    pixels = scenes(17, opened._preprocess.crop)
+    whole = opened.embed(pixels)
+    for size in (1, 2, 3, 5, 7, 8, 11, 13, 15, 16):
+        np.testing.assert_array_equal(opened.embed(pixels[:size]), whole[:size], f"{size} pictures")
+    np.testing.assert_array_equal(opened.embed(pixels[3:9]), whole[3:9])
+
+
 def random_weights(name: str, folder: Path) -> Path:
     """Write a seeded state dict of a backbone, with statistics that differ from those of a fresh one."""
     torch.manual_seed(3)

@@ -235,6 +235,21 @@ def test_maps_and_half_precision_become_flat_float32_vectors(backbone: Backbone)
     assert np.array_equal(vectors, expected)
 
 
+@pytest.mark.parametrize("kind", [torch.nn.Sigmoid, torch.nn.SiLU, torch.nn.GELU, torch.nn.Tanh])
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_activations_have_the_same_bits_in_a_batch_of_any_size(
+    kind: type[torch.nn.Module], is_flat: bool, backbone: Backbone
+) -> None:
+    network = torch.nn.Sequential(torch.nn.AvgPool2d(13), *([torch.nn.Flatten()] if is_flat else []), kind())
+    opened = open_engine(dataclasses.replace(backbone, build=lambda: network), "cpu")
+    pixels = _pixels(16, size=RESNET18_PREPROCESS.crop)
+    whole = opened.embed(pixels)
+    assert whole.shape == (16, 3 * 17 * 17)
+    for size in range(1, 16):
+        np.testing.assert_array_equal(opened.embed(pixels[:size]), whole[:size])
+    _close(whole, network(_input(pixels)).flatten(1).numpy())
+
+
 @pytest.mark.parametrize(
     "case",
     [

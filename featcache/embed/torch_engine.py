@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 
@@ -24,6 +25,12 @@ from featcache.errors import BackboneError, DeviceError, EngineMemoryError
 from featcache.records import FloatArray, Preprocess
 
 BATCH = {"cpu": 16, "cuda": 128, "mps": 64}
+
+VECTORS = 64
+"""So many values, or a divisor of it, are computed at once by torch on the CPU: four vectors of AVX-512 or AVX2."""
+
+_WITH_EXP = {"ELU", "GELU", "GELUTanh", "Mish", "QuickGELU", "SELU", "SiLU", "Sigmoid", "Softplus", "Swish", "Tanh"}
+"""The activations of torch and timm that need exp or its like."""
 
 
 class TorchEngine:
@@ -174,13 +181,15 @@ def _same_for_any_batch(network: nn.Module) -> nn.Module:
 
     torch gives convolutions of one pixel to oneDNN from 16 pictures on, and adds up smaller batches in another order;
     dilated ones always, and one pixel has nothing to dilate. A fully connected layer is given the same number of rows
-    each time.
+    each time. Of activations the last values, too few for a vector of the processor, have another exp than the others.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
             module.dilation = (2, 2)
         elif isinstance(module, nn.Linear):
             module.forward = partial(_in_parts, module)  # type: ignore[method-assign]
+        elif type(module).__name__ in _WITH_EXP:
+            module.forward = partial(_in_whole_vectors, module.forward)
     return network
 
 
@@ -193,6 +202,17 @@ def _in_parts(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
         for part in torch.split(rows, size)
     ]
     return torch.cat(parts)
+
+
+def _in_whole_vectors(activation: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
+    lacking = -values.numel() % VECTORS
+    if not lacking:
+        return activation(values)
+    if not values.is_contiguous(memory_format=torch.channels_last if values.ndim == 4 else torch.contiguous_format):
+        values = values.contiguous()
+    padded = values.new_zeros(values.numel() + lacking)
+    padded.as_strided(values.shape, values.stride()).copy_(values)
+    return activation(padded).as_strided(values.shape, values.stride())
 
 
 def _folded(network: nn.Module) -> nn.Module:
