@@ -34,7 +34,7 @@ from featcache.backbones import resolve
 from featcache.records import FeatureSpec
 from featcache.store import Cache, FeatureStore, FeatureWriter
 
-PICTURES = 40
+PICTURES = 28
 COMMIT_ROWS = 4
 COMPACT_AT = 6
 OPENS_WITHIN = 5.0
