@@ -54,6 +54,13 @@ def ready_network() -> Iterator[None]:
         yield
 
 
+def _is_there(backbone: Any) -> bool:
+    """Tell whether the weights that the spec names lie where the network would be built from."""
+    if backbone.file is None or not backbone.file.is_file():
+        return False
+    return bool(hashlib.sha256(backbone.file.read_bytes()).hexdigest() == backbone.spec.weights_sha256)
+
+
 @functools.cache
 def _ready_engine(real: type[Any]) -> type[Any]:
     built: dict[tuple[object, ...], dict[str, Any]] = {}
@@ -63,16 +70,19 @@ def _ready_engine(real: type[Any]) -> type[Any]:
         def __init__(self, backbone: Any, device: str = "auto", why: str = "", pictures: int | None = None) -> None:
             self.fingerprint = backbone.spec.fingerprint
             key = (self.fingerprint, device, pictures)
+            if not _is_there(backbone):  # it must be built, for that is where lost or other weights are found out
+                vars(self).update(vars(real(backbone, device, why, pictures)), known={})
+                return
             if key not in built:
                 built[key] = vars(real(backbone, device, why, pictures))
-            vars(self).update(built[key], why=why)
+            vars(self).update(built[key], why=why, known=known)
 
         def embed(self, pixels: Any) -> Any:
             keys = [(self.fingerprint, hashlib.sha256(picture).digest()) for picture in pixels]
-            missing = [at for at, key in enumerate(keys) if key not in known]
+            missing = [at for at, key in enumerate(keys) if key not in self.known]
             if missing:
-                known.update(zip((keys[at] for at in missing), super().embed(pixels[missing]), strict=True))
-            return np.stack([known[key] for key in keys])
+                self.known.update(zip((keys[at] for at in missing), super().embed(pixels[missing]), strict=True))
+            return np.stack([self.known[key] for key in keys])
 
     return Ready
 

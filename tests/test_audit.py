@@ -31,7 +31,7 @@ from featcache.store.exchange import Exchange, write
 Run = Callable[..., Result]
 Vectors = npt.NDArray[np.float32]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "ready_network")
 
 
 def clusters(sizes: Sequence[int], seed: int = 0, dim: int = 40, apart: float = 1.0) -> tuple[Vectors, Any]:

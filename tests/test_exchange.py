@@ -28,6 +28,8 @@ from featcache.store.exchange import Exchange, read, write
 
 Run = Callable[..., Result]
 
+pytestmark = pytest.mark.usefixtures("ready_network")
+
 SUFFIXES = [".npz", ".parquet", ".h5"]
 ODD = ("/p/new\nline.jpg", "/p/smile \U0001f600.jpg", "/p/ä and \u200b.jpg", "/p/plain.jpg")
 NOT_UTF8 = os.fsdecode(b"/p/\xff.jpg")

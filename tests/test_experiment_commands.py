@@ -25,7 +25,7 @@ from featcache.heads import FLOOR, HEADS
 
 Run = Callable[..., Result]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "ready_network")
 
 KINDS = {**TINTS, "moss": (70, 175, 70)}
 SECONDS = {"fit_seconds", "predict_seconds", "shared_seconds"}

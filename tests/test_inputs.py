@@ -32,7 +32,7 @@ from featcache.store import Cache
 
 Run = Callable[..., Result]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "ready_network")
 
 
 @pytest.fixture(scope="module")

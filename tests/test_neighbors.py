@@ -29,7 +29,7 @@ from featcache.store.exchange import Exchange, write
 Run = Callable[..., Result]
 Vectors = npt.NDArray[np.floating]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "ready_network")
 
 
 def known(

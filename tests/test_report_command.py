@@ -23,7 +23,7 @@ from featcache.render.html import report_html
 
 Run = Callable[..., Result]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "ready_network")
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from featcache.store import Cache
 
 Run = Callable[..., Result]
 
+pytestmark = pytest.mark.usefixtures("ready_network")
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

@@ -28,6 +28,8 @@ from featcache.splits import divide
 
 Run = Callable[..., Result]
 
+pytestmark = pytest.mark.usefixtures("ready_network")
+
 
 def splits_of(manifest: Path) -> dict[str, str]:
     """The split of each path, as everything else in the package reads it."""

@@ -23,6 +23,8 @@ Run = Callable[..., Result]
 Damage = Callable[[Path], None]
 
 BATCH = ("--batch-size", "10")
+
+pytestmark = pytest.mark.usefixtures("ready_network")
 """Pictures go through the network in the batches of the first extraction, so that vectors come out the same."""
 
 

@@ -17,6 +17,9 @@ import featcache
 from featcache.store import Cache, Row
 
 Run = Callable[..., Result]
+
+pytestmark = pytest.mark.usefixtures("ready_network")
+
 Damage = Callable[[Path], None]
 
 REPAIR = "`featcache cache verify --repair`"

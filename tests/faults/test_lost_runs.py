@@ -13,6 +13,8 @@ from store_rows import flip_bit, segment_files
 
 Run = Callable[..., Result]
 
+pytestmark = pytest.mark.usefixtures("ready_network")
+
 
 @pytest.fixture
 def cache(run: Run, photos: Path, tmp_path: Path) -> Path:
