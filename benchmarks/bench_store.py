@@ -131,15 +131,15 @@ def bench_load(cache: Cache, folder: Path, rows: int) -> None:
 
 def split(folder: Path, rows: int) -> None:
     """Write the rows as segments of a thousandth each, never merged."""
-    from featcache.store import features
+    from featcache.store import writing
 
     each = max(1, rows // 1000)
-    compact_at, features.COMPACT_AT, features.COMMIT_ROWS = features.COMPACT_AT, 10**9, each
+    compact_at, writing.COMPACT_AT, writing.COMMIT_ROWS = writing.COMPACT_AT, 10**9, each
     with Cache(folder) as cache, FeatureWriter(cache.features(SPEC), "float16") as writer:
         for keys, vectors in batches(rows):
             for start in range(0, len(keys), each):
                 writer.append(keys[start : start + each], vectors[start : start + each])
-    features.COMPACT_AT, features.COMMIT_ROWS = compact_at, 8192
+    writing.COMPACT_AT, writing.COMMIT_ROWS = compact_at, 8192
 
 
 def bench_lookup(store: FeatureStore, folder: Path, rows: int) -> tuple[float, float]:

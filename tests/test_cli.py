@@ -402,7 +402,7 @@ def _frequent_commits(tmp_path: Path) -> Path:
     """Return a folder that makes Python commit every eight rows instead of every five seconds."""
     folder = tmp_path / "site"
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text("import featcache.store.features as f\nf.COMMIT_ROWS = 8\n")
+    (folder / "sitecustomize.py").write_text("import featcache.store.writing as f\nf.COMMIT_ROWS = 8\n")
     return folder
 
 

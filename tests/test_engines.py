@@ -712,7 +712,7 @@ def test_no_room_for_one_picture_ends_in_one_line_and_keeps_what_was_committed(
     def failing() -> Exception:
         return RuntimeError(TORCH_NO_MEMORY)
 
-    monkeypatch.setattr("featcache.store.features.COMMIT_ROWS", 1)
+    monkeypatch.setattr("featcache.store.writing.COMMIT_ROWS", 1)
     with monkeypatch.context() as patch:
         if engine == "torch":
 

@@ -22,8 +22,7 @@ from featcache.api import indexing, neighboring
 from featcache.errors import CacheError, DatasetError, UsageError, WeightsError
 from featcache.records import Features, FeatureSpec
 from featcache.records.neighbors import NeighborsSummary
-from featcache.store import features as store_features
-from featcache.store import segment
+from featcache.store import segment, writing
 from featcache.store.exchange import Exchange, write
 
 Run = Callable[..., Result]
@@ -90,8 +89,8 @@ class TestExact:
         X[100:130] = X[40]
         whole = ask(tmp_path, known(tmp_path, X), 60)
         monkeypatch.setattr(segment, "CHUNK_BYTES", piece * 24 * 4)
-        monkeypatch.setattr(store_features, "COMMIT_ROWS", 1)
-        monkeypatch.setattr(store_features, "COMPACT_AT", 10**9)
+        monkeypatch.setattr(writing, "COMMIT_ROWS", 1)
+        monkeypatch.setattr(writing, "COMPACT_AT", 10**9)
         (tmp_path / "small").mkdir()
         small = known(tmp_path / "small", X)
         assert [(row.similarity, Path(row.path).name) for row in ask(tmp_path / "small", small, 60).rows] == [

@@ -31,7 +31,7 @@ from store_rows import (
 
 from featcache.errors import CacheError, MissingFeaturesError
 from featcache.records import FeatureSpec
-from featcache.store import Cache, FeatureStore, FeatureWriter, features, stored
+from featcache.store import Cache, FeatureStore, FeatureWriter, stored, writing
 from featcache.store.index import stack_keys
 
 SEGMENT_NAME = re.compile(r"seg-\d{20}-[0-9a-f]{8}-\d{8}\.h5")
@@ -218,7 +218,7 @@ def test_vectors_of_another_length_than_those_before_are_refused(cache: Cache, p
 
 
 def test_a_full_buffer_is_committed(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "COMMIT_ROWS", 10)
+    monkeypatch.setattr(writing, "COMMIT_ROWS", 10)
     writer = FeatureWriter(cache.features(SPEC), "float32")
     committed = []
     for at in range(0, 25, 5):
@@ -229,10 +229,10 @@ def test_a_full_buffer_is_committed(cache: Cache, monkeypatch: pytest.MonkeyPatc
 
 def test_an_old_buffer_is_committed(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(features.time, "monotonic", lambda: now)
+    monkeypatch.setattr(writing.time, "monotonic", lambda: now)
     writer = FeatureWriter(cache.features(SPEC), "float32")
     writer.append(*make_rows(0, 1))
-    now += features.COMMIT_SECONDS - 0.1
+    now += writing.COMMIT_SECONDS - 0.1
     writer.append(*make_rows(1, 1))
     assert writer.committed == 0
     now += 0.2
@@ -418,8 +418,8 @@ def test_stored_rows_outlive_a_compaction_and_new_ones_follow_it(cache: Cache) -
 
 
 def test_a_buffer_is_committed_when_it_has_enough_bytes(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "COMMIT_BYTES", 10 * DIM * 4)
-    monkeypatch.setattr(features, "COMMIT_SECONDS", 1e9)
+    monkeypatch.setattr(writing, "COMMIT_BYTES", 10 * DIM * 4)
+    monkeypatch.setattr(writing, "COMMIT_SECONDS", 1e9)
     store = cache.features(SPEC)
     keys, vectors = make_rows(0, 23)
     with FeatureWriter(store, "float32") as writer:
@@ -442,8 +442,8 @@ def test_no_rows_at_all_may_be_appended(cache: Cache) -> None:
 
 
 def test_bytes_are_counted_as_they_are_stored(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "COMMIT_BYTES", 10 * DIM * 2)
-    monkeypatch.setattr(features, "COMMIT_SECONDS", 1e9)
+    monkeypatch.setattr(writing, "COMMIT_BYTES", 10 * DIM * 2)
+    monkeypatch.setattr(writing, "COMMIT_SECONDS", 1e9)
     keys, vectors = make_rows(0, 9)
     with FeatureWriter(cache.features(HALF), "float16") as writer:
         writer.append(keys, vectors)

@@ -16,7 +16,7 @@ from featcache.errors import PictureError
 from featcache.records import Access, Failure, FileStat, Item, Look, Progress, Seconds
 from featcache.sources import ACCESS, FRESH_NS
 from featcache.store import Cache, FeatureStore, FeatureWriter, Row
-from featcache.store.features import COMPACT_AT
+from featcache.store.writing import COMPACT_AT
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from featcache.records import FeatureSpec, Progress
 from featcache.store.catalog import Catalog, Row
 from featcache.store.cells import Cells
 from featcache.store.checkpoints import Checkpoint
-from featcache.store.features import FeatureStore, FeatureWriter
+from featcache.store.features import FeatureStore
 from featcache.store.files import exclusive, move, remove, remove_abandoned, shared, sync_names, write_atomic
 from featcache.store.networks import Indexes, Networks
 from featcache.store.runs import EXTRACTIONS, Run, Runs
@@ -25,6 +25,7 @@ from featcache.store.segment import declared_fingerprint
 from featcache.store.shards import Shards
 from featcache.store.shares import Share
 from featcache.store.splits import Splits
+from featcache.store.writing import FeatureWriter
 
 __all__ = [
     "EXTRACTIONS",

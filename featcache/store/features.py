@@ -1,4 +1,4 @@
-"""Content keys and vectors of one fingerprint enter; immutable segments, and vectors read from them, leave."""
+"""The folder of one fingerprint's segments enters; what it holds, and vectors read from it, leave."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import CacheError, MissingFeaturesError, TooLargeValuesError
+from featcache.errors import CacheError, MissingFeaturesError
 from featcache.records import FloatArray, Progress
 from featcache.store import compaction
 from featcache.store.files import sync_folder
@@ -26,9 +25,7 @@ from featcache.store.segment import (
     Keys,
     Segment,
     SegmentError,
-    Writer,
     check_features,
-    commit,
     read_features,
     read_keys,
     read_rows,
@@ -38,12 +35,6 @@ from featcache.store.stored import Rows, StoredRows
 
 ATTEMPTS = 100
 """How often a listing is tried whose files vanish while it is read; a compaction makes that happen once."""
-
-COMMIT_ROWS = 8192
-COMMIT_BYTES = 64 * 2**20
-COMMIT_SECONDS = 5.0
-COMPACT_AT = 32
-"""A writer merges the small segments whenever it has committed this many."""
 
 Result = TypeVar("Result")
 
@@ -334,72 +325,3 @@ def in_threads(function: Callable[[Any], Result], values: Sequence[Any]) -> Iter
     """Call the function for each value on all cores: reading and checksums run beside each other."""
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="featcache-read") as executor:
         yield from executor.map(function, values)
-
-
-class FeatureWriter:
-    """Buffers vectors and commits them as segments; leaving the `with` block commits what is left.
-
-    At most `COMMIT_ROWS` rows, `COMMIT_BYTES` or `COMMIT_SECONDS` of work are lost to a kill. When a commit fails the
-    buffer is kept, so that `flush` can be tried again. Small segments are merged on the way.
-    """
-
-    def __init__(self, store: FeatureStore, dtype: str) -> None:
-        self.committed = 0
-        self.seconds = 0.0
-        self._store = store
-        self._dtype = dtype
-        self._writer = Writer()
-        self._keys: list[bytes] = []
-        self._vectors: list[FloatArray] = []
-        self._oldest = 0.0
-        self._failed = False
-
-    def append(self, keys: Sequence[bytes], vectors: FloatArray) -> None:
-        """Add rows: `keys` (n) of 32 bytes and `vectors` (n, d).
-
-        Raises `ValueError` where they do not belong together or in this store, and `CacheWriteError` when a due commit
-        fails. A value beyond what the store's dtype holds raises `TooLargeValuesError`.
-        """
-        with np.errstate(over="ignore"):
-            rows = vectors.astype(self._dtype)
-        if rows.dtype != vectors.dtype and not np.isfinite(rows).all():
-            raise TooLargeValuesError(f"values up to {np.abs(vectors).max():g} do not fit into {self._dtype}")
-        dim = self._vectors[0].shape[1] if self._vectors else self._store.dim
-        if rows.ndim != 2 or len(rows) != len(keys) or any(len(key) != KEY_BYTES for key in keys):
-            raise ValueError(f"{len(keys)} keys and vectors of shape {rows.shape} do not belong together")
-        if dim is not None and rows.shape[1] != dim:
-            raise ValueError(f"vectors of length {rows.shape[1]} do not belong to a store of length {dim}")
-        if not self._keys:
-            self._oldest = time.monotonic()
-        self._keys += keys
-        self._vectors.append(rows)
-        is_full = len(self._keys) >= COMMIT_ROWS or len(self._keys) * rows.shape[1] * rows.itemsize >= COMMIT_BYTES
-        if is_full or time.monotonic() - self._oldest >= COMMIT_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Commit the buffer as one segment; after this the rows survive a kill and a power loss."""
-        if not self._keys:
-            return
-        start = time.perf_counter()
-        features = np.concatenate(self._vectors)
-        self._failed = True
-        store = self._store
-        commit(store.folder, self._writer, store.fingerprint, stack_keys(self._keys), features, share=store.share)
-        self._failed = False
-        self.committed += len(self._keys)
-        self._keys, self._vectors = [], []
-        if self._writer.sequence % COMPACT_AT == 0:
-            self._store.reopened().compact()  # of its own listing, which is gone afterwards
-        self.seconds += time.perf_counter() - start
-
-    def __enter__(self) -> FeatureWriter:
-        """Return the writer itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Commit what is left, on failures and Ctrl-C too, unless the failure was a commit."""
-        if not (error and self._failed):
-            self.flush()

@@ -23,9 +23,9 @@ Run = Callable[..., Result]
 Damage = Callable[[Path], None]
 
 BATCH = ("--batch-size", "10")
+"""Pictures go through the network in the batches of the first extraction, so that vectors come out the same."""
 
 pytestmark = pytest.mark.usefixtures("ready_network")
-"""Pictures go through the network in the batches of the first extraction, so that vectors come out the same."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def segments(tmp_path_factory: pytest.TempPathFactory, seeded_weights: Path) -> 
             write_picture(folder / "photos" / label / f"{number}.png", 100 * at + number, tint)
     options = featcache.Options("resnet18", seeded_weights, folder / "cache", batch_size=10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("featcache.store.features.COMMIT_ROWS", 10)
+        patch.setattr("featcache.store.writing.COMMIT_ROWS", 10)
         assert featcache.extract(folder / "photos", options).computed == 30
     assert len(list(folder.glob("cache/segments/*/seg-*.h5"))) == 3
     return folder / "cache" / "segments"

@@ -145,13 +145,13 @@ def command_levels(disk: Disk, count: int, words: list[str]) -> list[dict[str, A
     import featcache.api.pipeline
     import featcache.embed.torch_engine
     import featcache.render
-    import featcache.store.features
+    import featcache.store.writing
     from featcache.backbones.vision_import import import_torchvision
 
     import_torchvision()
     gc.freeze()  # else each fork takes a second at its end to look through what was imported here
     torch.set_num_threads(1)
-    featcache.store.features.COMMIT_ROWS = 4
+    featcache.store.writing.COMMIT_ROWS = 4
     assert fork_command([*words, str(disk.folder / "whole")])[0] == 0
     reference = published(disk.folder)
     segments = sum(path.stat().st_size for path in disk.folder.rglob("seg-*.h5"))
@@ -319,7 +319,7 @@ def extract(pictures: Path, seeded_weights: Path, one_thread: None, monkeypatch:
     embed = engine.embed
     once = functools.cache(lambda data, shape, dtype: embed(np.frombuffer(bytearray(data), dtype).reshape(shape)))
     monkeypatch.setattr(engine, "embed", lambda batch: once(batch.tobytes(), batch.shape, batch.dtype))
-    monkeypatch.setattr("featcache.store.features.COMMIT_ROWS", 4)
+    monkeypatch.setattr("featcache.store.writing.COMMIT_ROWS", 4)
     monkeypatch.setattr("featcache.api.pipeline.COMPACT_AT", 2)
     monkeypatch.setattr("featcache.api.extraction.resolve", lambda *_: backbone)
     monkeypatch.setattr("featcache.api.embedding.open_engine", lambda *_: engine)
