@@ -17,17 +17,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from featcache.api.cluster import BLOCK
 from featcache.discover import discover
-from featcache.records import FileStat
+from featcache.records import FeatureSpec, FileStat, Preprocess
 from featcache.sources import file_stat
-from featcache.store import Cache, Row
+from featcache.store import Cache, FeatureWriter, Row
 from featcache.store.index import KeyIndex, stack_keys
 
 Result = TypeVar("Result")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+SPEC = FeatureSpec("made-up", "0" * 64, Preprocess(8, 8, "bilinear", (0.5,) * 3, (0.2,) * 3), dtype="float16")
 
 
 def resident() -> int:
@@ -74,7 +77,33 @@ def measure(folder: Path, rows: int) -> None:
         index = step("index the keys", lambda: KeyIndex(stack_keys(keys)))
         assert (index.find(stack_keys(keys)) >= 0).all()
         size = cache.catalog_path.stat().st_size
-    print(f"the catalog on the disk: {size / 1e6:,.0f} MB, {size / rows:.0f} bytes a picture")
+        print(f"the catalog on the disk: {size / 1e6:,.0f} MB, {size / rows:.0f} bytes a picture")
+        measure_store(cache, keys)
+
+
+def measure_store(cache: Cache, keys: list[bytes]) -> None:
+    """Tell what it costs to look for the pictures of a block in a store that is opened for it, or that stays open."""
+    dim, blocks = 512, 50
+    with FeatureWriter(cache.features(SPEC), "float16") as writer:
+        for start in range(0, len(keys), 8192):
+            part = keys[start : start + 8192]
+            writer.append(part, np.zeros((len(part), dim), np.float32))
+    standing = cache.features(SPEC)
+    assert standing.contains(keys[:BLOCK]).all()
+    opened: list[float] = []
+    stayed: list[float] = []
+    for block in range(blocks):
+        new = [hashlib.sha256(b"%d %d" % (block, number)).digest() for number in range(BLOCK)]
+        with FeatureWriter(cache.features(SPEC), "float16") as writer:
+            writer.append(new, np.zeros((BLOCK, dim), np.float32))
+        for times, store in ((opened, None), (stayed, standing)):
+            began = time.perf_counter()
+            found = store or cache.features(SPEC)
+            found.refresh()
+            assert found.contains(new).all()
+            times.append(time.perf_counter() - began)
+    print(f"a block of {BLOCK} in a store of {len(keys):,}: opened for it {1e3 * np.median(opened):.0f} ms", end=", ")
+    print(f"staying open {1e3 * np.median(stayed):.1f} ms, at most {1e3 * max(stayed):.0f} (medians of {blocks})")
 
 
 def main() -> None:

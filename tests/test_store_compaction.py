@@ -24,7 +24,7 @@ from store_rows import (
     temporary_files,
 )
 
-from featcache.store import Cache, FeatureStore, compaction
+from featcache.store import Cache, FeatureStore, compaction, index
 from featcache.store.index import KeyIndex
 
 
@@ -264,9 +264,9 @@ def as_keys(*keys: bytes) -> np.ndarray:
 
 def test_keys_that_share_their_first_64_bits_are_told_apart() -> None:
     keys = [b"samesame" + bytes([number]) * 24 for number in (5, 1, 9, 3)]
-    index = KeyIndex(as_keys(*keys))
+    known = KeyIndex(as_keys(*keys))
     unknown = b"samesame" + bytes([4]) * 24
-    assert index.find(as_keys(keys[2], unknown, keys[0], keys[3], keys[1], keys[2])).tolist() == [2, -1, 0, 3, 1, 2]
+    assert known.find(as_keys(keys[2], unknown, keys[0], keys[3], keys[1], keys[2])).tolist() == [2, -1, 0, 3, 1, 2]
 
 
 def test_of_a_key_held_twice_the_first_row_is_found() -> None:
@@ -289,3 +289,50 @@ def test_the_index_agrees_with_a_dictionary_where_prefixes_collide() -> None:
     expected = [first.get(key.tobytes(), -1) for key in wanted]
     assert KeyIndex(held).find(wanted).tolist() == expected
     assert -1 in expected
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_store_that_stays_open_finds_what_a_new_one_finds(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    for module in (compaction, index):
+        monkeypatch.setattr(module, "SMALL_BYTES", 30 * (4 * DIM + 32))
+    chance = np.random.default_rng(seed)
+    standing, asked = cache.features(SPEC), make_rows(0, 120)[0]
+    for _ in range(25):
+        other = cache.features(SPEC)
+        action = chance.random()
+        if action < 0.7:
+            start, count = int(chance.integers(100)), int(chance.choice([1, 2, 5, 40]))
+            commit(other, make_rows(start, count))
+        elif action < 0.85:
+            other.compact()
+        elif len(other.keys):
+            other.discard([chance.choice(other.keys).tobytes()])
+        standing.refresh()
+        new = cache.features(SPEC)
+        assert standing.segments == new.segments
+        np.testing.assert_array_equal(standing._index.find(as_keys(*asked)), new._index.find(as_keys(*asked)))
+        held = [key for key, is_held in zip(asked, new.contains(asked), strict=True) if is_held]
+        np.testing.assert_array_equal(standing.read(held), new.read(held))
+    np.testing.assert_array_equal(standing.keys, new.keys)
+
+
+def test_what_a_store_that_stays_open_knows_is_not_sorted_again(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (compaction, index):
+        monkeypatch.setattr(module, "SMALL_BYTES", 100 * (4 * DIM + 32))
+    standing = cache.features(SPEC)
+    commit(standing, make_rows(0, 1000))
+    standing.refresh()
+    assert standing.contains(make_rows(0, 1)[0]).all()
+    rows: list[int] = []
+    make = KeyIndex.__init__
+    monkeypatch.setattr(KeyIndex, "__init__", lambda self, keys: rows.append(len(keys)) or make(self, keys))
+    for number in range(64):
+        commit(cache.features(SPEC), make_rows(1000 + 4 * number, 4))
+        standing.refresh()
+        assert standing.contains(make_rows(1000 + 4 * number, 4)[0]).all()
+        if number == 40:
+            cache.features(SPEC).compact()
+    assert standing.contains(make_rows(0, 1256)[0]).all()
+    assert sum(rows) < 4 * 64 * 7  # each new key as often as it takes to double its part

@@ -16,9 +16,9 @@ from typing import Any
 
 from featcache.api.connecting import Place, connected, places_of
 from featcache.api.options import Options
-from featcache.api.pipeline import Missing, Ran, Work, compute, parts
+from featcache.api.pipeline import Missing, Ran, Standing, Work, compute, parts
 from featcache.backbones import Backbone, on_demand
-from featcache.embed import Engine, check_running, choose, exported, open_engine
+from featcache.embed import check_running, choose, exported, open_engine
 from featcache.errors import CacheError, DatasetError, DeviceError, EngineError, FeatcacheError, PictureError
 from featcache.records import Access, Dataset, FeatureSpec, FileStat, Item, Look, Progress, Seconds
 from featcache.sources import ACCESS
@@ -79,25 +79,30 @@ class Worker:
     def __init__(self, job: Job, cores: int) -> None:
         os.environ["LOKY_MAX_CPU_COUNT"] = str(cores)  # what joblib.cpu_count goes by, and so every pool of threads
         self._job = job
-        self._engine: Engine | None = None
         self._own = TemporaryDirectory(prefix="featcache-")
+        self._opened: tuple[Cache, list[Backbone], Standing] | None = None
 
     def run(self, block: int, items: Sequence[Item]) -> Done:
         """Bring the vectors of a block into the cache; a `FeatcacheError` names this node."""
-        own, share = Path(self._own.name), self._job.options.share
-        folder = own / "cache" if share else self._job.folder
         try:
-            with Cache(folder, own / f"{block}.sqlite", create=bool(share), share=share) as cache:
-                return self._run(cache, block, items)
+            self._opened = self._opened or self._open()
+            return self._run(*self._opened, block, items)
         except FeatcacheError as error:
             raise type(error)(f"on {platform.node()}: {error}") from None
 
-    def _run(self, cache: Cache, block: int, items: Sequence[Item]) -> Done:
-        options = self._job.options
+    def _open(self) -> tuple[Cache, list[Backbone], Standing]:
+        """Open what stays open for all blocks; the driver has looked for broken segments."""
+        own, options = Path(self._own.name), self._job.options
+        folder = own / "cache" if options.share else self._job.folder
+        cache = Cache(folder, own / "catalog.sqlite", create=bool(options.share), share=options.share)
         backbones = [on_demand(spec, self._job.weights, options.weights, cache.backbones) for spec in self._job.specs]
-        if self._engine is None:
-            self._engine = open_engine(backbones[0], options.device, options.engine, cache.networks, BLOCK)
-        done = compute(cache, items, backbones, options, None, engine=self._engine, is_verified=True)  # by the driver
+        engine = open_engine(backbones[0], options.device, options.engine, cache.networks, BLOCK)
+        return cache, backbones, Standing(engine, tuple(cache.features(seen.spec) for seen in backbones))
+
+    def _run(
+        self, cache: Cache, backbones: list[Backbone], standing: Standing, block: int, items: Sequence[Item]
+    ) -> Done:
+        done = compute(cache, items, backbones, self._job.options, None, standing=standing)
         rows = done[-1].rows
         return Done(
             block,
@@ -106,7 +111,7 @@ class Worker:
             cache.catalog.known_files(item.path for item in items),
             cache.catalog.looks({row.key for row in rows if row.key is not None}),
             sum(row.key is None and not _can_be_read(row.item.path, ACCESS) for row in rows),
-            self._engine.device,
+            standing.engine.device,
             tuple(work.seconds for work in done),
         )
 

@@ -29,6 +29,20 @@ class Ran:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """What stays open from one call to the next: an engine, and stores whose broken segments were looked for."""
+
+    engine: Engine
+    stores: tuple[FeatureStore, ...]
+
+    def refreshed(self) -> list[FeatureStore]:
+        """Return the stores with what others have committed since."""
+        for store in self.stores:
+            store.refresh()
+        return list(self.stores)
+
+
+@dataclass(frozen=True)
 class Work:
     """What `compute` did for one view: one row an item, in order, the store of the vectors, and where the time went."""
 
@@ -53,22 +67,21 @@ def compute(
     options: Options,
     progress: Progress | None,
     access: Access | None = None,
-    engine: Engine | None = None,
-    is_verified: bool = False,
+    standing: Standing | None = None,
 ) -> list[Work]:
     """Bring the vectors of `items` into the cache, computing only those it lacks, and return the work of each backbone.
 
     `backbones` are views of one network: a picture is read and decoded once for all of them. `access` is the dataset's
-    own way to its pictures, if it has one; `engine` is one that is open already. With `is_verified` the
-    caller has looked for broken segments.
+    own way to its pictures, if it has one; `standing` what is open already.
     """
     start = perf_counter()
-    missing = Missing(cache, items, backbones, options, access, is_verified)
+    missing = Missing(cache, items, backbones, options, access, standing)
     account, pending = missing.account, missing.pending
     reader = Reader(missing.stores, [backbone.spec for backbone in backbones], missing.access)
     with ExitStack() as stack:
         writers = [stack.enter_context(FeatureWriter(store, backbones[0].spec.dtype)) for store in missing.stores]
         remember = stack.enter_context(_remembering(cache, writers[-1]))
+        engine = standing.engine if standing else None
         embedder = stack.enter_context(Embedder(cache, backbones, options, missing.expected, writers, engine))
         pictures = stack.enter_context(closing(reader.read_all(pending)))
         for picture in _counted(pictures, embedder, len(pending), progress):
@@ -94,12 +107,12 @@ class Missing:
         backbones: Sequence[Backbone],
         options: Options,
         access: Access | None,
-        is_verified: bool = False,
+        standing: Standing | None = None,
     ) -> None:
         self.access = access or ACCESS
-        self.stores = [cache.features(backbone.spec) for backbone in backbones]
+        self.stores = standing.refreshed() if standing else [cache.features(backbone.spec) for backbone in backbones]
         unchanged = _unchanged(cache, items, self.access)
-        self.account = Account(_held({} if options.rehash else unchanged, self.stores, items, is_verified))
+        self.account = Account(_held({} if options.rehash else unchanged, self.stores, items, standing is not None))
         self.pending = self.account.pending(items)
         self.expected = _expected(unchanged, self.stores, self.pending)
 

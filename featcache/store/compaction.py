@@ -13,14 +13,13 @@ from featcache.errors import CacheError
 from featcache.records import Progress
 from featcache.store.files import exclusive, remove
 from featcache.store.index import KeyIndex
-from featcache.store.segment import Keys, Segment, Writer, commit
+from featcache.store.segment import SMALL_BYTES, Keys, Segment, Writer, commit
 
 if TYPE_CHECKING:
     from featcache.store.features import FeatureStore
 
-SMALL_BYTES = 64 * 2**20
 MERGED_BYTES = 128 * 2**20
-"""Compaction merges segments under `SMALL_BYTES` up to about this size; it holds some three times that in memory."""
+"""Compaction merges small segments up to about this size; it holds some three times that in memory."""
 
 _LOCK = ".compact.lock"
 

@@ -18,9 +18,8 @@ from featcache.errors import CacheError, MissingFeaturesError
 from featcache.records import FloatArray, Progress
 from featcache.store import compaction
 from featcache.store.files import sync_folder
-from featcache.store.index import KeyIndex, stack_keys
+from featcache.store.index import SegmentIndex, stack_keys
 from featcache.store.segment import (
-    KEY_BYTES,
     Header,
     Keys,
     Segment,
@@ -66,7 +65,8 @@ class FeatureStore:
         self._found = 0
         self._bad = bad
         self._live: dict[str, Segment] | None = None
-        self._built: KeyIndex | None = None
+        self._built: SegmentIndex | None = None
+        self._before: SegmentIndex | None = None
         self._replaced: dict[str, Header] = {}
         self.refresh()
 
@@ -83,7 +83,7 @@ class FeatureStore:
         if len({(segment.header.dim, segment.header.dtype) for segment in found.values()}) > 1:
             raise CacheError(f"{self.folder} holds vectors of different shapes: move it away and extract again")
         self._offsets = np.cumsum([0, *(segment.header.n_rows for segment in found.values())])
-        self._live, self._built = found, None
+        self._live, self._built, self._before = found, None, self._built or self._before
 
     @property
     def live(self) -> list[Segment]:
@@ -106,13 +106,10 @@ class FeatureStore:
         return self._index.keys
 
     @property
-    def _index(self) -> KeyIndex:
-        """The index of all keys, built when it is first asked for."""
+    def _index(self) -> SegmentIndex:
+        """The index of all keys, built when it is first asked for, from the one of the listing before."""
         if self._built is None:
-            keys = np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *(segment.keys for segment in self.live)])
-            for segment, start in zip(self.live, self._offsets, strict=False):
-                segment.keys = keys[start : start + len(segment.keys)]  # a view, so that keys are in memory once
-            self._built = KeyIndex(keys)
+            self._built, self._before = SegmentIndex(self.live, self._before), None
         return self._built
 
     def contains(self, keys: Sequence[bytes]) -> npt.NDArray[np.bool_]:

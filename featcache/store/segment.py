@@ -27,6 +27,9 @@ KEY_BYTES = 32
 CHUNK_BYTES = 2**20
 """Vectors are read in pieces of this size, so that the checksum finds them in the processor's cache."""
 
+SMALL_BYTES = 64 * 2**20
+"""Segments with less than this are merged by a compaction."""
+
 Keys = npt.NDArray[np.uint8]
 
 
