@@ -141,7 +141,10 @@ class Result:
 
     @property
     def json(self) -> Any:
-        return json.loads(self.out)
+        try:
+            return json.loads(self.out)
+        except ValueError as error:
+            raise AssertionError(f"no JSON ({error}): exit code {self.code}, {self.out!r}, {self.err}") from error
 
 
 @pytest.fixture

@@ -364,3 +364,24 @@ def test_copies_lie_in_one_block_and_large_files_first(tmp_path: Path) -> None:
     assert [size for block in sizes for size in block] == sorted((n % 20 + 1 for n in range(40)), reverse=True)
     assert all(set(one).isdisjoint(other) for one, other in pairwise(sizes))
     assert len(blocks) >= cluster.BLOCKS * 2
+
+
+@pytest.mark.skipif(ray is None, reason="needs pip install 'featcache[ray]'")
+def test_nothing_that_ray_prints_comes_between_a_command_and_its_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended() -> None:
+        print("what Ray has kept back")  # noqa: T201
+        printer = threading.Thread(target=print, args=("what a thread of Ray prints as it ends",))
+        printer.start()
+        printer.join()
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: None)
+    monkeypatch.setattr(ray, "shutdown", ended)
+    with connecting.connected(None):
+        printer = threading.Thread(target=print, args=("what a thread of Ray prints meanwhile",))
+        printer.start()
+        printer.join()
+        print("ours")  # noqa: T201
+    assert capsys.readouterr().out == "ours\n"

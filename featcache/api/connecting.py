@@ -54,7 +54,8 @@ def connected(address: str | None) -> Iterator[None]:
         try:
             yield
         finally:
-            ray.shutdown()
+            with redirect_stdout(io.StringIO()):  # in this thread it prints what it has kept back till now
+                ray.shutdown()
 
 
 class _OurOwn(io.TextIOBase):
