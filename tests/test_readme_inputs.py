@@ -1,10 +1,11 @@
-"""The examples of "Other people's data" in the README run, on small files with the same names."""
+"""The examples of other people's data, neighbours and heads out of core in the README run, on small files."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,47 @@ def test_the_commands_extract_one_set_of_pictures_in_six_forms(run: Callable[...
     (row,) = [line.split() for line in lines if line.startswith("efficientnet_lite0")]
     assert row[4] == "8"
     fsspec.filesystem("memory").rm("/ada", recursive=True)
+
+
+def shown(heading: str, command: str) -> list[str]:
+    """Return the lines that the README shows for a command below a heading, the progress left out."""
+    section = README.read_text().partition(f"### `featcache {heading}")[2].partition("\n### ")[0]
+    block = section.partition(f"$ featcache {command}\n")[2].partition("```")[0]
+    return [line for line in block.splitlines() if "step/s]" not in line]
+
+
+def labels(lines: Iterable[str]) -> list[str]:
+    """Return the words that lines of the form `word   text` begin with."""
+    return [line.split()[0] for line in lines if re.match(r"\w+  +\S", line)]
+
+
+def test_a_head_is_fitted_out_of_core_as_shown(run: Callable[..., Result], files: Path) -> None:
+    example = shown("fit [", "fit --out-of-core")
+    assert run("extract", "hymenoptera", "--backbone", "efficientnet_lite0").code == 0
+    found = run("fit", "--out-of-core")
+    assert found.code == 0, found.err
+    lines = found.out.splitlines()
+    assert lines[0].split() == example[0].split()
+    assert labels(lines[2:]) == labels(example[2:]) == ["logreg", "dataset", "scored", "backbone", "note", "model"]
+    assert "test 4, train 4" in found.out
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_neighbours_are_found_as_shown(run: Callable[..., Result], files: Path, index: bool) -> None:
+    if index:
+        pytest.importorskip("faiss")
+    command = "neighbors new/10308379_1b6c72e180.jpg -k 6"
+    example = shown("neighbors", command)
+    (files / "new").mkdir()
+    shutil.copy(files / "hymenoptera" / "test" / "sky" / "b.png", files / "new" / "10308379_1b6c72e180.jpg")
+    assert run("extract", "hymenoptera", "--backbone", "efficientnet_lite0").code == 0
+    found = run(*shlex.split(command), *["--index"] * index)
+    assert found.code == 0, found.err
+    lines = found.out.splitlines()
+    assert lines[0].split() == example[0].split()
+    assert lines[2].split() == ["1", "test/sky/b.png", "sky", "test", "1.0000", "same", "file"]
+    assert [line.split()[0] for line in lines[3:8]] == ["2", "3", "4", "5", "6"]
+    assert labels(lines[9:]) == [*labels(example[9:]), *["note"] * index]
 
 
 def test_the_dataset_in_python_is_extracted(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
