@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,11 @@ import featcache.cli
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the user's folders and the network out of every test."""
+    """Keep the user's folders and the network out of every test, and let Ctrl-C work as in a terminal.
+
+    A command that was interrupted ignores it as it ends, and shells let what they start in the background ignore it.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch-home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("FEATCACHE_CACHE", raising=False)
@@ -163,6 +168,7 @@ def run(
             words += ["--backbone", "resnet18", "--weights", str(seeded_weights)]
         monkeypatch.setattr("sys.argv", ["featcache", *words])
         capsys.readouterr()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with pytest.raises(SystemExit) as exit_:
             featcache.cli.main()
         captured = capsys.readouterr()

@@ -372,9 +372,11 @@ def test_a_cache_of_another_version_is_refused_and_untouched(run: Run, photos: P
     assert sorted(tmp_path.joinpath("cache").rglob("*")) == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code", "times"), [(signal.SIGINT, 130, 1), (signal.SIGINT, 130, 3), (signal.SIGTERM, 143, 1)]
+)
 def test_a_stopped_run_keeps_what_it_committed(
-    run: Run, tmp_path: Path, seeded_weights: Path, number: signal.Signals, code: int
+    run: Run, tmp_path: Path, seeded_weights: Path, number: signal.Signals, code: int, times: int
 ) -> None:
     for at in range(48):
         write_picture(tmp_path / "many" / "abc"[at % 3] / f"{at}.png", at)
@@ -385,17 +387,35 @@ def test_a_stopped_run_keeps_what_it_committed(
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("cache/segments/*/seg-*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(number)
+    for _ in range(times):
+        process.send_signal(number)
+        time.sleep(0.02)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    if number == signal.SIGINT:
+    if number == signal.SIGINT and times == 1:
         assert err.decode().splitlines()[-1].startswith("featcache: interrupted")
     assert b"Traceback" not in err
-    assert "was not finished" in run("fit").err
+    assert f"was not finished: run `featcache extract {tmp_path / 'many'} --backbone resnet18`" in run("fit").err
     again = run("extract", "many", "--json", network=True).json
     assert again["found"] == again["reused"] + again["computed"] == 48
     assert again["reused"] >= 8
     assert not list((tmp_path / "cache").rglob(".tmp-*"))
+
+
+def test_a_dataset_is_used_with_the_network_and_columns_that_it_was_extracted_with(
+    run: Run, photos: Path, tmp_path: Path
+) -> None:
+    listed = [f"{path},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]
+    (tmp_path / "list.csv").write_text("\n".join(["file,kind", *listed]))
+    first = run("extract", "list.csv", "--columns", "path=file,label=kind", "--draft", "--json", network=True)
+    write_picture(photos / "sky" / "new.png", 77)
+    (tmp_path / "list.csv").write_text("\n".join(["file,kind", *listed, f"{photos / 'sky' / 'new.png'},sky"]))
+    done = run("fit", "list.csv", "--head", "dummy", "--json")
+    assert done.code == 0, done.err
+    assert done.json["fingerprint"] == first.json["fingerprint"]
+    assert sum(done.json["split_sizes"].values()) == 31
+    other = run("fit", "list.csv", "--head", "dummy", "--backbone", "efficientnet_lite0", "--json")
+    assert other.json["fingerprint"] != first.json["fingerprint"]
 
 
 def _frequent_commits(tmp_path: Path) -> Path:

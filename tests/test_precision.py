@@ -347,6 +347,12 @@ def test_the_check_of_int8_compares_vectors_and_heads(run: Run, photos: Path, ma
     assert run("extract", photos, "--json", network=True).json["reused"] == COUNT  # the check computed them
 
 
+def test_fp16_on_the_cpu_is_said_to_be_slow(run: Run, photos: Path) -> None:
+    found = run("extract", photos / "leaf", "--precision", "fp16", network=True)
+    assert found.code == 0
+    assert "fp16 is for GPUs" in found.err
+
+
 @pytest.mark.parametrize("words", [("--precision", "fp16"), ("--draft",), ("--precision", "int8", "--draft")])
 def test_the_check_of_other_savings(words: tuple[str, ...], run: Run, photos: Path, made: Any) -> None:
     summary = run("extract", photos, *words, "--check", "--json", network=True).json

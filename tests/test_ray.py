@@ -300,6 +300,13 @@ def test_an_address_without_a_cluster_is_said_soon(run: Run, photos: Path, addre
 
 
 @needs_ray
+def test_a_wrong_address_leaves_a_dataset_as_it_was_extracted(run: Run, photos: Path) -> None:
+    assert run("extract", photos, network=True).code == 0
+    refused(run("extract", photos, "--engine", "ray", "--address", "127.0.0.1:9", network=True), "no Ray cluster")
+    assert run("fit", "--head", "dummy").code == 0
+
+
+@needs_ray
 def test_a_port_where_something_else_listens_is_no_cluster(
     run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-from featcache.api.connecting import Place, connected, places_of
+from featcache.api.connecting import Place, check_answers, connected, places_of
 from featcache.api.options import Options
 from featcache.api.pipeline import Missing, Ran, Standing, Work, compute, parts
 from featcache.backbones import Backbone, on_demand
@@ -117,12 +117,13 @@ class Worker:
 
 
 def check(options: Options) -> None:
-    """Raise `EngineError` or `DeviceError` unless Ray is installed and can do what the options ask."""
+    """Raise `EngineError` or `DeviceError` unless Ray is installed, is there, and can do what the options ask."""
     if find_spec("ray") is None:
         raise EngineError("Ray is not installed: pip install 'featcache[ray]'")
     if options.device not in ("auto", "cpu", "cuda"):
         raise DeviceError(f"Ray gives each worker its device, not {options.device!r}: use --device auto, cpu or cuda")
     check_running("cpu", "auto", options.precision)
+    check_answers(options.address)
 
 
 def compute_with_ray(
@@ -289,6 +290,7 @@ def _results(job: Job, options: Options, places: Sequence[Place], blocks: Sequen
     left = dict(enumerate(blocks))
     quiet: float | None = QUIET_SECONDS
     for _ in range(TRIES):
+        is_told = False  # each block that was lost is an error of its own
         pool = ActorPool([_actor(job, place) for place in places])
         for number, block in left.items():
             pool.submit(lambda worker, given: worker.run.remote(*given), (number, block))
@@ -301,7 +303,9 @@ def _results(job: Job, options: Options, places: Sequence[Place], blocks: Sequen
             except ray.exceptions.RayTaskError as error:  # what our own code raised there
                 raise _told(error.cause) from None
             except ray.exceptions.RayError as error:
-                _logger.warning("a Ray worker was lost, and others go on: %s", str(error).splitlines()[0])
+                if not is_told:
+                    _logger.warning("a Ray worker was lost, and others go on: %s", str(error).splitlines()[0])
+                is_told = True
             else:
                 quiet = None
                 del left[done.block]

@@ -31,6 +31,15 @@ class Place:
     gpus: int
 
 
+def check_answers(address: str | None) -> None:
+    """Raise `EngineError` where there is no Ray cluster at an address, if one is named."""
+    import ray
+
+    place = _named(address)
+    if place not in ("local", "auto") and not ray.is_initialized():
+        _ask(place)
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """Connect to the cluster at an address, or start Ray here, and leave it again; one in use already stays in use."""
@@ -40,12 +49,9 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address not in (None, "local", "auto"):
-        _check_answers(address)
     terminate = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
+        ray.init(_named(address), log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise EngineError(f"Ray cannot be used: {' '.join(str(error).split())[:300]}") from error
     if threading.current_thread() is threading.main_thread():
@@ -69,7 +75,11 @@ class _OurOwn(io.TextIOBase):
         return self._out.write(text) if threading.current_thread() is self._ours else len(text)
 
 
-def _check_answers(address: str) -> None:
+def _named(address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _ask(address: str) -> None:
     """Raise `EngineError` where no Ray cluster answers soon: Ray tries for minutes, and then ends the process."""
     host, _, port = address.rpartition(":")
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from featcache.api.extraction import extract
 from featcache.api.models import versions
-from featcache.api.options import Options, open_cache, places
+from featcache.api.options import Options, moved, open_cache, places
 from featcache.api.usage import last_extraction, newest_uses, not_catalogued, views_of
 from featcache.errors import BackboneError, DatasetError, FeatcacheError, HeadError, MissingFeaturesError
 from featcache.load import enrol, load
@@ -21,6 +21,9 @@ from featcache.sources.addresses import named
 from featcache.splits import MADE, Plan, digest, plan
 from featcache.store import Cache, Row, Run
 from featcache.store.stored import StoredRows
+
+_NO_FEATURES = ("auto", None, "fp32", False)
+"""The backbone, weights, precision and draft of options that leave it to featcache which features to use."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def _opened(
     options = options or Options()
     root = _as_it_is(source, options, as_it_is)
     if source is not None and root is None:
-        extract(source, options, progress)
+        extract(source, _as_before(source, options), progress)
     elif options != Options(cache=options.cache):
         raise BackboneError(
             "options that say how to extract, as --backbone and --weights, need a dataset: name it as SOURCE, or leave "
@@ -196,6 +199,23 @@ def _as_it_is(source: Source, options: Options, always: bool) -> str | None:
     with open_cache(options, create=False) as cache:
         run = newest_uses(cache).get(root)
     return root if run and (run.command == "import" or not exists(root)) else None
+
+
+def _as_before(source: Source, options: Options) -> Options:
+    """Return the options, where they name no columns or no features with those of the dataset's last extraction."""
+    if not isinstance(source, str | os.PathLike) or not places(options)[0].exists():
+        return options
+    with open_cache(options, create=False) as cache:
+        run = newest_uses(cache).get(named(source))
+        if run is None or run.command == "import":
+            return options
+        known, spec = run.summary or {}, cache.spec(run.fingerprint)
+        weights = moved(cache, known.get("weights_file"))
+    options = replace(options, columns=options.columns or known.get("columns"))
+    if (options.backbone, options.weights, options.precision, options.draft) != _NO_FEATURES:
+        return options
+    is_drafted = spec.decoding is not None
+    return replace(options, backbone=spec.backbone, weights=weights, precision=spec.precision, draft=is_drafted)
 
 
 def _left_out(cache: Cache, root: str, roll: Roll) -> list[str]:

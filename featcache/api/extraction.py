@@ -118,8 +118,9 @@ def extract_into(
 
 def _check_shard(shard: tuple[int, int], check: bool) -> None:
     number, count = shard
+    n = max(count, 1)
     if not 0 <= number < count:
-        raise UsageError(f"there is no shard {number}/{count}: i/n goes from 0/{max(count, 1)} to n-1/n")
+        raise UsageError(f"there is no shard {number}/{count}: they go from 0/{n} to {n - 1}/{n}")
     if check:
         raise UsageError("--check looks at a whole dataset: leave it out with --shard, and extract all afterwards")
 

@@ -23,8 +23,8 @@ class Options:
     `rehash` files that look unchanged (size, modification time, inode) are read again all the same. `precision` is one
     of `records.PRECISIONS`; `draft` decodes large JPEG files in fewer pixels. Both give other features. `columns` says
     what `path`, `label` and `split` are called in the dataset. `share` is a URL of fsspec where vectors are put
-    too, and looked for. The engine `ray` extracts on the Ray cluster at `address`; without one on that in
-    `RAY_ADDRESS`, else on this computer.
+    too, and looked for. The engine `ray` extracts on the Ray cluster at `address` (`auto`: the one that runs on this
+    computer); without one on that in `RAY_ADDRESS`, else it starts Ray here.
     """
 
     backbone: str = AUTO

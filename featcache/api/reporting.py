@@ -243,7 +243,7 @@ def _thumbnails(
     found: dict[str, bytes] = {}
     gone = 0
     room = ROOM - max(0, sum(map(len, paths)) - NAMES)
-    for path, small in zip(paths, in_threads(shrunk, paths, "report pictures", progress), strict=False):
+    for small, path in zip(in_threads(shrunk, paths, "report pictures", progress), paths, strict=True):
         room -= len(small or b"")
         if room < 0:
             if progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass, replace
 
@@ -104,12 +105,22 @@ def last_extraction(cache: Cache, root: str | None = None) -> Run:
         raise DatasetError(f"the cache holds no extraction of {root}: it knows {roots}")
     run = runs[-1]
     if run.summary is None:
-        again = "featcache extract" if run.command == "extract" else "featcache cache import"
+        root = shlex.quote(run.root)
+        again = f"extract {root}{_features(cache, run)}" if run.command == "extract" else f"cache import {root}"
         raise DatasetError(
-            f"the {run.command} of {run.root} was not finished: run `{again} {run.root}` again, with its options "
-            f"as they were, name another dataset, or give up on it with `featcache cache gc --forget {run.root}`"
+            f"the {run.command} of {run.root} was not finished: run `featcache {again}` again, with its other options "
+            f"as they were and without --shard, or give up on it with `featcache cache gc --forget {root}`"
         )
     return run
+
+
+def _features(cache: Cache, run: Run) -> str:
+    """Return the options that ask for the features of a run."""
+    with contextlib.suppress(CacheError):
+        spec = cache.spec(run.fingerprint)
+        words = [f" --backbone {spec.backbone}", f" --precision {spec.precision}" if spec.precision != "fp32" else ""]
+        return "".join([*words, " --draft" if spec.decoding else ""])
+    return ""
 
 
 def not_catalogued(cache: Cache, root: str) -> DatasetError:

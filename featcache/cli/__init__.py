@@ -59,6 +59,8 @@ for command in (
 def main() -> NoReturn:
     """Run the command line and exit; every failure a user can meet is one line on stderr."""
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us ignores it
+        signal.signal(signal.SIGINT, _interrupt)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of a broken picture the reason is listed once, by us
     warnings.filterwarnings("ignore", message="The number of unique classes is greater")  # few images a class are fine
     for stream in (sys.stdout, sys.stderr):
@@ -72,11 +74,23 @@ def main() -> NoReturn:
         click.echo(f"featcache: {one_line(str(error))}", err=True)
         sys.exit(WRONG_USAGE if isinstance(error, UsageError) else 1)
     except (click.Abort, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is closed, and Python would be torn up as it ends
         click.echo("featcache: interrupted; what was finished is kept, run the same command again to go on", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    signal.signal(signal.SIGINT, _leave)
+    raise KeyboardInterrupt
+
+
+def _leave(_signal: int, _frame: object) -> NoReturn:
+    """End at the second Ctrl-C, wherever the first one is being dealt with; a cache stands worse than that."""
+    os.write(2, b"\nfeatcache: stopped at once; what was committed is kept\n")
+    os._exit(INTERRUPTED)
 
 
 def _terminate(_signal: int, _frame: object) -> NoReturn:

@@ -53,7 +53,8 @@ _trust = click.option(
 )
 @click.option("--check", is_flag=True, help="Measure what int8, fp16 or --draft costs: cosines, and a head's accuracy.")
 @click.option(
-    "--address", help="With --engine ray: HOST:PORT of the cluster  [default: $RAY_ADDRESS, else this computer]."
+    "--address",
+    help="With --engine ray: the cluster's HOST:PORT, or auto  [default: $RAY_ADDRESS, else it is started].",
 )
 @cache_option
 @json_option

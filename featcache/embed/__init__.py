@@ -52,7 +52,10 @@ def open_engine(
             _logger.warning("%s; the torch engine is used instead", error)
     from featcache.embed.torch_engine import TorchEngine
 
-    return TorchEngine(backbone, device, why, pictures)
+    opened = TorchEngine(backbone, device, why, pictures)
+    if opened.device == "cpu" and backbone.spec.precision == "fp16":
+        _logger.warning("fp16 is for GPUs, and on this CPU several times slower than fp32: leave out --precision fp16")
+    return opened
 
 
 def check_running(device: str, engine: str, precision: str = "fp32") -> None:

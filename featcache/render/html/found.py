@@ -28,7 +28,7 @@ SHOWN = 24
 
 SHOWN_TWINS = 8
 
-ELSEWHERE = "`featcache audit --csv` lists all"
+ELSEWHERE = "`featcache audit --csv FILE` lists all"
 
 
 def audit(summary: ReportSummary) -> Section:
