@@ -33,10 +33,12 @@ class Place:
 
 def check_answers(address: str | None) -> None:
     """Raise `EngineError` where there is no Ray cluster at an address, if one is named."""
+    place = _named(address)
+    if place in ("local", "auto"):
+        return
     import ray
 
-    place = _named(address)
-    if place not in ("local", "auto") and not ray.is_initialized():
+    if not ray.is_initialized():
         _ask(place)
 
 
