@@ -150,12 +150,14 @@ def _difference(content: bytes, engine: Engine, fitted: Model, views: Sequence[s
     """Return how far probabilities of ONNX Runtime are at most from those of the model, on made-up pictures."""
     import onnxruntime
 
+    from featcache.heads.base import probabilities
+
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     most = 0.0
     for height, width in _SIZES:
         pixels = np.ascontiguousarray(probe(max(height, width))[:, :height, :width])
         looks = np.stack([crops(Image.fromarray(picture), fitted.spec.preprocess, views) for picture in pixels], axis=1)
-        expected = np.mean([fitted.estimator.predict_proba(engine.embed(look)) for look in looks], axis=0)
+        expected = np.mean([probabilities(fitted.estimator, engine.embed(look)) for look in looks], axis=0)
         found = session.run(None, {"pixels": pixels})[0]
         most = max(most, float(np.abs(found - expected).max()))
     return most

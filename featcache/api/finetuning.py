@@ -173,6 +173,7 @@ class _Work:
         from featcache.evaluate import score
         from featcache.experiments.fitting import fit_head
         from featcache.experiments.prepared import prepare
+        from featcache.heads.scaling import LINEAR
 
         features, plan, head = self.experiment.features, self.plan, get(HEAD)
         data = prepare(features, plan)
@@ -180,7 +181,7 @@ class _Work:
         start = None
         if not self._is_scratch:
             inner = Plan(self.train, None, self.val, "val", {})
-            start = fit_head(head, prepare(features, inner), self.seed, progress)
+            start = fit_head(head, prepare(features, inner, scalings=LINEAR), self.seed, progress)
         seconds = data.seconds + whole.fit_seconds
         return _Probe(whole, data.truth, score(plan.scored_name, data.truth, whole.probabilities), seconds, start)
 

@@ -128,6 +128,4 @@ def _finish(
 
 
 def _trials(fitted: Fitted | Learned) -> tuple[TrialRow, ...]:
-    from featcache.experiments.fitting import shown
-
-    return tuple(TrialRow(shown(trial.params), trial.accuracy, trial.loss_curve) for trial in fitted.trials)
+    return tuple(TrialRow(trial.params, trial.accuracy, trial.loss_curve) for trial in fitted.trials)

@@ -48,7 +48,9 @@ def predict(
                 first = work.failures[0]
                 raise DatasetError(f"no picture in {dataset.root} can be read ({first.path}: {first.reason})")
             features, *others = (load(work.rows, cache.store(seen.spec.fingerprint)) for seen in backbones)
-    probabilities = np.mean([fitted.estimator.predict_proba(seen.X) for seen in (features, *others)], axis=0)
+    from featcache.heads.base import probabilities as of_classes
+
+    probabilities = np.mean([of_classes(fitted.estimator, seen.X) for seen in (features, *others)], axis=0)
     labels = probabilities.argmax(1)
     summary = PredictSummary(
         model=str(model),

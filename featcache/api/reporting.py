@@ -170,7 +170,7 @@ def _nearest(found: Tried) -> dict[str, tuple[str, ...]]:
     """Return for each class those with the nearest mean vectors, of what was fitted on."""
     from featcache.heads.base import class_means
 
-    X, y = found.data.rows()
+    X, y = found.data.scaled(found.data.scalings[0]).rows(found.data.y)
     present, codes = np.unique(y, return_inverse=True)
     means, _ = class_means(X, codes)
     square = np.square(means).sum(axis=1)

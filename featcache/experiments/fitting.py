@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,30 +15,58 @@ from scipy.optimize import minimize_scalar
 from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import ParameterGrid
-from sklearn.pipeline import Pipeline, make_pipeline
-from threadpoolctl import ThreadpoolController
+from sklearn.pipeline import make_pipeline
 
 from featcache.errors import HeadError
-from featcache.experiments.prepared import Fold, Prepared
-from featcache.heads.base import Classifier, Head
+from featcache.experiments.prepared import Fold, Prepared, Scaled
+from featcache.heads.base import Classifier, DivergedError, Head, InterruptedFitError, blas_threads, probabilities
+from featcache.heads.scaling import SCALING
 from featcache.records import FloatArray, Progress
-
-_SHORT = {"hidden_layer_sizes": "hidden", "learning_rate_init": "lr"}
-
-_INTERRUPTED = "Training interrupted by user"
-"""What MLPClassifier warns of when it swallows Ctrl-C and goes on with a network that is half trained."""
+from featcache.splits import Rows
 
 SMALL = 2**20
 """A matrix with fewer values is worked on with one BLAS thread: more would wait for each other."""
 
 
+SCORES_KEPT = 2**22
+"""So many scores of held rows are kept of a candidate, at most, to fit its temperature to."""
+
+TEMPERATURE_SPREAD = 0.7
+"""The deviation of the logarithm of temperatures from that of the usual one of a head, over datasets."""
+
+MANY_CLASSES = "The number of unique classes is greater than 50%"
+"""What scikit-learn warns of where classes have one picture, as if their numbers were measurements."""
+
+Right = npt.NDArray[np.bool_]
+
+NOTHING: Right = np.zeros(0, np.bool_)
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One candidate for a head's parameters: its mean accuracy where the choice is made, and the losses of one fit."""
+    """One candidate, a scaling with a head's parameters: how it did where the choice is made, and the losses of a fit.
+
+    `right` (n) tells of each row that was held out whether it was, in an order that all candidates share.
+    """
 
     params: dict[str, Any]
-    accuracy: float
+    right: Right
     temperature: float
+    loss_curve: tuple[float, ...] = ()
+
+    @property
+    def accuracy(self) -> float:
+        """The share of rows held out that it has right; nothing where none was."""
+        return float(self.right.mean()) if len(self.right) else 0.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a candidate fitted on one fold says of the rows held out: who is right, and some scores with their truth."""
+
+    right: Right
+    scores: FloatArray | None = None
+    truth: npt.NDArray[np.intp] | None = None
     loss_curve: tuple[float, ...] = ()
 
 
@@ -60,16 +86,17 @@ class Fitted:
 
 
 def fit_head(head: Head, prepared: Prepared, seed: int, progress: Progress | None = None) -> Fitted:
-    """Choose a head's parameters without the scored rows, fit it, and only then try it on them.
+    """Choose a scaling and a head's parameters without the scored rows, fit it, and only then try it on them.
 
-    The choice is made on val, or by stratified cross-validation inside train; the final fit is on train and val
-    together, as is usual for linear probes. `progress` is called after each trial; they run on all cores. Equal seeds
-    give equal results. Raises `HeadError`.
+    The choice is made on val, or by stratified cross-validation inside train: of the scalings with the default
+    parameters, then of the parameters. The default stays unless another is better by more than two standard errors. The
+    final fit is on train and val together, as is usual for linear probes. `progress` is called after each trial; they
+    run on all cores. Equal seeds give equal results. Raises `HeadError`.
     """
     try:
         with config_context(assume_finite=True, skip_parameter_validation=True):  # they were checked, and are ours
             return _fit_head(head, prepared, seed, progress)
-    except UserWarning as interruption:
+    except InterruptedFitError as interruption:
         raise KeyboardInterrupt from interruption
     except (ValueError, np.linalg.LinAlgError, MemoryError) as error:
         if isinstance(error, HeadError):
@@ -79,21 +106,23 @@ def fit_head(head: Head, prepared: Prepared, seed: int, progress: Progress | Non
 
 def _fit_head(head: Head, prepared: Prepared, seed: int, progress: Progress | None) -> Fitted:
     start = time.perf_counter()
-    trials, chosen_by = _choose(head, prepared, seed, progress)
-    best = max(trials, key=lambda trial: trial.accuracy)  # of equals the first
-    X, y = prepared.rows()
-    with _blas(1 if X.size < SMALL else cpu_count()), warnings.catch_warnings(record=True) as caught:
+    best, trials, chosen_by = _choose(head, prepared, seed, progress)
+    params = dict(best.params)
+    scaled = prepared.scaled(params.pop(SCALING, prepared.scalings[0]))
+    X, y = scaled.rows(prepared.y)
+    with blas_threads(1 if X.size < SMALL else cpu_count()), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        warnings.filterwarnings("error", message=_INTERRUPTED)
-        estimator = head.make(seed, len(y)).set_params(**best.params).fit(X, y)
+        warnings.filterwarnings("ignore", message=MANY_CLASSES)
+        estimator = head.make(seed, len(y)).set_params(**params).fit(X, y)
         if isinstance(estimator, Classifier):
             estimator.set_params(temperature=best.temperature)
-        middle = time.perf_counter()
-        probabilities = predict_proba(estimator, prepared.scored, len(prepared.classes))
     short = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+    pipeline = make_pipeline(*scaled.steps, estimator)
+    middle = time.perf_counter()
+    probabilities = mean_probabilities(pipeline, prepared.scored, len(prepared.classes))
     return Fitted(
-        estimator=make_pipeline(*prepared.steps, estimator),
-        params=shown(best.params),
+        estimator=pipeline,
+        params=best.params,
         trials=tuple(trials),
         chosen_by=chosen_by,
         probabilities=probabilities,
@@ -104,93 +133,130 @@ def _fit_head(head: Head, prepared: Prepared, seed: int, progress: Progress | No
     )
 
 
-def shown(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters under the names that the command line has for them."""
-    names = {name: name.rpartition("__")[2] for name in params}
-    return {_SHORT.get(names[name], names[name]): value for name, value in params.items()}
-
-
-def predict_proba(estimator: Any, X: FloatArray, n_classes: int) -> npt.NDArray[np.float64]:
+def mean_probabilities(estimator: Any, X: FloatArray, n_classes: int) -> npt.NDArray[np.float64]:
     """Return probabilities (n, n_classes), the mean over the views of `X` (n, views, d)."""
-    n, views, dim = X.shape
-    found = estimator.predict_proba(X.reshape(-1, dim)).reshape(n, views, -1).mean(1, dtype=np.float64)
-    out = np.zeros((n, n_classes))
-    out[:, estimator.classes_] = found / found.sum(1, keepdims=True)  # single precision leaves 1e-7
+    out = np.zeros((len(X), n_classes))
+    views = [probabilities(estimator, X[:, view]) for view in range(X.shape[1])]
+    out[:, estimator.classes_] = np.mean(views, axis=0)
     return out
 
 
-def _choose(head: Head, prepared: Prepared, seed: int, progress: Progress | None) -> tuple[list[Trial], str]:
-    """Try all candidates on the folds, and say how the choice is made."""
+def _choose(head: Head, prepared: Prepared, seed: int, progress: Progress | None) -> tuple[Trial, list[Trial], str]:
+    """Return the candidate that is chosen, all that were tried, and in words how."""
+    if not head.grid and not head.default:  # it looks at no vector
+        return Trial({}, NOTHING, head.temperature), [], "default (nothing else to try)"
     folds, chosen_by = prepared.folds(seed)
+    default = Trial({SCALING: prepared.scalings[0], **head.default}, NOTHING, head.temperature)
     if not folds:
-        return [Trial(dict(head.default), 0.0, 1.0)], chosen_by
-    candidates = list(ParameterGrid(dict(head.grid)))
-    if len(candidates) == 1 and not isinstance(head.make(seed, len(prepared.y)), Classifier):
-        return [Trial(candidates[0], 0.0, 1.0)], "default (nothing else to try)"
+        return default, [default], chosen_by
     if head.one_fold_from is not None and len(prepared.y) >= head.one_fold_from and len(folds) > 1:
         folds, chosen_by = folds[:1], f"one fold of {chosen_by}"
-    return _try_all(head, prepared, folds, seed, progress), chosen_by
+    work = _Work(head, seed, progress)
+    scalings: list[Trial] = []
+    if len(prepared.scalings) > 1:
+        data = prepared.sample or prepared
+        parts = folds if prepared.sample is None else data.folds(seed)[0][: len(folds)]
+        asked = [{SCALING: scaling, **head.default} for scaling in prepared.scalings]
+        scalings = work.try_all(data, parts, [[params] for params in asked]) if parts else []
+    scaling = chosen(scalings, default.params).params[SCALING] if scalings else prepared.scalings[0]
+    trials = work.try_all(prepared, folds, _groups(head, scaling))
+    best = chosen(trials, {SCALING: scaling, **head.default} if head.keeps_default else None)
+    others = [trial for trial in scalings if trial.params[SCALING] != scaling]
+    return best, [*trials, *others], chosen_by
 
 
-def _try_all(
-    head: Head, prepared: Prepared, folds: Sequence[Fold], seed: int, progress: Progress | None
-) -> list[Trial]:
-    """Return a trial for each candidate, its accuracy and its temperature the means over the folds."""
-    candidates = list(ParameterGrid(dict(head.grid)))
-    groups = [[params] for params in candidates]
-    if isinstance(head.make(seed, len(prepared.y)), Classifier):
-        path = list(head.grid)[-1]
-        others = ParameterGrid({name: values for name, values in head.grid.items() if name != path})
-        groups = [[{**params, path: value} for value in head.grid[path]] for params in others]
-    tasks = [(group, fold) for group in groups for fold in folds]
-    found: list[list[Trial]] = []
-    if progress:
-        progress(f"fit {head.name}", 0, len(tasks))
-    n_jobs, n_threads = _cores(head, len(tasks), prepared.X.size)
-    with _blas(n_threads), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate that needs longer just scores lower
-        warnings.filterwarnings("error", message=_INTERRUPTED)
-        jobs = (delayed(_try)(head, prepared, group, fold, seed) for group, fold in tasks)
-        for trials in Parallel(n_jobs, backend="threading", return_as="generator")(jobs):
-            found.append(trials)
-            if progress:
-                progress(f"fit {head.name}", len(found), len(tasks))
-    means = []
-    for at in range(0, len(tasks), len(folds)):
-        for same in zip(*found[at : at + len(folds)], strict=True):
-            temperature = float(np.exp(np.mean([np.log(trial.temperature) for trial in same])))
-            accuracy = float(np.mean([trial.accuracy for trial in same]))
-            means.append(replace(same[0], accuracy=accuracy, temperature=temperature))
-    return means
+def _groups(head: Head, scaling: str) -> list[list[dict[str, Any]]]:
+    """Return the candidates of a head's grid; those of one group share their work."""
+    path = list(head.grid)[-1]
+    others = ParameterGrid({name: values for name, values in head.grid.items() if name != path})
+    return [[{SCALING: scaling, **params, path: value} for value in head.grid[path]] for params in others]
 
 
-def _try(head: Head, prepared: Prepared, group: Sequence[dict[str, Any]], fold: Fold, seed: int) -> list[Trial]:
-    """Fit candidates that differ at most in the head's path on one fold, and try each on what is held out of it."""
-    fitted_rows, held_rows = fold
-    X, y = prepared.rows(fitted_rows)
-    held, truth = prepared.X[held_rows, 0], prepared.y[held_rows]
-    estimator = head.make(seed, len(y)).set_params(**head.rough, **group[0])
-    if not isinstance(estimator, Classifier):
-        (params,) = group
+def chosen(trials: Sequence[Trial], default: Mapping[str, Any] | None) -> Trial:
+    """Return the trial with most rows right, of equals the first; the default where there is one that is no worse."""
+    best = max(trials, key=lambda trial: int(trial.right.sum()))
+    kept = next((trial for trial in trials if trial.params == default), best)
+    return best if is_worse(kept.right, best.right) else kept
+
+
+def is_worse(right: Right, other: Right) -> bool:
+    """Tell whether fewer of the same rows are right, by more than two standard errors of the difference.
+
+    After Breiman et al. (1984, CART, 3.4.3); the error is the paired one, of rows only one has right. All is counted,
+    so that no rounding decides.
+    """
+    missing = int(other.sum()) - int(right.sum())
+    return missing > 0 and missing**2 > 4 * int((right != other).sum())
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Tries candidates of one head on folds, on all cores."""
+
+    head: Head
+    seed: int
+    progress: Progress | None
+
+    def try_all(
+        self, prepared: Prepared, folds: Sequence[Fold], groups: Sequence[Sequence[dict[str, Any]]]
+    ) -> list[Trial]:
+        """Return a trial for each candidate of each group, over all folds."""
+        tasks = [(group, fold) for group in groups for fold in folds]
+        scaled = {group[0][SCALING]: prepared.scaled(group[0][SCALING]) for group in groups}
+        kept = 1 + len(prepared.y) * len(prepared.classes) // SCORES_KEPT
+        stage, found = f"fit {self.head.name}", list[list[Held]]()
+        if self.progress:
+            self.progress(stage, 0, len(tasks))
+        n_jobs, n_threads = _cores(self.head, len(tasks), prepared.vectors.size)
+        with blas_threads(n_threads), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate that needs longer just scores lower
+            warnings.filterwarnings("ignore", message=MANY_CLASSES)
+            jobs = (
+                delayed(self._try)(scaled[group[0][SCALING]], prepared.y, group, fold, kept) for group, fold in tasks
+            )
+            for held in Parallel(n_jobs, backend="threading", return_as="generator")(jobs):
+                found.append(held)
+                if self.progress:
+                    self.progress(stage, len(found), len(tasks))
+        trials = []
+        for number, group in enumerate(groups):
+            parts = found[number * len(folds) : (number + 1) * len(folds)]
+            trials += [self._trial(params, same) for params, *same in zip(group, *parts, strict=True)]
+        return trials
+
+    def _trial(self, params: dict[str, Any], folds: Sequence[Held]) -> Trial:
+        temperature, scores = self.head.temperature, [part.scores for part in folds if part.scores is not None]
+        if scores:
+            truth = np.concatenate([part.truth for part in folds if part.truth is not None])
+            temperature = temperature_of(np.concatenate(scores), truth, self.head.temperature)
+        return Trial(params, np.concatenate([part.right for part in folds]), temperature, folds[0].loss_curve)
+
+    def _try(self, scaled: Scaled, y: Rows, group: Sequence[dict[str, Any]], fold: Fold, step: int) -> list[Held]:
+        """Fit candidates that differ at most in the head's path on one fold, and try each on what is held out of it."""
+        fitted_rows, held_rows = fold
+        X, known = scaled.rows(y, fitted_rows)
+        held, truth = scaled.X[held_rows, 0], y[held_rows]
+        candidates = [{name: value for name, value in params.items() if name != SCALING} for params in group]
+        estimator = self.head.make(self.seed, len(known)).set_params(**self.head.rough, **candidates[0])
+        if not isinstance(estimator, Classifier):
+            return [Held(estimator.fit(X, known).predict(held) == truth)]
+        classes, found = np.unique(known), []
+        learned = np.flatnonzero(np.isin(truth, classes))[::step]
+        values = [params[estimator.path] for params in candidates]
         try:
-            right = estimator.fit(X, y).predict(held) == truth
-        except ValueError:  # a learning rate at which the weights grow beyond all bounds
-            return [Trial(params, 0.0, 1.0)]
-        return [Trial(params, float(right.mean()), 1.0, _loss_curve(estimator))]
-    values, classes = [params[estimator.path] for params in group], np.unique(y)
-    trials = []
-    for params, scores in zip(group, estimator.path_scores(X, y, values, held), strict=True):
-        accuracy = float((classes[scores.argmax(1)] == truth).mean())
-        temperature = temperature_of(scores, np.searchsorted(classes, truth))
-        trials.append(Trial(params, accuracy, temperature))
-    return trials
+            for scores, losses in estimator.path_scores(X, known, values, held):
+                right = classes[scores.argmax(1)] == truth
+                found.append(Held(right, scores[learned], np.searchsorted(classes, truth[learned]), losses))
+        except DivergedError:
+            pass
+        return found + [Held(np.zeros(len(truth), np.bool_))] * (len(values) - len(found))
 
 
-def temperature_of(scores: FloatArray, truth: npt.NDArray[np.intp]) -> float:
+def temperature_of(scores: FloatArray, truth: npt.NDArray[np.intp], usual: float | None = None) -> float:
     """Return the temperature that makes softmax(scores / temperature) the most likely (Guo et al. 2017).
 
     One part in n + 2 of each label is spread over all classes, so that few pictures, all right, do not make it certain
-    (Platt 1999).
+    (Platt 1999). With a `usual` temperature its logarithm has a normal prior around that of the usual one.
     """
     below = scores - scores.max(1, keepdims=True)
     spread_part = 1 / (len(truth) + 2)
@@ -200,16 +266,16 @@ def temperature_of(scores: FloatArray, truth: npt.NDArray[np.intp]) -> float:
     def loss(log_temperature: float) -> float:
         sharpness = np.exp(-log_temperature)
         exponents = np.maximum(below * scores.dtype.type(sharpness), -50)
-        return float(missed * sharpness + np.log(np.exp(exponents).sum(1)).mean())
+        prior = 0.0 if usual is None else ((log_temperature - np.log(usual)) / TEMPERATURE_SPREAD) ** 2 / 2
+        return float(missed * sharpness + np.log(np.exp(exponents).sum(1)).mean() + prior / len(truth))
 
-    spread = np.log(max(float(scores.std()), 1e-12))
-    found = minimize_scalar(loss, bounds=(spread - 7, spread + 7), method="bounded", options={"xatol": 0.01})
+    middle = np.log(max(float(scores.std()), 1e-12) if usual is None else usual)
+    found = minimize_scalar(loss, bounds=(middle - 7, middle + 7), method="bounded", options={"xatol": 0.01})
     return float(np.exp(found.x))
 
 
 def _loss_curve(estimator: Any) -> tuple[float, ...]:
-    last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
-    return tuple(float(loss) for loss in getattr(last, "loss_curve_", ()))
+    return tuple(float(loss) for loss in getattr(estimator, "loss_curve_", ()))
 
 
 def _cores(head: Head, n_tasks: int, size: int) -> tuple[int, int]:
@@ -222,14 +288,3 @@ def _cores(head: Head, n_tasks: int, size: int) -> tuple[int, int]:
     cores = cpu_count()
     n_jobs = min(n_tasks, max(1, cores // 4) if head.wide else cores)
     return n_jobs, cores // n_jobs if head.wide else 1
-
-
-@contextmanager
-def _blas(n_threads: int) -> Iterator[None]:
-    with _controller().limit(limits=n_threads, user_api="blas"):
-        yield
-
-
-@cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()  # looks for the libraries once, which takes a millisecond or two

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.pipeline import make_pipeline
 
 from featcache.errors import HeadError
 from featcache.evaluate import Answers, answers
 from featcache.experiments.descent import LOSSES, Descent, Found, scores
-from featcache.experiments.fitting import Trial, temperature_of
+from featcache.experiments.fitting import Right, Trial, chosen, is_worse, temperature_of
 from featcache.experiments.prepared import ALL_EQUAL, folds, not_finite
 from featcache.experiments.streams import Stream
 from featcache.heads.base import Head
+from featcache.heads.scaling import CHOICE, SCALING
 from featcache.records import Progress, Roll
 from featcache.splits import Plan, Rows
 from featcache.store.stored import StoredRows
@@ -38,9 +38,6 @@ PROBABILITIES = 2**22
 
 SMALL_BYTES = 2**28
 SMALL = "these vectors fit into memory, where `fit` without --out-of-core takes a small part of the time"
-
-
-Right = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -77,8 +74,8 @@ def fit_stored(
     work = _Work(head, vectors, roll, plan, seed, device, progress)
     start = time.perf_counter()
     work.read()
-    trials, right, chosen_by, begun = work.choose()
-    best = _simplest(trials, right)
+    trials, chosen_by, begun = work.choose()
+    best = chosen(trials, {SCALING: CHOICE[0], **head.default})
     found = work.descend(work.fitted, best.params["C"], f"fit {head.name}", TOL, begun[trials.index(best)])
     estimator = work.estimator(found, best)
     seconds = time.perf_counter() - start
@@ -134,11 +131,11 @@ class _Work:
         rows = self.stream.in_order(self.fitted)
         for seen in self.stream.measure(rows):
             self.progress("measure vectors", seen, len(rows))
-        if not float(self.stream.scaler.var_.max()):
+        if not float(self.stream.variances.max()):
             raise HeadError(ALL_EQUAL)
 
-    def choose(self) -> tuple[list[Trial], list[Right], str, list[Found]]:
-        """Return a trial for each value of C, which held rows each has right, how they were held, and the mean weights.
+    def choose(self) -> tuple[list[Trial], str, list[Found]]:
+        """Return a trial for each value of C, how rows were held out, and the mean weights of each.
 
         The next value begins with the weights of the one before. Where it is worse than the best one before by more
         than chance, those after it are not tried: they take the most rounds.
@@ -153,7 +150,6 @@ class _Work:
             if len(drawn[0]) < len(fitted) or len(drawn[1]) < len(held):
                 chosen_by += f" (drawn: {len(drawn[0]):,} fitted on, {len(drawn[1]):,} judged)"
         trials: list[Trial] = []
-        rights: list[Right] = []
         means: list[Found] = []
         found: list[Found | None] = [None] * len(parts)
         for C in self.head.grid["C"]:
@@ -162,13 +158,13 @@ class _Work:
                 stage = f"C={C:g}" + (f", fold {number + 1} of {len(parts)}" if len(parts) > 1 else "")
                 found[number] = now = self.descend(self.fitted[fitted], C, f"choose {stage}", ROUGH, found[number])
                 results.append(self._held(now.weights, self.fitted[held]))
-            accuracy, hot = np.mean([(right.mean(), np.log(hot)) for right, hot in results], axis=0)
-            rights.append(np.concatenate([right for right, _ in results]))
-            trials.append(Trial({"C": C}, float(accuracy), float(np.exp(hot))))
+            right = np.concatenate([right for right, _ in results])
+            temperature = float(np.exp(np.mean([np.log(one) for _, one in results])))
+            trials.append(Trial({SCALING: CHOICE[0], "C": C}, right, temperature))
             means.append(_mean([one for one in found if one is not None]))
-            if any(_is_worse(rights[-1], before) for before in rights[:-1]):
+            if any(is_worse(right, before.right) for before in trials[:-1]):
                 break
-        return trials, rights, f"{chosen_by}, the smallest C within one standard error", means
+        return trials, chosen_by, means
 
     def descend(self, rows: Rows, C: float, stage: str, tol: float, start: Found | None = None) -> Found:
         """Minimise the objective over some rows, and tell how far it has come."""
@@ -192,7 +188,8 @@ class _Work:
                 some = torch.from_numpy(generator.random(len(x)) <= share).to(x.device)
                 kept.append(given[some].cpu().numpy())
                 truths.append(y[some].cpu().numpy())
-        return np.concatenate(right), float(temperature_of(np.concatenate(kept), np.concatenate(truths)))
+        usual = self.head.temperature
+        return np.concatenate(right), temperature_of(np.concatenate(kept), np.concatenate(truths), usual)
 
     def estimator(self, found: Found, trial: Trial) -> Any:
         """Return the pipeline that a head in memory would be, without the turn: it is in the weights."""
@@ -201,7 +198,7 @@ class _Work:
         if self.head.name == "svm" and len(self.classes) == 2:
             weights, temperature = weights / 2, temperature / 2  # the two problems are one, mirrored
         estimator = self.head.make(self.seed, len(self.fitted))
-        estimator.set_params(**trial.params, temperature=temperature)
+        estimator.set_params(C=trial.params["C"], temperature=temperature)
         estimator.coef_ = (axes @ weights[:-1]).T.astype(np.float32)
         estimator.intercept_ = weights[-1].astype(np.float32)
         estimator.classes_, estimator.n_features_in_ = np.arange(len(self.classes)), len(axes)
@@ -214,10 +211,10 @@ class _Work:
         seen = 0
         for _, block in self.stream.plain(rows):
             for at in range(0, len(block), size):
-                probabilities = estimator.predict_proba(block[at : at + size])
-                probabilities /= probabilities.sum(1, keepdims=True)
-                found.append(answers(truth[seen : seen + len(probabilities)], probabilities))
-                seen += len(probabilities)
+                given = estimator.predict_proba(block[at : at + size])
+                given /= given.sum(1, keepdims=True)
+                found.append(answers(truth[seen : seen + len(given)], given))
+                seen += len(given)
             self.progress("score", seen, len(rows))
         names = ("predicted", "confidence", "likelihood")
         return truth, Answers(*(np.concatenate([getattr(part, name) for part in found]) for name in names))
@@ -234,20 +231,6 @@ class _Course:
         expected = rounds * math.log(self._tol) / math.log(fallen) if fallen < 1 else 10.0
         self._most = max(self._most, int(99 * min(1.0, rounds / max(expected, rounds, 1.0))))
         self._progress(self._stage, self._most, 100)
-
-
-def _simplest(trials: Sequence[Trial], rights: Sequence[Right]) -> Trial:
-    """Return the most regularised trial that is not worse than the best one by more than chance."""
-    best = max(range(len(trials)), key=lambda at: trials[at].accuracy)
-    return next(trial for trial, right in zip(trials, rights, strict=True) if not _is_worse(right, rights[best]))
-
-
-def _is_worse(right: Right, other: Right) -> bool:
-    """Tell whether fewer of the same rows are right, by more than a standard error of the difference.
-
-    The rule is that of Breiman et al. (1984, CART, 3.4.3); the error is the paired one, of rows only one has right.
-    """
-    return float(other.sum() - right.sum()) > math.sqrt((right != other).sum())
 
 
 def _mean(found: Sequence[Found]) -> Found:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.decomposition import PCA
 from sklearn.model_selection import StratifiedKFold
-from sklearn.preprocessing import StandardScaler
 
 from featcache.errors import HeadError
+from featcache.heads.scaling import CHOICE, SCALINGS
 from featcache.records import Features, FloatArray
 from featcache.splits import Plan, Rows
 
@@ -22,38 +22,61 @@ FOLDS_OF_MANY = 3
 MANY = 1000
 """From this many fitted pictures on, three folds choose as well as five."""
 
+SAMPLED = 10_000
+"""So many rows choose a scaling as well as all would."""
+
 ALL_EQUAL = "all vectors are equal, so that nothing can be learned: look at the pictures, or extract again"
 
 Fold = tuple[Rows, Rows]
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Vectors of a plan, standardised and turned onto their principal axes by `steps` that saw the fitted rows only.
+class Scaled:
+    """Vectors `X` (n, views, r) after `steps` that saw these rows only: a scaling, and a turn onto principal axes.
 
-    `X` (n, views, r) and `y` (n) are fitted on, `scored` (m, views, r), `truth` and `scored_keys` (m) are scored;
-    labels are numbers of `classes`. The turn loses nothing: distances and penalties stay what they were, and where
-    there are fewer rows than columns it leaves as few columns.
+    The turn loses nothing: distances and penalties stay what they were, and where there are fewer rows than columns it
+    leaves as few columns.
     """
 
     steps: tuple[Any, ...]
-    classes: npt.NDArray[np.str_]
     X: FloatArray
+
+    def rows(self, y: Rows, rows: Rows | None = None) -> tuple[FloatArray, Rows]:
+        """Return the vectors and labels to fit on, every view of a picture a row of its own."""
+        X, y = (self.X, y) if rows is None else (self.X[rows], y[rows])
+        return X.reshape(-1, X.shape[-1]), np.repeat(y, X.shape[1])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all heads of an experiment share: the vectors of a plan, and what they become by each scaling.
+
+    `vectors` (n, views, d) and `y` (n) are fitted on, `scored` (m, views, d), `truth` and `scored_keys` (m) are scored;
+    labels are numbers of `classes`. `scalings` names those that can be chosen, the default first. Of `SAMPLED` rows or
+    more, `sample` holds so many, on which the scaling is chosen.
+    """
+
+    classes: npt.NDArray[np.str_]
+    vectors: FloatArray
     y: Rows
     scored: FloatArray
     truth: Rows
     scored_keys: tuple[bytes, ...]
     plan: Plan
+    scalings: tuple[str, ...]
+    sample: Prepared | None
     seconds: float
+    _scaled: dict[str, Scaled] = field(default_factory=dict, compare=False, repr=False)
+
+    def scaled(self, scaling: str) -> Scaled:
+        """Return the vectors after a scaling, computed once."""
+        if scaling not in self._scaled:
+            self._scaled[scaling] = _scale(self.vectors, scaling)
+        return self._scaled[scaling]
 
     def folds(self, seed: int) -> tuple[list[Fold], str]:
         """Return what `folds` does for these rows."""
         return folds(self.y, self.plan, seed)
-
-    def rows(self, rows: Rows | None = None) -> tuple[FloatArray, Rows]:
-        """Return the vectors and labels to fit on, every view of a picture a row of its own."""
-        X, y = (self.X, self.y) if rows is None else (self.X[rows], self.y[rows])
-        return X.reshape(-1, X.shape[-1]), np.repeat(y, X.shape[1])
 
 
 def folds(y: Rows, plan: Plan, seed: int) -> tuple[list[Fold], str]:
@@ -73,9 +96,13 @@ def folds(y: Rows, plan: Plan, seed: int) -> tuple[list[Fold], str]:
 
 
 def prepare(
-    features: Features, plan: Plan, train_views: Sequence[str] = (), test_views: Sequence[str] = ()
+    features: Features,
+    plan: Plan,
+    train_views: Sequence[str] = (),
+    test_views: Sequence[str] = (),
+    scalings: Sequence[str] = CHOICE,
 ) -> Prepared:
-    """Standardise the vectors of a plan and turn them onto their principal axes; raises `HeadError`.
+    """Return the vectors of a plan, scaled in the ways that can be chosen from; raises `HeadError`.
 
     The views are named besides the original one.
     """
@@ -86,26 +113,42 @@ def prepare(
     scored = _stack(features, plan.scored, test_views)
     _check(features, fitted, X)
     _check(features, plan.scored, scored)
-    dim = X.shape[-1]
-    rows = X.reshape(-1, dim)
-    if (rows == rows[0]).all():
+    if (X[0, 0] == X).all():
         raise HeadError(ALL_EQUAL)
-    steps = (StandardScaler(copy=False), PCA(svd_solver="covariance_eigh" if len(rows) >= dim else "full"))
-    for step in steps:
-        rows = step.fit_transform(rows)
-        scored = step.transform(scored.reshape(-1, scored.shape[-1])).reshape(*scored.shape[:2], -1)
-    steps[0].set_params(copy=True)  # from now on it gets vectors that belong to others
-    return Prepared(
-        steps=steps,
+    data = Prepared(
         classes=classes,
-        X=rows.reshape(*X.shape[:2], -1),
+        vectors=X,
         y=codes[: len(fitted)],
         scored=scored,
         truth=codes[len(fitted) :],
         scored_keys=tuple(features.keys[row] for row in plan.scored),
         plan=plan,
-        seconds=time.perf_counter() - start,
+        scalings=tuple(scalings),
+        sample=None,
+        seconds=0.0,
     )
+    data = replace(data, sample=_sample(data) if len(X) > SAMPLED else None)
+    usable = tuple(scaling for scaling in data.scalings if (data.sample or data).scaled(scaling).X.any())
+    if not usable:
+        raise HeadError(ALL_EQUAL)
+    return replace(data, scalings=usable, seconds=time.perf_counter() - start)
+
+
+def _scale(vectors: FloatArray, scaling: str) -> Scaled:
+    rows = vectors.reshape(-1, vectors.shape[-1])
+    scaler = SCALINGS[scaling].make()
+    rows = scaler.fit_transform(rows)
+    axes = PCA(svd_solver="covariance_eigh" if len(rows) >= rows.shape[1] else "full")
+    return Scaled((scaler, axes), axes.fit_transform(rows).reshape(*vectors.shape[:2], -1))
+
+
+def _sample(data: Prepared) -> Prepared:
+    """Return `SAMPLED` of the fitted rows, drawn with a fixed seed so that all heads look at the same ones."""
+    rows = np.sort(np.random.default_rng(0).permutation(len(data.y))[:SAMPLED])
+    n_train = int((rows < len(data.plan.train)).sum())
+    fitted = data.plan.fitted[rows]
+    plan = replace(data.plan, train=fitted[:n_train], val=None if data.plan.val is None else fitted[n_train:])
+    return replace(data, vectors=data.vectors[rows], y=data.y[rows], plan=plan, _scaled={})
 
 
 def _stack(features: Features, rows: Rows, views: Sequence[str]) -> FloatArray:

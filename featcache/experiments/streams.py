@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.preprocessing import StandardScaler
 
+from featcache.heads.scaling import CHOICE, SCALINGS
 from featcache.records import FloatArray
 from featcache.splits import Rows
 from featcache.store.stored import StoredRows
@@ -36,6 +36,7 @@ class Stream:
         self.vectors = vectors
         self.codes = codes
         self.device = device
+        self.scaler = SCALINGS[CHOICE[0]].make()
         self.size = max(1, BLOCK_BYTES // (4 * vectors.dim))
 
     def in_order(self, rows: Rows) -> Rows:
@@ -45,11 +46,13 @@ class Stream:
     def measure(self, rows: Rows) -> Iterator[int]:
         """Learn mean, scale and principal axes from `rows`, and yield how many have been read.
 
-        Mean and covariance are summed up in double precision, a block at a time.
+        Mean and covariance are summed up in double precision, a block at a time. What the default scaling does to each
+        vector by itself is done to every block.
         """
         dim, seen = self.vectors.dim, 0
         sums, products, shift = np.zeros(dim), np.zeros((dim, dim)), np.zeros(dim, np.float32)
         for taken, block in self.plain(rows):
+            block = self.scaler.shape(block)
             if not seen:
                 shift = block[0]  # near the mean, and equal to all of a column that does not vary
             near = self._put(block - shift)
@@ -59,12 +62,8 @@ class Stream:
             yield seen
         offset = sums / len(rows)
         covariance = products / len(rows) - np.outer(offset, offset)
-        scaler = StandardScaler()
-        scaler.n_samples_seen_, scaler.n_features_in_ = len(rows), dim
-        scaler.mean_, scaler.var_ = shift + offset, np.maximum(covariance.diagonal(), 0)
-        scaler.scale_ = np.where(scaler.var_ > 0, np.sqrt(scaler.var_), 1.0)
+        scaler = self.scaler.learn(shift + offset, np.maximum(covariance.diagonal(), 0))
         variances, self.axes = np.linalg.eigh(covariance / np.outer(scaler.scale_, scaler.scale_))
-        self.scaler = scaler
         self.variances = self._put(np.maximum(variances, 0).astype(np.float32))
         self._mean = self._put(scaler.mean_.astype(np.float32))
         self._turn = self._put((self.axes / scaler.scale_[:, None]).astype(np.float32))
@@ -76,7 +75,7 @@ class Stream:
     def centred(self, rows: Rows) -> Iterator[Block]:
         """Yield `rows` and their vectors (m, d) less the mean, block by block: the turn is cheaper on weights."""
         for taken, block in self.plain(rows):
-            yield taken, self._put(block) - self._mean
+            yield taken, self._put(self.scaler.shape(block)) - self._mean
 
     def to_centred(self, weights: torch.Tensor) -> torch.Tensor:
         """Return weights (d + 1, ...) that give centred vectors the scores that `weights` give those on the axes."""
@@ -94,7 +93,7 @@ class Stream:
         groups = (starts[at : at + each, None] + np.arange(chunk) for at in range(0, len(starts), each))
         for taken, block in self._ahead(rows[group[group < len(rows)]] for group in groups):
             mixed = generator.permutation(len(taken))
-            turned = (self._put(block) - self._mean) @ self._turn
+            turned = (self._put(self.scaler.shape(block)) - self._mean) @ self._turn
             yield taken[mixed], turned[torch.from_numpy(mixed).to(self.device)]
 
     def truth(self, rows: Rows) -> torch.Tensor:

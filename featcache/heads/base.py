@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -13,10 +15,14 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
+from threadpoolctl import ThreadpoolController
 
 from featcache.records import FloatArray
 
 Codes = npt.NDArray[np.intp]
+
+BLOCK = 64
+"""Rows that are asked for together: how many there are, and beside which ones a row lies, then changes no bit of it."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +31,11 @@ class Head:
 
     `grid` maps parameters to the values that are tried, the most regularised first, so that a tie goes to the simplest;
     `default` holds those that are taken where nothing can be chosen, `rough` those that save time while choosing. Of an
-    estimator with a `path` the last parameter of the grid is the one along which it shares its work. A costly head is
-    tried on one fold only where there are `one_fold_from` pictures or more. The work of a `wide` head is in
-    large matrix products, which use several cores by themselves.
+    estimator with a `path` the last parameter of the grid is the one along which it shares its work. With
+    `keeps_default` the default stays unless another is clearly better. `temperature` is the usual one of its scores at
+    one or two pictures a class, rather too high than too low, taken where none can be fitted. A costly head is tried
+    on one fold only where there are `one_fold_from` pictures or more. The work of a `wide` head is in large matrix
+    products, which use several cores by themselves.
     """
 
     name: str
@@ -35,6 +43,8 @@ class Head:
     grid: Mapping[str, Sequence[Any]]
     default: Mapping[str, Any]
     rough: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
+    keeps_default: bool = True
     one_fold_from: int | None = None
     wide: bool = False
 
@@ -67,10 +77,10 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def path_scores(
         self, X: FloatArray, y: npt.NDArray[Any], values: Sequence[Any], held: FloatArray
-    ) -> Iterator[FloatArray]:
-        """Yield the scores (m, K) of held vectors (m, d) after a fit to `X`, `y`, for each value as in `fit_path`."""
+    ) -> Iterator[tuple[FloatArray, tuple[float, ...]]]:
+        """Yield what `fit_path` fits as scores (m, K) of held vectors (m, d), and the losses epoch by epoch, if any."""
         for fitted in self.fit_path(X, y, values):
-            yield fitted.scores(held)
+            yield fitted.scores(held), tuple(getattr(fitted, "loss_curve_", ()))
 
     def decision_function(self, X: FloatArray) -> FloatArray:
         """Return scores (n, K); of two classes (n), positive for the second."""
@@ -138,3 +148,37 @@ def solve_shifted(matrix: FloatArray, shift: float, right: FloatArray) -> FloatA
     shifted.flat[:: len(matrix) + 1] += shift
     # Transposed it is what LAPACK wants, and the same; these two let other threads run, `scipy.linalg.solve` does not.
     return np.asarray(cho_solve(cho_factor(shifted.T, overwrite_a=True, check_finite=False), right, check_finite=False))
+
+
+class InterruptedFitError(Exception):
+    """Ctrl-C came while a network was trained, and scikit-learn swallowed it."""
+
+
+class DivergedError(ValueError):
+    """The weights of a network grew beyond all bounds, as at too high a learning rate."""
+
+
+def probabilities(estimator: Any, X: FloatArray) -> npt.NDArray[np.float64]:
+    """Return the probabilities (n, K) that a fitted estimator gives vectors (n, d), each the same in any company.
+
+    A matrix product of another shape can add up in another order, so that all have the shape of a block, on one thread.
+    """
+    out = np.zeros((len(X), len(estimator.classes_)))
+    with blas_threads(1):
+        for at in range(0, len(X), BLOCK):
+            block = X[at : at + BLOCK]
+            padded = np.concatenate([block, np.zeros((BLOCK - len(block), X.shape[1]), X.dtype)])
+            out[at : at + BLOCK] = estimator.predict_proba(padded)[: len(block)]
+    return np.asarray(out / out.sum(1, keepdims=True))  # single precision leaves 1e-7
+
+
+@contextmanager
+def blas_threads(n_threads: int) -> Iterator[None]:
+    """Let BLAS use so many threads."""
+    with _controller().limit(limits=n_threads, user_api="blas"):
+        yield
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()  # looks for the libraries once, which takes a millisecond or two

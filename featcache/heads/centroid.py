@@ -37,4 +37,5 @@ HEAD = Head(
     lambda seed, n_rows: NearestCentroid(),
     {"cosine": (False, True)},
     {"cosine": True},
+    temperature=2.5,
 )

@@ -18,7 +18,8 @@ from featcache.errors import HeadError
 from featcache.heads.base import Classifier, LinearClassifier
 from featcache.heads.centroid import NearestCentroid
 from featcache.heads.knn import KNeighbors
-from featcache.heads.mlp import LeadingAxes
+from featcache.heads.mlp import LEAST, LeadingAxes, Perceptron
+from featcache.heads.scaling import VectorScaler
 from featcache.heads.svm_rbf import KernelSVM
 
 _ACTIVATIONS = {"identity": "Identity", "logistic": "Sigmoid", "relu": "Relu", "tanh": "Tanh"}
@@ -35,7 +36,8 @@ def graphs(estimator: Any) -> list[GraphProto]:
     for kind, translate in _TRANSLATIONS.items():
         if isinstance(estimator, kind):
             last = [_softmax(estimator.temperature)] if isinstance(estimator, Classifier) else []
-            return [translate(estimator), *last]
+            found = translate(estimator)
+            return [*(found if isinstance(found, list) else [found]), *last]
     raise HeadError(f"{type(estimator).__name__} cannot be had in ONNX: fit another head")
 
 
@@ -64,6 +66,31 @@ def _softmax(temperature: float) -> GraphProto:
 
 def _standardised(step: StandardScaler) -> GraphProto:
     return _step("centred = Sub(x, mean)  y = Div(centred, scale)", mean=step.mean_, scale=step.scale_)
+
+
+_POWERED = "sign = Sign(x)  size = Abs(x)  drawn = Pow(size, power)  powered = Mul(sign, drawn)"
+_OF_UNIT_LENGTH = """
+sizes = Abs({value})
+largest = ReduceMax(sizes, features)
+no_zero = Max(largest, least)
+near_one = Div({value}, no_zero)
+length = ReduceL2(near_one, features)
+some_length = Max(length, least)
+unit = Div(near_one, some_length)
+"""
+
+
+def _scaled(step: VectorScaler) -> GraphProto:
+    constants: dict[str, npt.ArrayLike] = {"mean": step.mean_, "scale": step.scale_}
+    value, lines = "x", []
+    if step.power != 1:
+        value, constants["power"] = "powered", step.power
+        lines.append(_POWERED)
+    if step.unit:
+        lines.append(_OF_UNIT_LENGTH.format(value=value))
+        value, constants["features"], constants["least"] = "unit", [1], np.finfo(np.float32).tiny
+    lines.append(f"centred = Sub({value}, mean)  y = Div(centred, scale)")
+    return _step("\n".join(lines), **constants)
 
 
 def _turned(step: PCA) -> GraphProto:
@@ -160,7 +187,16 @@ def _kernel(head: KernelSVM) -> GraphProto:
     )
 
 
-def _perceptron(head: MLPClassifier) -> GraphProto:
+def _perceptron(head: Perceptron) -> list[GraphProto]:
+    """Return what comes before the network, the network, and the logarithms of its probabilities."""
+    axes = LeadingAxes()
+    axes.kept_ = head.kept_
+    stretched = _step("y = Mul(x, gain)", gain=head.gain_)
+    logarithm = _step("some = Max(x, least)  y = Log(some)", least=LEAST)
+    return [_leading(axes), stretched, _network(head.network_), logarithm]
+
+
+def _network(head: MLPClassifier) -> GraphProto:
     lines: list[str] = []
     constants: dict[str, npt.ArrayLike] = {}
     last = len(head.coefs_) - 1
@@ -175,7 +211,8 @@ def _perceptron(head: MLPClassifier) -> GraphProto:
     return _step("\n".join([*lines, both, "y = Concat<axis = 1>(first, second)"]), **constants)
 
 
-_TRANSLATIONS: dict[type, Callable[[Any], GraphProto]] = {
+_TRANSLATIONS: dict[type, Callable[[Any], GraphProto | list[GraphProto]]] = {
+    VectorScaler: _scaled,
     StandardScaler: _standardised,
     PCA: _turned,
     LeadingAxes: _leading,
@@ -183,6 +220,7 @@ _TRANSLATIONS: dict[type, Callable[[Any], GraphProto]] = {
     LinearClassifier: _linear,
     KNeighbors: _neighbours,
     KernelSVM: _kernel,
-    MLPClassifier: _perceptron,
+    Perceptron: _perceptron,
+    MLPClassifier: _network,
 }
-"""The first kind that an estimator is of counts."""
+"""The first kind that an estimator is of counts; some are in older models alone."""

@@ -25,6 +25,8 @@ class KNeighbors(Classifier):
     """
 
     path = "n_neighbors"
+    _firsts: Codes | None = None
+    """Of each training vector the first one that is equal to it; nothing where all differ, and in older models."""
 
     def __init__(self, n_neighbors: int = 5, temperature: float = 1.0) -> None:
         self.n_neighbors = n_neighbors
@@ -32,19 +34,21 @@ class KNeighbors(Classifier):
 
     def path_scores(
         self, X: FloatArray, y: npt.NDArray[Any], values: Sequence[Any], held: FloatArray
-    ) -> Iterator[FloatArray]:
+    ) -> Iterator[tuple[FloatArray, tuple[float, ...]]]:
         """Yield the scores (m, K) of held vectors (m, d) for each number of neighbours, found by one search."""
         fitted = clone(self).set_params(n_neighbors=max(values)).fit(X, y)
         found = fitted._search(held)
         for k in values:
-            yield fitted._shares(*(part[:, :k] for part in found))
+            yield fitted._shares(*(part[:, :k] for part in found)), ()
 
     def _fit_path(self, X: FloatArray, codes: Codes, values: Sequence[int]) -> Iterator[dict[str, Any]]:
         if min(values) < 1:
             raise ValueError(f"n_neighbors must be one or more, not {min(values)}")
         rows = normalize(X)
+        known: dict[bytes, int] = {}
+        firsts = np.array([known.setdefault(row.tobytes(), at) for at, row in enumerate(rows)])
         for _ in values:
-            yield {"_rows": rows, "_codes": codes}
+            yield {"_rows": rows, "_codes": codes, "_firsts": firsts if len(known) < len(rows) else None}
 
     def _scores(self, X: FloatArray) -> FloatArray:
         return self._shares(*self._search(X))
@@ -55,7 +59,11 @@ class KNeighbors(Classifier):
         parts = []
         for part in np.array_split(normalize(X), 1 + len(X) * len(self._rows) // _BLOCK):
             cosines = part @ self._rows.T
-            near = np.argpartition(cosines, -k, axis=1)[:, -k:]
+            if self._firsts is None:
+                near = np.argpartition(cosines, -k, axis=1)[:, -k:]
+            else:  # equal vectors are equally near, however their products were rounded, and taken in their order
+                cosines = cosines[:, self._firsts]
+                near = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
             found = np.take_along_axis(cosines, near, axis=1)
             order = np.argsort(-found, axis=1, kind="stable")
             parts.append((np.take_along_axis(found, order, axis=1), np.take_along_axis(near, order, axis=1)))
@@ -72,4 +80,11 @@ class KNeighbors(Classifier):
         return np.asarray(np.log(shares), cosines.dtype)
 
 
-HEAD = Head("knn", lambda seed, n_rows: KNeighbors(), {"n_neighbors": (20, 10, 5, 1)}, {"n_neighbors": 1}, wide=True)
+HEAD = Head(
+    "knn",
+    lambda seed, n_rows: KNeighbors(),
+    {"n_neighbors": (20, 10, 5, 1)},
+    {"n_neighbors": 5},
+    temperature=1.3,
+    wide=True,
+)

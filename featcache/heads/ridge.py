@@ -36,6 +36,7 @@ class RidgeClassifier(LinearClassifier):
 HEAD = Head(
     "ridge",
     lambda seed, n_rows: RidgeClassifier(),
-    {"alpha": (1e4, 1e3, 1e2, 1e1)},
-    {"alpha": 1e3},
+    {"alpha": (10.0, 3.0, 1.0, 0.3, 0.1)},
+    {"alpha": 0.3},
+    temperature=0.45,
 )

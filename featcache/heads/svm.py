@@ -60,8 +60,9 @@ class LinearSVM(LinearClassifier):
 HEAD = Head(
     "svm",
     lambda seed, n_rows: LinearSVM(),
-    {"C": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)},
-    {"C": 1e-3},
+    {"C": (0.01, 0.1, 1.0, 10.0)},
+    {"C": 1.0},
     rough={"tol": 1e-2},
+    temperature=0.25,
     wide=True,
 )

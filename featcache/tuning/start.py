@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from featcache.heads import get
+from featcache.heads.scaling import LINEAR, SCALINGS
 from featcache.records import FloatArray
 from featcache.tuning.blocks import Cut
 from featcache.tuning.inputs import Inputs, Rows
@@ -21,7 +21,7 @@ BATCH = 32
 def linear_layer(pipeline: Any) -> tuple[FloatArray, FloatArray]:
     """Return weights (K, d) and biases (K) whose softmax on a vector is what the pipeline predicts of it.
 
-    The pipeline is a standardisation, a turn onto principal axes, and a linear classifier with a temperature.
+    The pipeline is a linear scaling, a turn onto principal axes, and a linear classifier with a temperature.
     """
     scaler, axes, head = (step for _, step in pipeline.steps)
     turned = head.coef_.astype(np.float64) @ axes.components_.astype(np.float64)
@@ -34,7 +34,8 @@ def fit_layer(X: FloatArray, codes: Rows) -> tuple[FloatArray, FloatArray]:
     """Return weights (K, d) and biases (K) of `logreg` with its default parameters, fitted on vectors (n, d)."""
     head = get("logreg")
     estimator = head.make(0, len(X)).set_params(**head.default)
-    return linear_layer(make_pipeline(StandardScaler(), PCA(svd_solver="full"), estimator).fit(X, codes))
+    scaler = SCALINGS[LINEAR[0]].make()
+    return linear_layer(make_pipeline(scaler, PCA(svd_solver="full"), estimator).fit(X, codes))
 
 
 def vectors(cut: Cut, inputs: Inputs, device: torch.device) -> list[tuple[Rows, FloatArray]]:
