@@ -173,13 +173,14 @@ def _began(run: Run) -> str:
     """Return in words which extraction this is, and how it ended."""
     when = _said(datetime.fromtimestamp(run.started, UTC).isoformat())
     end = f"failed ({run.error})" if run.error else "was not finished"
-    return f"the {run.command}{f' of {run.root}' if run.root else ''}, asked for {when}, {end}"
+    what = "extraction" if run.command == "extract" else run.command
+    return f"the {what}{f' of {run.root}' if run.root else ''}, asked for {when}, {end}"
 
 
 def _older(cache: Cache, run: Run, known: Sequence[Run]) -> str:
     """Return how to go on with a finished extraction from before."""
     older = next((old for old in reversed(known) if old.summary and old.id < run.id), None)
-    return "" if older is None else f", or name the dataset that is meant, as {described(cache, older)}"
+    return "" if older is None else f", or name the dataset that is meant (before it: {described(cache, older)})"
 
 
 def _came_to_nothing(cache: Cache, asked: Run, known: Sequence[Run]) -> str:
