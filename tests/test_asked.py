@@ -246,7 +246,7 @@ def test_stopped_views_of_a_dataset_leave_that_dataset_the_last_one(
 
     assert run("extract", "new", "--backbone", "toy").code == 0
     with monkeypatch.context() as patch:
-        patch.setattr("featcache.api.extraction.compute", stop)
+        patch.setattr("featcache.api.pipeline.Reader", stop)
         assert run("extract", made / "old", "--backbone", "toy", "--views", "flip").code == 130
     assert run("fit", "--json").json["dataset"] == str(made / "old")
 
