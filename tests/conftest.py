@@ -138,11 +138,12 @@ def photos(tmp_path: Path) -> Path:
 
 @dataclass
 class Result:
-    """What one run of the command line gave."""
+    """What one run of the command line gave; `on` is its first line on stderr where that says what it works on."""
 
     code: int
     out: str
     err: str
+    on: str = ""
 
     @property
     def json(self) -> Any:
@@ -172,6 +173,8 @@ def run(
         with pytest.raises(SystemExit) as exit_:
             featcache.cli.main()
         captured = capsys.readouterr()
-        return Result(int(exit_.value.code or 0), captured.out, captured.err)
+        first, _, rest = captured.err.partition("\n")
+        on, err = (first, rest) if first.startswith("featcache: on ") else ("", captured.err)
+        return Result(int(exit_.value.code or 0), captured.out, err, on)
 
     return call

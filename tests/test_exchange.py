@@ -350,13 +350,17 @@ def test_a_file_that_cannot_be_imported_is_one_line_and_adds_nothing(
 
 
 @pytest.mark.parametrize("damage", [cut, longer_vectors])
-def test_fit_goes_on_with_the_dataset_last_extracted_after_a_refused_import(
+def test_after_a_refused_import_fit_takes_the_dataset_before_only_by_name(
     run: Run, toy: Cache, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     run("cache", "export", "out.npz")
     damage(tmp_path / "out.npz")
     assert run("cache", "import", "out.npz").code == 1
-    result = run("fit", "--json")
+    refused = run("fit")
+    assert (refused.code, refused.out) == (1, "")
+    assert f"the import of {tmp_path / 'out.npz'}, asked for" in refused.err
+    assert "name the dataset that is meant (before it: /p, " in refused.err
+    result = run("fit", "/p", "--json")
     assert result.code == 0, result.err
     assert result.json["dataset"] == "/p"
 
@@ -382,7 +386,7 @@ def test_without_pyarrow_the_hint_names_what_to_install(
         assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
         assert "pip install 'featcache[parquet]'" in result.err
     assert not (tmp_path / "out.parquet").exists()
-    assert run("cache", "export", "out.npz").code == 0
+    assert run("cache", "export", "out.npz", "--dataset", "/p").code == 0
 
 
 def test_an_export_of_a_missing_vector_or_from_no_cache_is_refused(run: Run, toy: Cache, tmp_path: Path) -> None:

@@ -650,7 +650,13 @@ def test_what_cannot_be_done_is_one_line(photos: Path, run: Run) -> None:
         (["--lr", "0"], "the learning rate cannot be 0"),
     ):
         assert refused(run("finetune", *words), said, code=2), words
-    assert [row["command"] for row in run("runs", "--json").json["rows"]] == ["extract"]
+    first, *others = run("runs", "--json").json["rows"]
+    assert "computed" in first["result"]
+    assert [(row["command"], Path(row["dataset"]).name) for row in others] == [
+        ("extract", "photos"),
+        ("extract", "nowhere"),
+    ]
+    assert all(row["result"].startswith("failed: ") for row in others)
 
 
 def test_an_empty_cache_says_what_to_do(run: Run) -> None:

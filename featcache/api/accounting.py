@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.api.options import Options, open_cache
-from featcache.api.usage import last_extraction, views_of
+from featcache.api.usage import backbone_of, extracted_at, last_extraction, views_of
 from featcache.records.experiments import LedgerRow, LedgerSummary
 from featcache.sources.addresses import named
 from featcache.store import Cache, Run
@@ -53,6 +53,8 @@ def ledger(source: str | Path | None = None, options: Options | None = None) -> 
             without_cache=round(sum(passes) * network + heads, 3),
             break_even=_break_even(extracting, [times * network for times in passes], network),
             notices=() if network else ("no extraction of these pictures was timed here, so nothing can be compared",),
+            backbone=backbone_of(cache, extraction.fingerprint) or "",
+            extracted=extracted_at(extraction),
         )
 
 

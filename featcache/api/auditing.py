@@ -80,6 +80,7 @@ def audited(experiment: Experiment, seed: int, progress: Progress | None) -> Aud
         manifest=None,
         seconds=round(time.perf_counter() - started, 3),
         notices=(*experiment.notices, *notices, *found.notices),
+        extracted=experiment.extracted_at,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
+from featcache.api.asking import asks
 from featcache.api.experiment import Experiment, open_experiment, seed_range
 from featcache.api.models import versions
 from featcache.api.options import Options
@@ -25,6 +26,7 @@ CLASSES = (2, 5, 10, 20, 50, None)
 PER_CLASS = (1, 2, 5, 10, 30, None)
 
 
+@asks
 def bench(
     source: Source | None = None,
     heads: Sequence[str] = HEADS,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from featcache.api.options import Options, open_cache
-from featcache.api.usage import FORGET, Unused, backbone_of, elsewhere, unused, uses
+from featcache.api.usage import FORGET, Unused, backbone_of, elsewhere, last_asked, unused, uses
 from featcache.errors import DatasetError
 from featcache.records import Progress
 from featcache.records.cache import Compacted, CompactSummary, GcSummary
@@ -114,7 +114,13 @@ def _old_indexes(cache: Cache, forgotten: Sequence[str]) -> list[Path]:
 
 def _known_root(cache: Cache, name: str | Path) -> str:
     root = named(name)
-    known = sorted({run.root for run in uses(cache)} | set(cache.catalog.roots()) | set(elsewhere(cache)))
+    asked = last_asked(cache)
+    known = sorted(
+        {run.root for run in uses(cache)}
+        | set(cache.catalog.roots())
+        | set(elsewhere(cache))
+        | ({asked.root} if asked is not None and asked.root else set())
+    )
     if root not in known:
         raise DatasetError(f"the cache knows no dataset {root}: it knows {', '.join(known) or 'none'}")
     return root

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.api.asking import asks
 from featcache.api.experiment import Experiment, open_experiment, seed_range
 from featcache.api.options import Options
 from featcache.heads import FLOOR, HEADS, several
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from featcache.experiments.prepared import Prepared
 
 
+@asks
 def compare(
     source: Source | None = None,
     heads: Sequence[str] = (*HEADS, FLOOR),
@@ -106,6 +108,7 @@ def _beside(
     outcome = replace(found.outcomes[at], hits={"network": hits, of_best: found.outcomes[at].hits[of_best]})
     p_value = paired_tests([outcome], of_best, ["network", of_best])["network"]
     gain = known["accuracy"] - best.accuracies[at]
+    is_other = known["fingerprint"] != experiment.spec.fingerprint
     return CompareRow(
         head=f"runs:{known['run']} {name_of(known['network'], known['unfreeze'])}",
         train_views=False,
@@ -122,7 +125,9 @@ def _beside(
         chosen_by=f"the epoch best on {known['validated_on']}",
         fit_seconds=known["seconds"],
         gain=gain,
-        gain_per_minute=points_a_minute(gain, known["seconds"]),
+        gain_per_minute=None if is_other else points_a_minute(gain, known["seconds"]),
+        kept_epoch=known["best_epoch"],
+        other_vectors=f"{known['backbone']}, fingerprint {known['fingerprint'][:16]}" if is_other else None,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from featcache.api.asking import asks
 from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.options import Options
 from featcache.errors import HeadError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from featcache.heads.base import Head
 
 
+@asks
 def confusions(
     source: Source | None = None,
     head: str = "logreg",

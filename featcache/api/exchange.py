@@ -6,8 +6,9 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+from featcache.api.asking import asked
 from featcache.api.options import Options, open_cache
-from featcache.api.usage import last_extraction
+from featcache.api.usage import extracted_at, last_extraction
 from featcache.errors import DatasetError, ExchangeError
 from featcache.load import load
 from featcache.records import Item
@@ -41,6 +42,7 @@ def cache_export(
             rows=len(features.X),
             dim=features.X.shape[1],
             bytes=size,
+            extracted=extracted_at(run),
         )
 
 
@@ -51,9 +53,11 @@ def cache_import(file: str | Path, options: Options | None = None) -> ExchangeSu
     pictures; where the pictures are, `extract` finds their vectors. Raises `FeatcacheError`.
     """
     path = Path(os.path.abspath(file))  # noqa: PTH100 - as datasets are named
-    content = read(path)
-    with open_cache(options or Options()) as cache, cache.in_use():
-        return import_into(cache, path, content)
+    options = options or Options()
+    with asked("import", path, options) as run:
+        content = read(path)
+        with open_cache(options) as cache, cache.in_use():
+            return import_into(cache, path, content, run)
 
 
 def import_into(cache: Cache, path: Path, content: Exchange, run: Run | None = None) -> ExchangeSummary:
@@ -63,7 +67,7 @@ def import_into(cache: Cache, path: Path, content: Exchange, run: Run | None = N
     store.verify()
     if store.dim not in (None, features.X.shape[1]):
         raise ExchangeError(f"{path} has vectors of length {features.X.shape[1]}, the cache of length {store.dim}")
-    run = run or cache.runs.start("import", str(path), spec.fingerprint)
+    run = cache.runs.begin(run or cache.runs.start("import", str(path)), str(path), spec.fingerprint)
     held = store.contains(features.keys)
     new = list({key: at for at, key in enumerate(features.keys) if not held[at]}.values())
     with FeatureWriter(store, spec.dtype) as writer:

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from featcache.api.asking import used_as_it_is
 from featcache.api.extraction import extract
 from featcache.api.models import versions
 from featcache.api.options import Options, moved, open_cache, places
-from featcache.api.usage import last_extraction, newest_uses, not_catalogued, views_of
+from featcache.api.usage import (
+    extracted_at,
+    extraction_of,
+    last_extraction,
+    network_of,
+    newest_uses,
+    not_catalogued,
+    views_of,
+)
 from featcache.errors import BackboneError, DatasetError, FeatcacheError, HeadError, MissingFeaturesError
 from featcache.load import enrol, load
 from featcache.records import Features, FeatureSpec, Progress, Roll, Source
 from featcache.records.experiments import Setting
-from featcache.sources import exists
 from featcache.sources.addresses import named
 from featcache.splits import MADE, Plan, digest, plan
 from featcache.store import Cache, Row, Run
 from featcache.store.stored import StoredRows
+
+_logger = logging.getLogger(__name__)
 
 _NO_FEATURES = ("auto", None, "fp32", False)
 """The backbone, weights, precision and draft of options that leave it to featcache which features to use."""
@@ -34,6 +45,7 @@ class Known:
     root: str
     spec: FeatureSpec
     extracted: Mapping[str, Any]
+    extracted_at: str
     notices: tuple[str, ...]
     roll: Roll
 
@@ -100,6 +112,7 @@ class Experiment(Known):
             train_views=self.views if train_views else (),
             test_views=self.views if test_views else (),
             versions=versions(),
+            extracted=self.extracted_at,
         )
 
 
@@ -143,23 +156,25 @@ def _opened(
 ) -> Iterator[tuple[Cache, Run]]:
     """Open the cache, and find the extraction of the dataset, after extracting what it lacks."""
     options = options or Options()
-    root = _as_it_is(source, options, as_it_is)
+    root = used_as_it_is(source, options, as_it_is)
+    done = None
     if source is not None and root is None:
-        extract(source, _as_before(source, options), progress)
+        done = extract(source, _as_before(source, options), progress)
     elif options != Options(cache=options.cache):
         raise BackboneError(
             "options that say how to extract, as --backbone and --weights, need a dataset: name it as SOURCE, or leave "
             "them out to use the one last extracted as it is"
         )
     with open_cache(options, create=False) as cache:
-        yield cache, last_extraction(cache, root)
+        yield cache, extraction_of(cache, done.dataset, done.fingerprint) if done else last_extraction(cache, root)
 
 
 def _known(
     cache: Cache, extraction: Run, roll: Roll
-) -> tuple[Cache, str, FeatureSpec, Mapping[str, Any], tuple[str, ...], Roll]:
+) -> tuple[Cache, str, FeatureSpec, Mapping[str, Any], str, tuple[str, ...], Roll]:
     root, spec = extraction.root, cache.spec(extraction.fingerprint)
-    return cache, root, spec, extraction.summary or {}, tuple(_left_out(cache, root, roll)), roll
+    said, notices = extraction.summary or {}, tuple(_left_out(cache, root, roll))
+    return cache, root, spec, said, extracted_at(extraction), notices, roll
 
 
 def seed_range(seed: int, n_seeds: int) -> range:
@@ -186,23 +201,11 @@ def _views(cache: Cache, root: str, known: Mapping[str, str], rows: Sequence[Row
     return found
 
 
-def _as_it_is(source: Source, options: Options, always: bool) -> str | None:
-    """Return the root of a dataset that can be used without its pictures, or `None` where they are to be looked at."""
-    folder = places(options)[0]
-    is_plain = always or options == Options(cache=options.cache)
-    is_named = isinstance(source, str | os.PathLike)
-    if not is_named or not is_plain or not (always or folder.exists()):
-        return None
-    root = named(source)
-    if always:
-        return root
-    with open_cache(options, create=False) as cache:
-        run = newest_uses(cache).get(root)
-    return root if run and (run.command == "import" or not exists(root)) else None
-
-
 def _as_before(source: Source, options: Options) -> Options:
-    """Return the options, where they name no columns or no features with those of the dataset's last extraction."""
+    """Return the options, where they name no columns or no features with those of the dataset's last extraction.
+
+    What is taken from there is said in the log.
+    """
     if not isinstance(source, str | os.PathLike) or not places(options)[0].exists():
         return options
     with open_cache(options, create=False) as cache:
@@ -210,12 +213,19 @@ def _as_before(source: Source, options: Options) -> Options:
         if run is None or run.command == "import":
             return options
         known, spec = run.summary or {}, cache.spec(run.fingerprint)
-        weights = moved(cache, known.get("weights_file"))
-    options = replace(options, columns=options.columns or known.get("columns"))
-    if (options.backbone, options.weights, options.precision, options.draft) != _NO_FEATURES:
-        return options
-    is_drafted = spec.decoding is not None
-    return replace(options, backbone=spec.backbone, weights=weights, precision=spec.precision, draft=is_drafted)
+        weights, network = moved(cache, known.get("weights_file")), network_of(cache, run)
+    said, columns = [], known.get("columns")
+    if columns and not options.columns:
+        options = replace(options, columns=columns)
+        said.append("columns " + ",".join(f"{name}={theirs}" for name, theirs in columns.items()))
+    if (options.backbone, options.weights, options.precision, options.draft) == _NO_FEATURES:
+        is_drafted = spec.decoding is not None
+        options = replace(options, backbone=spec.backbone, weights=weights, precision=spec.precision, draft=is_drafted)
+        said.append(network)
+    if said:
+        kept = ", ".join(said)
+        _logger.warning("%s as it was extracted before: %s; options that name others change that", run.root, kept)
+    return options
 
 
 def _left_out(cache: Cache, root: str, roll: Roll) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from featcache.api import cluster
+from featcache.api.asking import asked
 from featcache.api.options import Options, find_weights, open_cache, places
 from featcache.api.pipeline import Work, compute
 from featcache.api.precision import as_asked
@@ -40,9 +41,23 @@ def extract(
     i from 0 to n - 1, only that part is computed; the dataset is there once it is extracted without one. Raises
     `FeatcacheError`.
     """
+    options = options or Options()
+    with asked("extract", source, options) as run:
+        return _extract(source, options, progress, views, check, shard, run)
+
+
+def _extract(
+    source: Source,
+    options: Options,
+    progress: Progress | None,
+    views: Sequence[str],
+    check: bool,
+    shard: tuple[int, int] | None,
+    run: Run | None,
+) -> ExtractSummary:
     if shard is not None:
         _check_shard(shard, check)
-    options = find_weights(options or Options())
+    options = find_weights(options)
     unknown = [name for name in views if name not in VIEWS]
     if unknown:
         raise DatasetError(f"unknown view {unknown[0]!r}: use {', '.join(VIEWS)}, or several with commas")
@@ -63,8 +78,8 @@ def extract(
         for view in (ORIGINAL, *further):
             cache.fetch(backbone.viewing(view).spec)
         if shard is not None:
-            return _extract_shard(cache, dataset, backbone, options, progress, further, shard)
-        summary = extract_into(cache, dataset, backbone, options, progress, further)
+            return _extract_shard(cache, dataset, backbone, options, progress, further, shard, run)
+        summary = extract_into(cache, dataset, backbone, options, progress, further, run)
         if check:
             rows = cache.catalog.dataset(dataset.root)
             alone = replace(options, engine="auto", address=None) if options.engine == cluster.NAME else options
@@ -83,24 +98,26 @@ def extract_into(
 ) -> ExtractSummary:
     """Extract a dataset, and keep it in the catalog as the one last extracted, or as the one of an earlier `run`.
 
-    Each of the further `views` has a run of its own.
+    Each of the further `views` has a run of its own; the first of all is the `run` that was asked for.
     """
     for notice in dataset.notices:
         _logger.warning("%s", notice)
     # The original view comes last, so that it is the extraction that the catalog knows as the dataset's.
     backbones = [*(backbone.viewing(view) for view in views), backbone]
-    runs = [cache.runs.start("extract", dataset.root, seen.spec.fingerprint) for seen in backbones[:-1]]
     # Where views are stopped, an extraction before them stays as it was.
-    if not (views and _was_extracted(cache, dataset, backbone)):
-        run = run or cache.runs.start("extract", dataset.root, backbone.spec.fingerprint)
+    late = backbones[-1:] if views and _was_extracted(cache, dataset, backbone) else []
+    runs = _begin(cache, dataset, backbones[: len(backbones) - len(late)], run)
     cache.catalog.remember_files((path, *found) for path, found in cache.shards.of(dataset.root).items())
     works = _works(cache, dataset, backbones, options, progress)
-    runs.append(run or cache.runs.start("extract", dataset.root, backbone.spec.fingerprint))
+    runs += _begin(cache, dataset, late)
     failures = works[-1].failures
     listing = str(cache.put(f"runs/{runs[-1].id:06d}-unreadable.csv", _failures_csv(failures))) if failures else None
     if len(failures) == len(dataset.items):
         for started in runs:
-            cache.runs.drop(started)
+            if run is None or started.id != run.id or run.summary is not None:
+                cache.runs.drop(started)
+            else:  # it was asked for, and came to nothing
+                cache.runs.begin(started, dataset.root, "")
         raise DatasetError(
             f"no readable picture in {dataset.root}: {failures[0].reason} ({failures[0].path}); "
             f"files and reasons, {len(failures):,} in all, are listed in {listing}"
@@ -114,6 +131,16 @@ def extract_into(
         took = summary.seconds.total
         done = (*done, ViewSummary(seen.spec.view, summary.fingerprint, summary.reused, summary.computed, took))
     return summary
+
+
+def _begin(cache: Cache, dataset: Dataset, backbones: Sequence[Backbone], run: Run | None = None) -> list[Run]:
+    """Return a run for each view, of which the first may be there already."""
+    runs = []
+    for seen in backbones:
+        begun = run or cache.runs.start("extract", dataset.root, seen.spec.fingerprint)
+        runs.append(cache.runs.begin(begun, dataset.root, seen.spec.fingerprint))
+        run = None
+    return runs
 
 
 def _check_shard(shard: tuple[int, int], check: bool) -> None:
@@ -133,14 +160,14 @@ def _extract_shard(
     progress: Progress | None,
     views: Sequence[str],
     shard: tuple[int, int],
+    run: Run | None,
 ) -> ExtractSummary:
     """Compute one part of a dataset; its run stays unfinished, so that nobody takes its vectors for unused."""
     number, count = shard
     first, last = (len(dataset.items) * at // count for at in (number, number + 1))
     part = replace(dataset, items=dataset.items[first:last])
     backbones = [*(backbone.viewing(view) for view in views), backbone]
-    for seen in backbones:
-        cache.runs.start("extract", dataset.root, seen.spec.fingerprint)
+    _begin(cache, dataset, backbones, run)
     work = _works(cache, part, backbones, options, progress)[-1]
     cache.shards.put(dataset.root, shard, cache.catalog.known_files(item.path for item in part.items))
     return replace(_summary(cache, part, backbone, options, work, None, ()), shard=shard)

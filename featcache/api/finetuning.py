@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.api.asking import asks
 from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.feeding import Feed, Feeder
 from featcache.api.models import versions
@@ -40,6 +41,7 @@ LIMIT = 10 * 10**9
 """How many bytes a partial cache may take unless another limit is given."""
 
 
+@asks
 def finetune(
     source: Source | None = None,
     training: Training | None = None,
@@ -63,7 +65,7 @@ def finetune(
         training = replace(training, unfreeze="all")
     asked = replace(options, backbone="auto") if is_scratch else options
     asked = asked if source is not None else replace(asked, device="auto")
-    with open_experiment(source, asked, progress, as_it_is=is_scratch) as experiment, experiment.cache.in_use():
+    with open_experiment(source, asked, progress) as experiment, experiment.cache.in_use():
         backbone = scratch_cnn.untrained(seed) if is_scratch else _backbone(experiment)
         with experiment.run("finetune") as run:
             work = _Work(experiment, backbone, training, seed, options, run)
@@ -289,6 +291,7 @@ class _Work:
             history_file=str(experiment.cache.folder / self.history_file),
             versions=versions(),
             notices=(*experiment.notices, *plan.notices, *feed.notices, *self._lost(feed)),
+            extracted=experiment.extracted_at,
         )
 
     @staticmethod

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featcache.api.asking import asks
 from featcache.api.experiment import Known, Streamed, open_experiment, open_streamed
 from featcache.api.models import Model, save_model, versions
 from featcache.api.options import Options
@@ -27,6 +28,7 @@ OUT_OF_CORE = ("logreg", "svm")
 """The heads that can be fitted on vectors that stay on the disk."""
 
 
+@asks
 def fit(
     source: Source | None = None,
     head: str = "logreg",
@@ -121,6 +123,7 @@ def _finish(
         loss_curve=fitted.loss_curve,
         notices=(*known.notices, *plan.notices, *fitted.notices),
         out_of_core=isinstance(known, Streamed),
+        extracted=known.extracted_at,
     )
     model = Model(fitted.estimator, labels, known.spec, known.extracted["weights_file"], asdict(summary))
     known.cache.runs.finish(run, asdict(summary), save_model(known.cache, name, model))

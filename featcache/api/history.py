@@ -117,7 +117,7 @@ def _row(run: Run) -> RunRow:
 def _result(run: Run) -> str:
     summary: Mapping[str, Any] | None = run.summary
     if summary is None:
-        return "not finished"
+        return f"failed: {run.error}" if run.error else "not finished"
     if run.command in ("extract", "import"):
         counts = [f"{summary[name]:,} {name}" for name in ("computed", "reused", "rows") if name in summary]
         view = summary.get("view", ORIGINAL)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from featcache.api.asking import asks
 from featcache.api.experiment import open_experiment
 from featcache.api.options import Options
 from featcache.errors import DatasetError, UsageError
@@ -36,6 +37,7 @@ class LoadedFeatures:
     fingerprint: str
     classes: tuple[str, ...]
     notices: tuple[str, ...] = ()
+    extracted: str = ""
 
     def __iter__(self) -> Iterator[Any]:
         """Yield `X`, `y`, `paths` and `splits`."""
@@ -82,6 +84,7 @@ class LoadedFeatures:
         return TensorDataset(torch.from_numpy(self.X.astype(np.float32)), torch.from_numpy(codes.astype(np.int64)))
 
 
+@asks
 def load_features(
     source: Source | None = None, options: Options | None = None, progress: Progress | None = None
 ) -> LoadedFeatures:
@@ -101,4 +104,5 @@ def load_features(
             fingerprint=found.fingerprint,
             classes=tuple(sorted({*found.y.tolist()} - {""})),
             notices=experiment.notices,
+            extracted=experiment.extracted_at,
         )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from featcache.api.indexing import FEWEST, open_index
 from featcache.api.options import Options, moved, open_cache
 from featcache.api.pipeline import compute
-from featcache.api.usage import last_extraction, not_catalogued
+from featcache.api.usage import extracted_at, last_extraction, not_catalogued
 from featcache.backbones import on_demand
 from featcache.errors import CacheError, DatasetError, DatasetNotFoundError, UsageError
 from featcache.records import FloatArray, Item, Progress
@@ -86,6 +86,7 @@ def neighbors(
             rows=_rows(found, key),
             notices=(*notices, *[FEW][: index and found.index is None]),
             index=found.index,
+            extracted=extracted_at(run),
         )
 
 

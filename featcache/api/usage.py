@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shlex
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from featcache.errors import CacheError, DatasetError
 from featcache.records import ORIGINAL
@@ -13,6 +15,8 @@ from featcache.records.cache import UnusedRows
 from featcache.store import EXTRACTIONS, Cache, FeatureStore, Run
 from featcache.store.index import KeyIndex, stack_keys
 from featcache.store.segment import KEY_BYTES, Keys
+
+_logger = logging.getLogger(__name__)
 
 FORGET = "forget"
 FOR_TRAINING = "kept for fine-tuning, and computed again where it is needed"
@@ -37,12 +41,16 @@ def uses(cache: Cache) -> list[Run]:
     for run in cache.runs.all():
         if run.command == FORGET:
             found.pop(run.root, None)
-        elif run.command in EXTRACTIONS and run.catalog == cache.runs.catalog:
+        elif _has_begun(run) and run.catalog == cache.runs.catalog:
             if run.fingerprint not in kinds:
                 kinds[run.fingerprint] = _kind(cache, run.fingerprint)
             before = found.setdefault(run.root, {}).setdefault(kinds[run.fingerprint], [])
             before[:] = [run] if run.summary else [*(old for old in before if old.summary), run]
     return sorted((run for of_root in found.values() for runs in of_root.values() for run in runs), key=lambda r: r.id)
+
+
+def _has_begun(run: Run) -> bool:
+    return run.command in EXTRACTIONS and bool(run.fingerprint)
 
 
 def elsewhere(cache: Cache) -> list[str]:
@@ -51,7 +59,7 @@ def elsewhere(cache: Cache) -> list[str]:
     for run in cache.runs.all():
         if run.command == FORGET:
             found.pop(run.root, None)
-        elif run.command in EXTRACTIONS and run.catalog != cache.runs.catalog:
+        elif _has_begun(run) and run.catalog != cache.runs.catalog:
             found[run.root] = None
     return list(found)
 
@@ -94,24 +102,104 @@ def _view(cache: Cache, run: Run) -> str:
         return ORIGINAL
 
 
+def last_asked(cache: Cache) -> Run | None:
+    """Return the run of what was last asked to be extracted and not given up since, whatever came of it."""
+    found: list[Run] = []
+    for run in cache.runs.all():
+        if run.command in EXTRACTIONS and run.catalog == cache.runs.catalog:
+            found.append(run)
+        elif run.command == FORGET:
+            found = [asked for asked in found if asked.root != run.root]
+    return found[-1] if found else None
+
+
 def last_extraction(cache: Cache, root: str | None = None) -> Run:
-    """Return the last extraction of a dataset, or of any; raises `DatasetError` where it is missing or unfinished."""
+    """Return the last extraction of a dataset; without one of what was last asked for, and say in the log what it is.
+
+    Nothing older is taken in its place: raises `DatasetError` where it is missing, failed or unfinished.
+    """
     known = [run for run in uses(cache) if _view(cache, run) == ORIGINAL]
+    asked = last_asked(cache) if root is None else None
+    if asked is not None and not asked.fingerprint:
+        raise DatasetError(_came_to_nothing(cache, asked, known))
     if not known:
         raise DatasetError(f"nothing has been extracted into {cache.folder}: run `featcache extract FOLDER` first")
-    runs = [run for run in known if root in (None, run.root)]
+    wanted = root if asked is None else asked.root
+    runs = [run for run in known if wanted in (None, run.root)]
     if not runs:
         roots = ", ".join(dict.fromkeys(run.root for run in known))
         raise DatasetError(f"the cache holds no extraction of {root}: it knows {roots}")
     run = runs[-1]
     if run.summary is None:
-        root = shlex.quote(run.root)
-        again = f"extract {root}{_features(cache, run)}" if run.command == "extract" else f"cache import {root}"
-        raise DatasetError(
-            f"the {run.command} of {run.root} was not finished: run `featcache {again}` again, with its other options "
-            f"as they were and without --shard, or give up on it with `featcache cache gc --forget {root}`"
-        )
+        raise DatasetError(_not_finished(cache, run, known))
+    if root is None:
+        _logger.warning("on %s", described(cache, run))
     return run
+
+
+def extraction_of(cache: Cache, root: str, fingerprint: str) -> Run:
+    """Return the finished extraction of a dataset for these features, also where others were extracted since."""
+    for run in reversed(cache.runs.all()):
+        if run.command in EXTRACTIONS and (run.root, run.fingerprint) == (root, fingerprint) and run.summary:
+            return run
+    raise DatasetError(f"{root} was given up by another command meanwhile: run the same command again")
+
+
+def extracted_at(run: Run) -> str:
+    """Return when an extraction was finished, in UTC in ISO 8601."""
+    return datetime.fromtimestamp(run.finished or run.started, UTC).isoformat(timespec="seconds")
+
+
+def described(cache: Cache, run: Run) -> str:
+    """Return in words of which dataset and network an extraction is, and from when."""
+    return f"{run.root}, {network_of(cache, run)}, {run.command}ed {_said(extracted_at(run))}"
+
+
+def network_of(cache: Cache, run: Run) -> str:
+    """Return in words which network made the features of an extraction."""
+    known = run.summary or {}
+    words = [str(known.get("backbone") or backbone_of(cache, run.fingerprint)), f"({known.get('weights')})"]
+    with contextlib.suppress(CacheError):
+        spec = cache.spec(run.fingerprint)
+        words += [spec.precision] * (spec.precision != "fp32") + ["drafted"] * (spec.decoding is not None)
+    return " ".join(words)
+
+
+def _said(iso: str) -> str:
+    return f"{iso[:16].replace('T', ' ')} UTC"
+
+
+def _began(run: Run) -> str:
+    """Return in words which extraction this is, and how it ended."""
+    when = _said(datetime.fromtimestamp(run.started, UTC).isoformat())
+    end = f"failed ({run.error})" if run.error else "was not finished"
+    what = "extraction" if run.command == "extract" else run.command
+    return f"the {what}{f' of {run.root}' if run.root else ''}, asked for {when}, {end}"
+
+
+def _older(cache: Cache, run: Run, known: Sequence[Run]) -> str:
+    """Return how to go on with a finished extraction from before."""
+    older = next((old for old in reversed(known) if old.summary and old.id < run.id), None)
+    return "" if older is None else f", or name the dataset that is meant (before it: {described(cache, older)})"
+
+
+def _came_to_nothing(cache: Cache, asked: Run, known: Sequence[Run]) -> str:
+    give_up = f", or give up on it with `featcache cache gc --forget {shlex.quote(asked.root)}`"
+    if not asked.root or any(run.root == asked.root for run in known):
+        give_up = ""  # it would give up what was extracted before, too
+    return (
+        f"{_began(asked)}, and no other dataset is taken for it: mend that and run it again"
+        f"{_older(cache, asked, known)}{give_up}"
+    )
+
+
+def _not_finished(cache: Cache, run: Run, known: Sequence[Run]) -> str:
+    root = shlex.quote(run.root)
+    again = f"extract {root}{_features(cache, run)}" if run.command == "extract" else f"cache import {root}"
+    return (
+        f"{_began(run)}: run `featcache {again}` again, with its other options as they were and without --shard"
+        f"{_older(cache, run, known)}, or give up on it with `featcache cache gc --forget {root}`"
+    )
 
 
 def _features(cache: Cache, run: Run) -> str:

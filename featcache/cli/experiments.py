@@ -11,6 +11,7 @@ import click
 from featcache.cli.options import (
     SOURCE,
     Bar,
+    SourceCommand,
     cache_option,
     fail_if,
     heads_option,
@@ -69,7 +70,7 @@ _sweep = several(
 )
 
 
-@click.command()
+@click.command(cls=SourceCommand)
 @_source
 @click.option(
     "--head",
@@ -112,7 +113,7 @@ def fit(
     show_page(as_json, summary, lambda row: render.fit_page([row]), csv, md)
 
 
-@click.command()
+@click.command(cls=SourceCommand)
 @_source
 @heads_option("all")
 @_seeds
@@ -150,7 +151,7 @@ def compare(
     fail_if([row.error for row in summary.rows if row.error], HeadError)
 
 
-@click.command()
+@click.command(cls=SourceCommand)
 @_source
 @heads_option("logreg,svm,svm-rbf,mlp,knn,centroid,ridge,lda")
 @click.option("--classes", type=_Numbers(int, True), help="Numbers of classes  [default: 2,5,10,20,50,all].")
@@ -188,7 +189,7 @@ def bench(
     fail_if([row.error or row.problem or "" for row in summary.rows if row.error or row.problem], HeadError)
 
 
-@click.command()
+@click.command(cls=SourceCommand)
 @_source
 @click.option("--head", default="logreg", show_default=True, help="The head whose confusions are counted.")
 @heads_option("logreg,svm,svm-rbf,mlp,knn,centroid,ridge,lda")

@@ -13,6 +13,7 @@ from featcache.cli.options import (
     OUTPUT,
     SOURCE,
     Bar,
+    SourceCommand,
     cache_option,
     make_options,
     plotter,
@@ -56,7 +57,7 @@ _training = several(
 )  # fmt: skip
 
 
-@click.command()
+@click.command(cls=SourceCommand)
 @click.argument("source", type=SOURCE, required=False)
 @_training
 @click.option(

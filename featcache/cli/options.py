@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,33 @@ def several(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
         return command
 
     return decorate
+
+
+class SourceCommand(click.Command):
+    """A command that extracts a SOURCE: it is kept as what was asked for last also where its other words are wrong."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words; of wrong ones the SOURCE is kept, as far as it can be told."""
+        try:
+            return super().parse_args(ctx, [*args])
+        except (click.UsageError, FeatcacheError):
+            with click.Context(self, resilient_parsing=True) as lenient:
+                known, rest, _ = self.make_parser(lenient).parse_args([*args])
+            source = known.get("source")
+            with _asking(source if isinstance(source, str) else next(iter(rest), None), known.get("cache")):
+                raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _asking(ctx.params["source"], ctx.params["cache"]):
+            return super().invoke(ctx)
+
+
+def _asking(source: str | None, cache: str | Path | None) -> AbstractContextManager[None]:
+    from featcache.api.asking import asking
+    from featcache.api.options import Options
+
+    return asking(source, Options(cache=Path(cache) if cache else None))
 
 
 class _Output(click.Path):

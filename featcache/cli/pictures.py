@@ -12,6 +12,7 @@ from featcache.cli.options import (
     OUTPUT,
     SOURCE,
     Bar,
+    SourceCommand,
     cache_option,
     columns_option,
     json_option,
@@ -40,7 +41,7 @@ _trust = click.option(
 )
 
 
-@click.command()
+@click.command(cls=SourceCommand)
 @click.argument("source", type=SOURCE)
 @network_options
 @click.option("--views", default="", help="Also extract these views: flip, crops5 (the corners), or both: flip,crops5.")
@@ -170,7 +171,7 @@ def export_onnx(model: Path, out: Path | None, trust: bool, as_json: bool, **opt
     show(as_json, api.export_onnx(model, out, trust, make_options(options)), render.onnx_text)
 
 
-@click.command()
+@click.command(cls=SourceCommand)
 @click.argument("source", type=SOURCE, required=False)
 @running_options
 @cache_option

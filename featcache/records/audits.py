@@ -78,3 +78,4 @@ class AuditSummary:
     manifest: str | None
     seconds: float
     notices: tuple[str, ...] = ()
+    extracted: str = ""

@@ -159,3 +159,4 @@ class ExchangeSummary:
     bytes: int
     added: int | None = None
     replaced: int | None = None
+    extracted: str = ""

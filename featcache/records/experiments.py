@@ -35,7 +35,8 @@ class Score:
 class Setting:
     """What all rows of a table share: what was trained on, chosen on and scored, and with which versions.
 
-    `split_digest` is the sha256 of who is in which split; views are named besides the original one.
+    `split_digest` is the sha256 of who is in which split; views are named besides the original one; `extracted` is when
+    the features were, in UTC in ISO 8601, here and in other records.
     """
 
     dataset: str
@@ -53,6 +54,7 @@ class Setting:
     train_views: tuple[str, ...]
     test_views: tuple[str, ...]
     versions: dict[str, str]
+    extracted: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class FitSummary:
     loss_curve: tuple[float, ...]
     notices: tuple[str, ...] = ()
     out_of_core: bool = False
+    extracted: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,9 @@ class CompareRow:
     `p_value` belongs to the paired test against the best head, corrected for the number of heads; `verdict` is best,
     tie, worse, floor or failed. Seconds are means a seed: `fit_seconds` with the choice of parameters, without what
     all heads share. A fine-tuned network stands beside the best head on the split of its own seed: `verdict` is better,
-    tie or worse, `gain` the difference in accuracy, and `gain_per_minute` is in points.
+    tie or worse, `gain` the difference in accuracy, `gain_per_minute` is in points, `kept_epoch` is 0 where none was
+    better than the start. `other_vectors` names those of its own run where they are not these: the gain is then not
+    that of fine-tuning.
     """
 
     head: str
@@ -188,6 +193,8 @@ class CompareRow:
     error: str | None = None
     gain: float | None = None
     gain_per_minute: float | None = None
+    kept_epoch: int | None = None
+    other_vectors: str | None = None
 
 
 @dataclass(frozen=True)
@@ -359,6 +366,8 @@ class LedgerSummary:
     without_cache: float
     break_even: int | None
     notices: tuple[str, ...] = ()
+    backbone: str = ""
+    extracted: str = ""
 
 
 @dataclass(frozen=True)

@@ -120,3 +120,4 @@ class FinetuneSummary:
     history_file: str
     versions: dict[str, str]
     notices: tuple[str, ...] = ()
+    extracted: str = ""

@@ -37,3 +37,4 @@ class NeighborsSummary:
     rows: tuple[NeighborRow, ...]
     notices: tuple[str, ...] = ()
     index: str | None = None
+    extracted: str = ""

@@ -16,7 +16,7 @@ from featcache.records.experiments import (
     RunList,
     Setting,
 )
-from featcache.render.finetuning import verdict
+from featcache.render.finetuning import against_best, row_verdict
 from featcache.render.formats import chosen_text, curve, head_name, interval, number, params_text, sizes_text
 from featcache.render.tables import Page, Table
 
@@ -97,7 +97,7 @@ def compare_page(summary: CompareSummary) -> Page:
                 interval(row.balanced_interval),
                 number(row.macro_f1),
                 number(row.p_value),
-                f"failed: {row.error}" if row.error else row.verdict,
+                against_best(row),
             )
             for row in ranked
         ],
@@ -122,7 +122,7 @@ def compare_page(summary: CompareSummary) -> Page:
     tuned = [
         (
             "finetuned",
-            f"{row.head}: {verdict(row.gain, row.p_value, head_name(best), row.fit_seconds, best.fit_seconds or 0)}",
+            f"{row.head}: {row_verdict(row, head_name(best), best.fit_seconds or 0)}",
         )
         for row in ranked
         if best and row.gain is not None and row.p_value is not None and row.fit_seconds is not None

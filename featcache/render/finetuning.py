@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from featcache.records.experiments import CompareRow
 from featcache.records.finetuning import FinetuneSummary, points_a_minute
 from featcache.render.formats import curve, interval, number, sizes_text
 from featcache.render.tables import Page, Table
@@ -76,11 +77,29 @@ def name_of(network: str, unfreeze: str) -> str:
     return f"{network} finetuned {unfreeze}" if network != "scratch-cnn" else network
 
 
+def against_best(row: CompareRow) -> str:
+    """Return how a row of a comparison stands beside the best head."""
+    if row.error:
+        return f"failed: {row.error}"
+    return f"{row.verdict}, on other vectors" if row.other_vectors else row.verdict
+
+
+def row_verdict(row: CompareRow, head: str, head_seconds: float) -> str:
+    """Say of a fine-tuned network in a comparison whether that was worth it, or why nothing follows about it."""
+    gain, p_value, seconds = row.gain or 0.0, 1.0 if row.p_value is None else row.p_value, row.fit_seconds or 0.0
+    if row.other_vectors:
+        return (
+            f"no verdict, for these are not the vectors of its own run ({row.other_vectors}): {_points(gain)} beside "
+            f"{head} ({_chance(p_value)}) are not what fine-tuning gained"
+        )
+    return verdict(gain, p_value, head, seconds, head_seconds, is_changed=row.kept_epoch != 0)
+
+
 def verdict(
     gain: float, p_value: float, head: str, seconds: float, head_seconds: float, *, is_changed: bool = True
 ) -> str:
     """Say in a sentence whether fine-tuning was worth it, by a paired test and by its time."""
-    points, chance = f"{100 * gain:+.1f} points", f"p={p_value:.3f}" if p_value >= 0.001 else "p<0.001"
+    points, chance = _points(gain), _chance(p_value)
     cost = f"for {_time(seconds)} instead of {_time(head_seconds)}"
     if not is_changed:
         return f"not worth it: no epoch was better than the head that it began from, {cost}"
@@ -90,6 +109,14 @@ def verdict(
     if p_value < SURE:
         return f"worth it: {points} over {head} ({chance}), {cost}"
     return f"not shown to be worth it: {points} over {head} can be chance on these pictures ({chance}), {cost}"
+
+
+def _points(gain: float) -> str:
+    return f"{100 * gain:+.1f} points"
+
+
+def _chance(p_value: float) -> str:
+    return f"p={p_value:.3f}" if p_value >= 0.001 else "p<0.001"
 
 
 def _epochs(summary: FinetuneSummary) -> Table:

@@ -85,8 +85,7 @@ class Cache:
             if isinstance(error, CacheWriteError):
                 raise
             raise CacheError(f"cannot use the cache folder {self.folder}: {error.strerror}") from error
-        name = "" if catalog is None else f"{platform.node()}:{Path(catalog).absolute()}"
-        self.runs = Runs(self.folder / "runs", name)
+        self.runs = _runs(self.folder, catalog)
         self.splits = Splits(self.folder / "splits")
         self.share = Share(share, self.folder) if share else None
         self.shards = Shards(self.folder / "shards", self.share)
@@ -119,6 +118,15 @@ class Cache:
                 remove(where.with_name(where.name + suffix))
             return cls(folder, catalog, create=False)
         return cache
+
+    @staticmethod
+    def runs_at(folder: Path, catalog: Path | None = None) -> Runs | None:
+        """Return the runs of the cache in a folder without opening it, `None` where there is none that can be read."""
+        try:
+            _check_version(folder / "format.json")
+        except (CacheError, OSError):
+            return None
+        return _runs(folder.absolute(), catalog)
 
     def __enter__(self) -> Cache:
         """Return the cache itself."""
@@ -215,6 +223,11 @@ class Cache:
 
     def _segments(self, fingerprint: str) -> Path:
         return self.folder / "segments" / fingerprint[:16]
+
+
+def _runs(folder: Path, catalog: Path | None) -> Runs:
+    name = "" if catalog is None else f"{platform.node()}:{Path(catalog).absolute()}"
+    return Runs(folder / "runs", name)
 
 
 def _fingerprint_of(folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -10,11 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from featcache.errors import CacheWriteError
 from featcache.store.files import claim_number, remove, write_atomic
 
 EXTRACTIONS = ("extract", "import")
 """The commands that bring a dataset into the cache."""
 
+_NOT_NOTED = ".asked"
+_NO_ROOM = "it could not be noted which dataset it was of"
 _logger = logging.getLogger(__name__)
 
 
@@ -22,8 +26,9 @@ _logger = logging.getLogger(__name__)
 class Run:
     """One run of a command; `summary` is what it printed, or `None` while it has not finished; times are epoch seconds.
 
-    `catalog` names the catalog that holds its dataset, empty for the one in the cache folder; `model_sha256` is the
-    digest of the model file that the run made.
+    An extraction is a run as soon as it is asked for: `fingerprint` is empty until it is known, and stays so where it
+    came to nothing; `error` says why it failed. `catalog` names the catalog that holds its dataset, empty for the one
+    in the cache folder; `model_sha256` is the digest of the model file that the run made.
     """
 
     id: int
@@ -35,6 +40,7 @@ class Run:
     summary: Mapping[str, Any] | None = None
     model_sha256: str | None = None
     catalog: str = ""
+    error: str | None = None
 
 
 class Runs:
@@ -51,8 +57,29 @@ class Runs:
         """Note that a run began, under a number that nobody else has."""
         number = claim_number(self._folder, ".json")
         run = Run(number, command, root, fingerprint, time.time(), catalog=self.catalog)
-        self._write(run)
+        try:
+            self._write(run)
+        except CacheWriteError:
+            claimed = self._path(number)
+            with contextlib.suppress(OSError):
+                # A full disk has room for another name: that an extraction was asked for must not be forgotten.
+                claimed.rename(claimed.with_suffix(_NOT_NOTED)) if command in EXTRACTIONS else claimed.unlink()
+            raise
         return run
+
+    def begin(self, run: Run, root: str, fingerprint: str) -> Run:
+        """Note which dataset and features an extraction that was asked for is of; without a fingerprint of nothing."""
+        if run.summary is not None or (run.root, run.fingerprint) == (root, fingerprint):
+            return run
+        begun = replace(run, root=root, fingerprint=fingerprint)
+        self._write(begun)
+        return begun
+
+    def fail(self, number: int, reason: str) -> None:
+        """Keep why a run failed, where it is still there and has not finished."""
+        for run in self._newest_first():
+            if run.id == number and run.summary is None:
+                self._write(replace(run, error=reason))
 
     def finish(self, run: Run, summary: Mapping[str, Any], model_sha256: str | None = None) -> None:
         """Note that a run is complete, with what it printed."""
@@ -60,7 +87,7 @@ class Runs:
 
     def drop(self, run: Run) -> None:
         """Take back a run that came to nothing."""
-        remove(self._folder / f"{run.id:06d}.json")
+        remove(self._path(run.id))
 
     def broken(self) -> list[Path]:
         """Return the files that should be runs and cannot be read."""
@@ -71,9 +98,13 @@ class Runs:
         return list(self._newest_first())[::-1]
 
     def last(self, *commands: str) -> Run | None:
-        """Return the newest run of these commands on the datasets of our catalog, finished or not."""
-        ours = (run for run in self._newest_first() if run.catalog == self.catalog)
+        """Return the newest run of these commands on the datasets of our catalog, finished or not, that ever began."""
+        ours = (run for run in self._newest_first() if run.catalog == self.catalog and run.fingerprint)
         return next((run for run in ours if run.command in commands), None)
+
+    def newest(self) -> int:
+        """Return the number of the newest run, 0 where there is none."""
+        return next((run.id for run in self._newest_first()), 0)
 
     def made_model(self, sha256: str) -> bool:
         """Tell whether a run of this cache made the model file with this digest."""
@@ -88,8 +119,13 @@ class Runs:
 
     def _files(self) -> Iterator[tuple[Path, Run | str]]:
         """Yield path and run, or what is wrong with it, newest first."""
-        for path in sorted(self._folder.glob("[0-9]*.json"), reverse=True):
+        files = (path for path in self._folder.glob("[0-9]*") if path.suffix in (".json", _NOT_NOTED))
+        for path in sorted(files, reverse=True):
             try:
+                if path.suffix == _NOT_NOTED:
+                    asked = path.stat().st_mtime
+                    yield path, Run(int(path.stem), EXTRACTIONS[0], "", "", asked, catalog=self.catalog, error=_NO_ROOM)
+                    continue
                 text = path.read_bytes()
                 if text:  # empty: a run that was stopped before it began
                     yield path, Run(**json.loads(text))
@@ -97,4 +133,7 @@ class Runs:
                 yield path, str(error)
 
     def _write(self, run: Run) -> None:
-        write_atomic(self._folder / f"{run.id:06d}.json", json.dumps(asdict(run), indent=1).encode())
+        write_atomic(self._path(run.id), json.dumps(asdict(run), indent=1).encode())
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:06d}.json"

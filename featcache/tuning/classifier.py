@@ -101,15 +101,16 @@ class FinetuneClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> Self:
         """Train on pictures `X` (n) with labels `y` (n), judged on `validation`, a pair of the same kind.
 
-        `network` is the backbone cut before; `start` the weights (K, d) and biases (K) that the top begins from, with
-        the classes in sorted order; other arguments as in `Trainer.run`. Raises `UsageError` and
-        `TrainingError`.
+        `network` is the backbone cut before: for paths, `backbone` must name it. `start` are the weights (K, d) and
+        biases (K) that the top begins from, with the classes in sorted order; other arguments as in `Trainer.run`.
+        Raises `UsageError` and `TrainingError`.
         """
         training, device = self.training, self._device()
         pictures, labels, (judged, wanted) = self._divide(X, np.asarray(y), validation)
         self.classes_, codes = np.unique(labels, return_inverse=True)
         self._check_classes(wanted)
         keep_freed_memory()
+        self.backbone_ = None if network is not None and self.backbone == AUTO else self._resolved()
         self.cut_ = network or self._cut()
         if start is None and network is None:
             start = self._probe(pictures, codes, device)
@@ -184,10 +185,15 @@ class FinetuneClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return resolve(self.backbone, Path(self.weights) if self.weights else None)
 
     def _cut(self) -> Cut:
-        self.backbone_ = self._resolved()
-        return cut(self.backbone_.build(), self.backbone_.name, self.unfreeze, self.backbone_.spec.preprocess.crop)
+        backbone = self.backbone_ or self._resolved()
+        return cut(backbone.build(), backbone.name, self.unfreeze, backbone.spec.preprocess.crop)
 
     def _inputs(self, X: Sequence[str] | Inputs, augment: str = "none") -> Inputs:
         if not isinstance(X, Sequence | np.ndarray):
             return X
+        if self.backbone_ is None:
+            raise TrainingError(
+                "a network that was cut before does not say how pictures are prepared for it: name the `backbone` that "
+                f"it was cut from instead of {AUTO!r}"
+            )
         return Pictures([str(path) for path in X], self.backbone_.spec.preprocess, augment, self.seed)

@@ -69,13 +69,17 @@ def test_a_catalog_put_back_from_a_backup_is_seen_and_repaired(run: Run, photos:
     assert (repaired["problems"], repaired["datasets"][0]["valid"], repaired["orphaned"]) == ([], 31, 0)
 
 
-def test_an_extraction_of_no_picture_leaves_the_last_dataset_in_place(run: Run, cache: Path, tmp_path: Path) -> None:
+def test_an_extraction_of_no_picture_leaves_the_last_dataset_in_place(
+    run: Run, photos: Path, cache: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no picture")
     failed = run("extract", tmp_path / "empty", network=True)
     assert (failed.code, "no readable picture" in failed.err) == (1, True)
-    assert run("fit").code == 0
+    assert run("fit").code == 1  # it is not what was asked for last
     assert run("cache", "gc", "--yes").code == 0
+    assert held(cache) == 30
+    assert run("fit", photos).code == 0
 
 
 def test_an_unfinished_extraction_is_named_until_it_is_given_up(

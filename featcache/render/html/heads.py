@@ -11,7 +11,7 @@ from featcache.render.charts.base import PAGE
 from featcache.render.charts.courses import cache_chart, epochs_chart, work_chart
 from featcache.render.charts.heads import CLASSES, PER_CLASS, bench_charts, compare_chart, floor_text, ranked
 from featcache.render.experiments import bench_page, ledger_page
-from featcache.render.finetuning import finetune_page, name_of
+from featcache.render.finetuning import against_best, finetune_page, name_of
 from featcache.render.formats import chosen_text, head_name, interval, number
 from featcache.render.html.blocks import Block, Chart, Charts, Facts, Grid, Heading, Section, Text, section
 from featcache.render.html.overview import missing
@@ -80,7 +80,7 @@ def _cells(row: CompareRow) -> tuple[str, ...]:
         head_name(row),
         number(row.accuracy),
         interval(row.accuracy_interval),
-        f"failed: {row.error}" if row.error else row.verdict,
+        against_best(row),
         number(row.p_value),
         number(row.balanced_accuracy),
         number(row.macro_f1),
@@ -101,7 +101,7 @@ def _tuned(rows: list[CompareRow]) -> Table:
                 f"{100 * (row.gain or 0):+.1f}",
                 "" if row.gain_per_minute is None else f"{row.gain_per_minute:+.2f}",
                 number(row.p_value),
-                row.verdict,
+                against_best(row),
                 number(row.fit_seconds, 1),
             )
             for row in rows
