@@ -244,11 +244,13 @@ def theirs(name: str, recipe: str, X: Array, y: Labels, fitted: Any, scored: Any
     try:
         found["accuracy"] = float((estimator.predict(B) == truth).mean())
     except ValueError as error:  # five neighbours of two pictures
-        return {"recipe": recipe, "accuracy": None, "error": str(error).splitlines()[0]}
-    given = estimator.predict_proba(B) if hasattr(estimator, "predict_proba") else None
-    if given is not None and np.isfinite(given).all():
+        return found | {"error": str(error).splitlines()[0]}
+    try:
+        given = estimator.predict_proba(B)
         result = score("test", truth, given)
-        found |= {"log_loss": result.log_loss, "calibration_error": result.calibration_error}
+    except (AttributeError, ValueError):  # it has none, or they are no numbers
+        return found
+    found |= {"log_loss": result.log_loss, "calibration_error": result.calibration_error}
     return found
 
 
