@@ -88,10 +88,13 @@ def _cells(
 
 def _digest(experiment: Experiment, taken: Taken, head: Head, seed: int) -> str:
     """Return the sha256 (hex) of all that decides the score of a cell."""
+    from featcache.heads.scaling import SCALINGS
+
     parts = {
         "fingerprint": experiment.spec.fingerprint,
         "split": taken.digest,
         "head": [head.name, repr(head.grid), repr(head.default), repr(head.rough)],
+        "scalings": repr(SCALINGS),
         "seed": seed,
         "versions": versions(),
     }

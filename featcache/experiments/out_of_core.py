@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from featcache.errors import HeadError
 from featcache.evaluate import Answers, answers
 from featcache.experiments.descent import LOSSES, Descent, Found, scores
-from featcache.experiments.fitting import Right, Trial, chosen, is_worse, temperature_of
+from featcache.experiments.fitting import Right, Trial, is_worse, temperature_of
 from featcache.experiments.prepared import ALL_EQUAL, folds, not_finite
 from featcache.experiments.streams import Stream
 from featcache.heads.base import Head
@@ -75,7 +75,7 @@ def fit_stored(
     start = time.perf_counter()
     work.read()
     trials, chosen_by, begun = work.choose()
-    best = chosen(trials, {SCALING: CHOICE[0], **head.default})
+    best = _simplest(trials)
     found = work.descend(work.fitted, best.params["C"], f"fit {head.name}", TOL, begun[trials.index(best)])
     estimator = work.estimator(found, best)
     seconds = time.perf_counter() - start
@@ -164,7 +164,7 @@ class _Work:
             means.append(_mean([one for one in found if one is not None]))
             if any(is_worse(right, before.right) for before in trials[:-1]):
                 break
-        return trials, chosen_by, means
+        return trials, f"{chosen_by}, the smallest C within two standard errors", means
 
     def descend(self, rows: Rows, C: float, stage: str, tol: float, start: Found | None = None) -> Found:
         """Minimise the objective over some rows, and tell how far it has come."""
@@ -231,6 +231,12 @@ class _Course:
         expected = rounds * math.log(self._tol) / math.log(fallen) if fallen < 1 else 10.0
         self._most = max(self._most, int(99 * min(1.0, rounds / max(expected, rounds, 1.0))))
         self._progress(self._stage, self._most, 100)
+
+
+def _simplest(trials: Sequence[Trial]) -> Trial:
+    """Return the most regularised trial that is not worse than the best one by more than chance."""
+    best = max(trials, key=lambda trial: int(trial.right.sum()))
+    return next(trial for trial in trials if not is_worse(trial.right, best.right))
 
 
 def _mean(found: Sequence[Found]) -> Found:

@@ -23,8 +23,8 @@ def interval(value: tuple[float, float] | None) -> str:
 
 
 def params_text(params: Mapping[str, Any]) -> str:
-    """Return parameters and their values in a few words."""
-    return " ".join(f"{name}={_value(value)}" for name, value in params.items())
+    """Return parameters and their values in a few words, a scaling by its name alone."""
+    return " ".join(_value(value) if name == "scaling" else f"{name}={_value(value)}" for name, value in params.items())
 
 
 def chosen_text(params: Sequence[Mapping[str, Any]]) -> str:
