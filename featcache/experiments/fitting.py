@@ -19,7 +19,15 @@ from sklearn.pipeline import make_pipeline
 
 from featcache.errors import HeadError
 from featcache.experiments.prepared import Fold, Prepared, Scaled
-from featcache.heads.base import Classifier, DivergedError, Head, InterruptedFitError, blas_threads, probabilities
+from featcache.heads.base import (
+    INTERRUPTED,
+    Classifier,
+    DivergedError,
+    Head,
+    InterruptedFitError,
+    blas_threads,
+    probabilities,
+)
 from featcache.heads.scaling import SCALING
 from featcache.records import FloatArray, Progress
 from featcache.splits import Rows
@@ -113,6 +121,7 @@ def _fit_head(head: Head, prepared: Prepared, seed: int, progress: Progress | No
     with blas_threads(1 if X.size < SMALL else cpu_count()), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         warnings.filterwarnings("ignore", message=MANY_CLASSES)
+        warnings.filterwarnings("error", message=INTERRUPTED)
         estimator = head.make(seed, len(y)).set_params(**params).fit(X, y)
         if isinstance(estimator, Classifier):
             estimator.set_params(temperature=best.temperature)
@@ -151,15 +160,14 @@ def _choose(head: Head, prepared: Prepared, seed: int, progress: Progress | None
         return default, [default], chosen_by
     if head.one_fold_from is not None and len(prepared.y) >= head.one_fold_from and len(folds) > 1:
         folds, chosen_by = folds[:1], f"one fold of {chosen_by}"
-    work = _Work(head, seed, progress)
-    scalings: list[Trial] = []
-    if len(prepared.scalings) > 1:
-        data = prepared.sample or prepared
-        parts = folds if prepared.sample is None else data.folds(seed)[0][: len(folds)]
-        asked = [{SCALING: scaling, **head.default} for scaling in prepared.scalings]
-        scalings = work.try_all(data, parts, [[params] for params in asked]) if parts else []
+    data = prepared.sample or prepared
+    parts = folds if prepared.sample is None else data.folds(seed)[0][: len(folds)]
+    asked = [[{SCALING: scaling, **head.default}] for scaling in prepared.scalings]
+    asked = asked if parts and len(asked) > 1 else []
+    work = _Work(head, seed, progress, len(asked) * len(parts) + len(_groups(head, "")) * len(folds))
+    scalings = work.try_all(data, parts, asked)
     scaling = chosen(scalings, default.params).params[SCALING] if scalings else prepared.scalings[0]
-    trials = work.try_all(prepared, folds, _groups(head, scaling))
+    trials = work.try_all(prepared, folds, _groups(head, scaling), len(asked) * len(parts))
     best = chosen(trials, {SCALING: scaling, **head.default} if head.keeps_default else None)
     others = [trial for trial in scalings if trial.params[SCALING] != scaling]
     return best, [*trials, *others], chosen_by
@@ -191,33 +199,37 @@ def is_worse(right: Right, other: Right) -> bool:
 
 @dataclass(frozen=True)
 class _Work:
-    """Tries candidates of one head on folds, on all cores."""
+    """Tries candidates of one head on folds, on all cores; `total` is how many fits of groups there will be."""
 
     head: Head
     seed: int
     progress: Progress | None
+    total: int
 
     def try_all(
-        self, prepared: Prepared, folds: Sequence[Fold], groups: Sequence[Sequence[dict[str, Any]]]
+        self, prepared: Prepared, folds: Sequence[Fold], groups: Sequence[Sequence[dict[str, Any]]], done: int = 0
     ) -> list[Trial]:
-        """Return a trial for each candidate of each group, over all folds."""
+        """Return a trial for each candidate of each group, over all folds; so many fits were `done` before."""
+        if not groups:
+            return []
         tasks = [(group, fold) for group in groups for fold in folds]
         scaled = {group[0][SCALING]: prepared.scaled(group[0][SCALING]) for group in groups}
         kept = 1 + len(prepared.y) * len(prepared.classes) // SCORES_KEPT
         stage, found = f"fit {self.head.name}", list[list[Held]]()
-        if self.progress:
-            self.progress(stage, 0, len(tasks))
+        if self.progress and not done:
+            self.progress(stage, 0, self.total)
         n_jobs, n_threads = _cores(self.head, len(tasks), prepared.vectors.size)
         with blas_threads(n_threads), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate that needs longer just scores lower
             warnings.filterwarnings("ignore", message=MANY_CLASSES)
+            warnings.filterwarnings("error", message=INTERRUPTED)
             jobs = (
                 delayed(self._try)(scaled[group[0][SCALING]], prepared.y, group, fold, kept) for group, fold in tasks
             )
             for held in Parallel(n_jobs, backend="threading", return_as="generator")(jobs):
                 found.append(held)
                 if self.progress:
-                    self.progress(stage, len(found), len(tasks))
+                    self.progress(stage, done + len(found), self.total)
         trials = []
         for number, group in enumerate(groups):
             parts = found[number * len(folds) : (number + 1) * len(folds)]

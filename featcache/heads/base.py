@@ -150,6 +150,13 @@ def solve_shifted(matrix: FloatArray, shift: float, right: FloatArray) -> FloatA
     return np.asarray(cho_solve(cho_factor(shifted.T, overwrite_a=True, check_finite=False), right, check_finite=False))
 
 
+INTERRUPTED = "Training interrupted by user"
+"""What MLPClassifier warns of when it swallows Ctrl-C and goes on with a network that is half trained.
+
+Whoever fits a head turns it into an error; in the threads that fit, filters of warnings cannot be set.
+"""
+
+
 class InterruptedFitError(Exception):
     """Ctrl-C came while a network was trained, and scikit-learn swallowed it."""
 

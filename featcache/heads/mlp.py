@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -14,12 +13,9 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featcache.errors import HeadError
-from featcache.heads.base import Classifier, Codes, DivergedError, Head, InterruptedFitError
+from featcache.heads.base import INTERRUPTED, Classifier, Codes, DivergedError, Head, InterruptedFitError
 from featcache.records import FloatArray
 from featcache.records.experiments import Sweep
-
-_INTERRUPTED = "Training interrupted by user"
-"""What MLPClassifier warns of when it swallows Ctrl-C and goes on with a network that is half trained."""
 
 LEAST = 1e-30
 """Probabilities are not taken for less, so that their logarithms are finite, in single precision too."""
@@ -94,16 +90,14 @@ class Perceptron(Classifier):
                 max_iter=self.max_iter,
                 random_state=self.random_state,
             )
-            with warnings.catch_warnings():
-                warnings.filterwarnings("error", message=_INTERRUPTED)
-                try:
-                    network.fit(X, codes)
-                except UserWarning as swallowed:
-                    if not str(swallowed).startswith(_INTERRUPTED):
-                        raise
-                    raise InterruptedFitError from swallowed
-                except ValueError as grown:
-                    raise DivergedError(str(grown)) from grown
+            try:
+                network.fit(X, codes)
+            except UserWarning as warning:
+                if not str(warning).startswith(INTERRUPTED):
+                    raise
+                raise InterruptedFitError from warning
+            except ValueError as error:
+                raise DivergedError(str(error)) from error
             yield {
                 "kept_": axes.kept_,
                 "gain_": gain,
