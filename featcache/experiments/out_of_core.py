@@ -137,8 +137,8 @@ class _Work:
     def choose(self) -> tuple[list[Trial], str, list[Found]]:
         """Return a trial for each value of C, how rows were held out, and the mean weights of each.
 
-        The next value begins with the weights of the one before. Where it is worse than the best one before by more
-        than chance, those after it are not tried: they take the most rounds.
+        The next value begins with the weights of the one before. Where it has no more rows right
+        than one before, those after it are not tried: they take the most rounds.
         """
         y = self.codes[self.fitted].astype(np.intp)
         parts, chosen_by = folds(y, self.plan, self.seed)
@@ -162,7 +162,7 @@ class _Work:
             temperature = float(np.exp(np.mean([np.log(one) for _, one in results])))
             trials.append(Trial({SCALING: CHOICE[0], "C": C}, right, temperature))
             means.append(_mean([one for one in found if one is not None]))
-            if any(is_worse(right, before.right) for before in trials[:-1]):
+            if any(right.sum() <= before.right.sum() for before in trials[:-1]):
                 break
         return trials, f"{chosen_by}, the smallest C within two standard errors", means
 
