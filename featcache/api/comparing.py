@@ -62,7 +62,7 @@ def compare(
         )
         summary = CompareSummary(
             setting=experiment.setting(list(plans.values()), seeds, train_views, tta),
-            interval=f"95 % bootstrap over {over}",
+            interval=f"95 %, of accuracy bootstrap over {over}; of balanced accuracy from what is known of each class",
             shared_seconds=found.shared_seconds,
             rows=(*found.rows, *finetuned),
             notices=tuple(dict.fromkeys([*experiment.notes(plans), *found.notices])),
@@ -123,6 +123,7 @@ def _beside(
         fit_seconds=known["seconds"],
         gain=gain,
         gain_per_minute=points_a_minute(gain, known["seconds"]),
+        scored_classes=known.get("scored_classes"),
     )
 
 

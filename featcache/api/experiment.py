@@ -100,6 +100,7 @@ class Experiment(Known):
             train_views=self.views if train_views else (),
             test_views=self.views if test_views else (),
             versions=versions(),
+            unscored=first.unscored,
         )
 
 

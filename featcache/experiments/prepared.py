@@ -77,11 +77,12 @@ def prepare(
 ) -> Prepared:
     """Standardise the vectors of a plan and turn them onto their principal axes; raises `HeadError`.
 
-    The views are named besides the original one.
+    The classes are those that are fitted on, whatever is scored. The views are named besides the original one.
     """
     start = time.perf_counter()
     fitted = plan.fitted
-    classes, codes = np.unique(np.concatenate([features.y[fitted], features.y[plan.scored]]), return_inverse=True)
+    classes, y = np.unique(features.y[fitted], return_inverse=True)
+    truth = _numbers(features.y[plan.scored], classes, plan.scored_name)
     X = _stack(features, fitted, train_views)
     scored = _stack(features, plan.scored, test_views)
     _check(features, fitted, X)
@@ -99,13 +100,21 @@ def prepare(
         steps=steps,
         classes=classes,
         X=rows.reshape(*X.shape[:2], -1),
-        y=codes[: len(fitted)],
+        y=y,
         scored=scored,
-        truth=codes[len(fitted) :],
+        truth=truth,
         scored_keys=tuple(features.keys[row] for row in plan.scored),
         plan=plan,
         seconds=time.perf_counter() - start,
     )
+
+
+def _numbers(labels: npt.NDArray[np.str_], classes: npt.NDArray[np.str_], where: str) -> Rows:
+    """Return the number of each label among the classes, which are sorted; raises `HeadError` for one that is none."""
+    unknown = labels[~np.isin(labels, classes)]
+    if len(unknown):
+        raise HeadError(f"class {str(unknown[0])!r} is in {where}, and not among those fitted on: leave it out")
+    return np.searchsorted(classes, labels)
 
 
 def _stack(features: Features, rows: Rows, views: Sequence[str]) -> FloatArray:
