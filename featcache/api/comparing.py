@@ -57,12 +57,13 @@ def compare(
             f", {n_scored:,} a seed," if plans[seed].made and n_seeds > 1 else ""
         )
         over += f" and {n_seeds} seeds" if n_seeds > 1 else ""
+        over += "; of balanced accuracy Wilson's, from what the pictures of each class tell"
         over += (
             "; of finetuned rows Wilson's, and their gain, over the pictures of their seed alone" if finetuned else ""
         )
         summary = CompareSummary(
             setting=experiment.setting(list(plans.values()), seeds, train_views, tta),
-            interval=f"95 %, of accuracy bootstrap over {over}; of balanced accuracy from what is known of each class",
+            interval=f"95 % bootstrap over {over}",
             shared_seconds=found.shared_seconds,
             rows=(*found.rows, *finetuned),
             notices=tuple(dict.fromkeys([*experiment.notes(plans), *found.notices])),
