@@ -74,7 +74,7 @@ def wilson(hits: float, n: float) -> tuple[float, float]:
     p, z2 = hits / n, _Z95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # rounding may leave 1 out
 
 
 def calibration_error(truth: Codes, given: Answers | Array) -> float:
