@@ -18,6 +18,9 @@ from featcache.store.index import KeyIndex
 TEST_FRACTION = 0.2
 MADE = "no test split in the dataset: it has a stratified 80/20 split of seed {}, kept in the cache"
 
+SHOWN = 5
+"""How many classes are named where many lack the same."""
+
 LINES = 2**16
 """So many different keys, and their lines of text, are in memory at once."""
 
@@ -28,7 +31,8 @@ Rows = npt.NDArray[np.intp]
 class Plan:
     """Row numbers of a `Features` or `Roll`: `train`, `val` (or `None`: choose by CV inside train) and `scored`.
 
-    `made` maps content keys to the split that was made here; it is empty where the dataset brought its own.
+    `made` maps content keys to the split that was made here; it is empty where the dataset brought its own. `unscored`
+    are classes that are fitted on without a picture that is scored.
     """
 
     train: Rows
@@ -38,6 +42,7 @@ class Plan:
     sizes: dict[str, int]
     made: Mapping[bytes, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    unscored: tuple[str, ...] = ()
 
     @property
     def fitted(self) -> Rows:
@@ -85,7 +90,28 @@ def plan(given: Features | Roll, seed: int, kept: Mapping[bytes, str], strict: b
     result = Plan(rows["train"], val, rows[scored], scored, sizes, made)
     if strict:
         _check_classes(roll, result)
-    return replace(result, notices=(*notices, *_twins(roll, labelled, result)))
+    unscored = _lacking(roll, result.fitted, result.scored)
+    if unscored:
+        notices.append(unscored_text(unscored, scored, len(np.unique(roll.y[result.fitted]))))
+    if val is not None and (unseen := _lacking(roll, result.train, val)):
+        notices.append(f"no picture of {_some(unseen)} is in val: parameters are chosen without looking at it")
+    return replace(result, notices=(*notices, *_twins(roll, labelled, result)), unscored=unscored)
+
+
+def unscored_text(unscored: Sequence[str], scored_name: str, n_classes: int) -> str:
+    """Say which of the classes of train have no scored picture, and over how many the means over classes are."""
+    over = f"balanced accuracy and macro-F1 are over {n_classes - len(unscored):,} of {n_classes:,} classes"
+    return f"no picture of {_some(unscored)} is in {scored_name}: {over}"
+
+
+def _some(labels: Sequence[str]) -> str:
+    named = ", ".join(map(repr, labels[:SHOWN]))
+    return named if len(labels) <= SHOWN else f"{named} and {len(labels) - SHOWN:,} more classes"
+
+
+def _lacking(roll: Roll, fitted: Rows, others: Rows) -> tuple[str, ...]:
+    """Return the classes of which some rows are fitted on, and none is among the others."""
+    return tuple(roll.labels[number] for number in np.setdiff1d(roll.y[fitted], roll.y[others]))
 
 
 def divide(

@@ -11,7 +11,7 @@ import pytest
 from feature_rows import Failing, dummy_head, pictures, poisoned
 
 from featcache import heads
-from featcache.evaluate import Outcome, bootstrap, paired_tests, score
+from featcache.evaluate import Outcome, intervals, paired_tests, score
 from featcache.experiments.comparison import Variant, compare_heads
 from featcache.experiments.fitting import fit_head
 from featcache.experiments.prepared import Prepared, prepare
@@ -86,9 +86,9 @@ class TestValues:
             assert (row.fit_seconds or 0) > 0
             assert (row.predict_seconds or 0) > 0
             assert row.error is None
-            expected = bootstrap(outcomes, 3)[name]
+            expected = intervals(outcomes, 3)[name]
             assert row.accuracy_interval == pytest.approx(expected.accuracy_interval, abs=0.03)
-            assert row.balanced_interval == pytest.approx(expected.balanced_interval, abs=0.03)
+            assert row.balanced_interval == pytest.approx(expected.balanced_interval)
         best = next(name for name, row in rows.items() if row.verdict == "best")
         p_values = paired_tests(outcomes, best, CHEAP[:-1])
         assert {name: row.p_value for name, row in rows.items()} == pytest.approx(

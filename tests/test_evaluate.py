@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss, recall_score
 
-from featcache.evaluate import Outcome, bootstrap, calibration_error, paired_tests, score, wilson
+from featcache.evaluate import Outcome, calibration_error, intervals, paired_tests, score, wilson
 
 
 def sure_of(codes: Sequence[int], n_classes: int = 3) -> Any:
@@ -86,6 +86,7 @@ class TestScore:
         assert found.accuracy == pytest.approx(2 / 3)
         assert found.balanced_accuracy == pytest.approx((1 + 1 / 2) / 2)
         assert found.macro_f1 == pytest.approx((1 + 2 / 3) / 2)
+        assert found.scored_classes == 2
 
     def test_log_loss_is_over_all_classes_also_those_that_do_not_occur(self) -> None:
         found = score("test", np.array([0, 2, 2]), np.array([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [0.0, 0.5, 0.5]]))
@@ -144,12 +145,12 @@ class TestCalibrationError:
         assert calibration_error(truth, probabilities) == pytest.approx((1 - one + other) / 2)
 
 
-class TestBootstrap:
+class TestIntervals:
     def test_points_are_the_means_over_seeds(self) -> None:
         r = np.random.default_rng(0)
         truths = [r.integers(0, 3, n) for n in (50, 80)]
         found = [outcome({"a": r.random(len(truth)) < 0.7, "b": r.random(len(truth)) < 0.4}, truth) for truth in truths]
-        for name, interval in bootstrap(found, 0).items():
+        for name, interval in intervals(found, 0).items():
             assert interval.accuracy == pytest.approx(np.mean([seed.hits[name].mean() for seed in found]))
             recalls = [np.mean([seed.hits[name][seed.truth == k].mean() for k in range(3)]) for seed in found]
             assert interval.balanced_accuracy == pytest.approx(np.mean(recalls))
@@ -161,83 +162,110 @@ class TestBootstrap:
                 assert {type(point), type(low), type(high)} == {float}
 
     def test_heads_come_in_order(self) -> None:
-        assert list(bootstrap([outcome({"b": share(3, 5), "a": share(2, 5)})], 0)) == ["b", "a"]
+        assert list(intervals([outcome({"b": share(3, 5), "a": share(2, 5)})], 0)) == ["b", "a"]
 
     def test_a_class_number_that_does_not_occur_is_no_class(self) -> None:
-        found = bootstrap([outcome({"a": [1, 1, 0, 1]}, truth=[0, 0, 2, 2])], 0)["a"]
+        found = intervals([outcome({"a": [1, 1, 0, 1]}, truth=[0, 0, 2, 2])], 0)["a"]
         assert found.balanced_accuracy == pytest.approx(0.75)
 
     def test_the_seed_decides(self) -> None:
-        found = [outcome({"a": share(30, 97)}, np.arange(97) % 3)]
-        assert bootstrap(found, 3) == bootstrap(found, 3)
-        assert bootstrap(found, 3)["a"].balanced_interval != bootstrap(found, 4)["a"].balanced_interval
+        found = [outcome({"a": share(3000, 9700)}, np.arange(9700) % 3)]
+        assert intervals(found, 3) == intervals(found, 3)
+        assert intervals(found, 3)["a"].accuracy_interval != intervals(found, 4)["a"].accuracy_interval
 
     @pytest.mark.parametrize(("right", "n"), [(320, 400), (50, 100), (950, 1000)])
     def test_one_seed_has_the_width_of_the_binomial(self, right: int, n: int) -> None:
-        low, high = bootstrap([outcome({"a": share(right, n)})], 0)["a"].accuracy_interval
+        low, high = intervals([outcome({"a": share(right, n)})], 0)["a"].accuracy_interval
         p = right / n
         assert high - low == pytest.approx(2 * 1.96 * math.sqrt(p * (1 - p) / n), rel=0.12)
         assert (low + high) / 2 == pytest.approx(p, abs=0.02)
 
     def test_balanced_accuracy_has_the_width_of_its_classes(self) -> None:
         truth = np.r_[np.zeros(900, int), np.ones(100, int)]
-        found = bootstrap([outcome({"a": np.r_[share(810, 900), share(50, 100)]}, truth)], 0)["a"]
+        found = intervals([outcome({"a": np.r_[share(810, 900), share(50, 100)]}, truth)], 0)["a"]
         assert found.balanced_accuracy == pytest.approx(0.7)
         low, high = found.balanced_interval
         assert high - low == pytest.approx(1.96 * math.sqrt(0.09 / 900 + 0.25 / 100), rel=0.12)
 
     def test_a_picture_scored_in_several_seeds_is_drawn_once_for_all(self) -> None:
         one = outcome({"a": share(160, 200)})
-        alone = np.diff(bootstrap([one], 0)["a"].accuracy_interval)
-        assert np.diff(bootstrap([one] * 4, 0)["a"].accuracy_interval) == pytest.approx(alone, rel=0.12)
+        alone = np.diff(intervals([one], 0)["a"].accuracy_interval)
+        assert np.diff(intervals([one] * 4, 0)["a"].accuracy_interval) == pytest.approx(alone, rel=0.12)
 
     def test_seeds_with_pictures_of_their_own_narrow_it(self) -> None:
         hits = np.random.default_rng(0).permutation(share(160, 200))
-        alone = np.diff(bootstrap([outcome({"a": hits})], 0)["a"].accuracy_interval)
+        alone = np.diff(intervals([outcome({"a": hits})], 0)["a"].accuracy_interval)
         own = [outcome({"a": hits}, pictures=np.arange(200) + 200 * seed) for seed in range(4)]
-        assert 0.4 * alone < np.diff(bootstrap(own, 0)["a"].accuracy_interval) < 0.75 * alone
+        assert 0.4 * alone < np.diff(intervals(own, 0)["a"].accuracy_interval) < 0.75 * alone
 
     def test_seeds_that_disagree_widen_it(self) -> None:
         agreeing = [outcome({"a": share(160, 200)})] * 3
         torn = [outcome({"a": share(right, 200)}) for right in (120, 160, 200)]
-        one, other = bootstrap(agreeing, 0)["a"], bootstrap(torn, 0)["a"]
+        one, other = intervals(agreeing, 0)["a"], intervals(torn, 0)["a"]
         assert one.accuracy == pytest.approx(other.accuracy)
         assert np.diff(other.accuracy_interval) > 2 * np.diff(one.accuracy_interval)
+        assert np.diff(other.balanced_interval) > 2 * np.diff(one.balanced_interval)
 
     def test_the_draws_are_the_same_for_all_heads(self) -> None:
         r = np.random.default_rng(1)
         truth, hits = r.integers(0, 3, 60), r.random(60) < 0.7
-        found = bootstrap([outcome({"a": hits, "b": ~hits, "c": hits}, truth)], 0)
+        found = intervals([outcome({"a": hits, "b": ~hits, "c": hits}, truth)], 0)
         assert found["a"] == found["c"]
         low, high = found["a"].accuracy_interval
         assert found["b"].accuracy_interval == pytest.approx((1 - high, 1 - low))
 
     def test_other_heads_change_nothing(self) -> None:
         hits = share(20, 30)
-        alone = bootstrap([outcome({"a": hits})], 0)["a"]
-        assert bootstrap([outcome({"b": ~hits, "a": hits})], 0)["a"] == alone
+        alone = intervals([outcome({"a": hits})], 0)["a"]
+        assert intervals([outcome({"b": ~hits, "a": hits})], 0)["a"] == alone
 
-    def test_a_class_that_was_not_drawn_is_left_out_of_the_draw(self) -> None:
-        found = bootstrap([outcome({"a": share(50, 51)}, truth=[0] * 50 + [1])], 0)["a"]
+    def test_a_class_of_one_picture_that_is_wrong_is_never_as_if_it_were_not_there(self) -> None:
+        found = intervals([outcome({"a": share(50, 51)}, truth=[0] * 50 + [1])], 0)["a"]
         assert found.balanced_accuracy == 0.5
-        assert found.balanced_interval == (0.5, 1.0)
+        low, high = found.balanced_interval
+        assert 0.05 < low < 0.3
+        assert 0.7 < high < 0.95
+
+    @pytest.mark.parametrize(
+        ("sizes", "chances"),
+        [((40, 40), (0.9, 0.8)), ((5,) * 8, (0.9,) * 8), ((1,) * 60, (0.9,) * 60), ((300, 2), (0.99, 0.5))],
+    )
+    def test_the_interval_of_balanced_accuracy_holds_the_truth(
+        self, sizes: tuple[int, ...], chances: tuple[float, ...]
+    ) -> None:
+        truth, r = np.repeat(np.arange(len(sizes)), sizes), np.random.default_rng(5)
+        drawn = {f"{at}": r.random(len(truth)) < np.array(chances)[truth] for at in range(300)}
+        found = [each.balanced_interval for each in intervals([outcome(drawn, truth)], 0).values()]
+        assert np.mean([low <= np.mean(chances) <= high for low, high in found]) > 0.9
+
+    def test_a_class_that_a_seed_does_not_score_is_not_in_its_mean(self) -> None:
+        one, other = outcome({"a": [1, 0]}, [0, 1]), outcome({"a": [1]}, [0], pictures=[2])
+        found = intervals([one, other], 0)["a"]
+        assert found.balanced_accuracy == pytest.approx((0.5 + 1) / 2)
+        assert np.isfinite(found.balanced_interval).all()
+
+    def test_copies_of_a_picture_are_no_further_evidence(self) -> None:
+        hits, truth = share(15, 20), np.arange(20) % 2
+        alone = intervals([outcome({"a": hits}, truth)], 0)["a"].balanced_interval
+        copied = outcome({"a": np.tile(hits, 3)}, np.tile(truth, 3), np.tile(np.arange(20), 3))
+        assert intervals([copied], 0)["a"].balanced_interval == pytest.approx(alone)
 
     @pytest.mark.filterwarnings("error")
     def test_a_draw_without_a_picture_of_a_seed_is_left_out(self) -> None:
-        found = bootstrap([outcome({"a": [1]}, pictures=[0]), outcome({"a": [0]}, pictures=[1])], 0)["a"]
+        found = intervals([outcome({"a": [1]}, pictures=[0]), outcome({"a": [0]}, pictures=[1])], 0)["a"]
         assert found.accuracy == 0.5
         assert np.isfinite(found.accuracy_interval).all()
 
     @pytest.mark.parametrize("hits", [0, 20])
     def test_all_or_nothing_right_is_not_certain(self, hits: int) -> None:
-        found = bootstrap([outcome({"a": share(hits, 20)}, np.arange(20) % 2)], 0)["a"]
+        found = intervals([outcome({"a": share(hits, 20)}, np.arange(20) % 2)], 0)["a"]
         assert (found.accuracy_interval, found.balanced_interval) == (wilson(hits, 20), wilson(hits, 20))
 
     def test_many_pictures_are_drawn_in_blocks(self) -> None:
         n = 17_500  # times 1000 draws is more than one block
         given = [outcome({"a": np.arange(n) % 5 > 0})]
         tracemalloc.start()
-        found = bootstrap(given, 0)["a"]
+        found = intervals(given, 0)["a"]
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 14_000 * n  # bytes; half of what all draws at once take

@@ -129,7 +129,7 @@ def test_compare_makes_another_split_for_each_seed_and_keeps_it(run: Run, tmp_pa
     assert [len(row["accuracies"]) for row in one["rows"]] == [1, 1]
     assert [row["accuracies"][0] for row in three["rows"]] == [row["accuracy"] for row in one["rows"]]
     assert one["setting"]["split_digest"] != three["setting"]["split_digest"]
-    assert one["interval"].endswith("over 8 scored pictures")
+    assert "over 8 scored pictures; of balanced accuracy Wilson's" in one["interval"]
     assert "3 seeds" in three["interval"]
     made = sorted((tmp_path / "cache" / "splits").glob("*.json"))
     tests = [frozenset(json.loads(path.read_text())["splits"]["test"]) for path in made]

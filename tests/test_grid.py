@@ -25,6 +25,7 @@ from featcache.splits import Plan
 
 MANY = tuple("abcdefgh")
 ALL = Cell(None, None)
+UNSCORED = "no picture of 'd' is in test: balanced accuracy and macro-F1 are over 7 of 8 classes"
 
 
 def eight(sizes: dict[str, int] | None = None, **kwargs: Any) -> tuple[Features, Plan]:
@@ -131,14 +132,14 @@ class TestTake:
     def test_a_class_without_a_scored_picture_is_a_problem(self) -> None:
         given, made = eight()
         taken = take(given, without(given, made, "scored", "d"), ALL, 0)
-        assert taken.problem == "1 classes have no picture in test"
+        assert taken.problem == UNSCORED
         assert (taken.error, taken.n_classes, len(taken.plan.scored)) == (None, 8, 35)
 
     def test_problems_stand_side_by_side(self) -> None:
         given, made = eight()
         made = without(given, without(given, made, "scored", "d"), "train", "e", 4)
         assert take(given, made, Cell(None, 5), 0).problem == (
-            "1 of 8 classes have fewer images, all they have are used; 1 classes have no picture in test"
+            f"1 of 8 classes have fewer images, all they have are used; {UNSCORED}"
         )
 
     @pytest.mark.parametrize("asked", [9, 1, 100])
@@ -239,7 +240,7 @@ class TestGrid:
     def test_a_problem_stands_in_the_row(self) -> None:
         given, made = eight()
         (row,) = Kept(given, {0: without(given, made, "scored", "d")}).rows(TWO[:1])
-        assert row.problem == "1 classes have no picture in test"
+        assert (row.problem, row.n_classes, row.scored_classes) == (UNSCORED, 8, 7)
         assert row.accuracy is not None
 
     def test_every_fit_is_made_once(self) -> None:

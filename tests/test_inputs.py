@@ -337,7 +337,7 @@ def test_labels_of_a_parquet_are_texts_numbers_or_named_numbers(tmp_path: Path) 
     assert labels(parquet(tmp_path / "a.parquet", image=bytes_, label=[7, None, 8])) == ["7", None, "8"]
     noted = {"image": IMAGE, "label": CLASSES}
     assert labels(parquet(tmp_path / "b.parquet", noted, image=bytes_, label=[1, -1, 0])) == ["dog", None, "cat"]
-    with pytest.raises(DatasetError, match="row 0: class number 2, and there are 2 classes"):
+    with pytest.raises(DatasetError, match="row 0, column 'label': class number 2, and there are 2 classes"):
         discover(parquet(tmp_path / "c.parquet", noted, image=bytes_[:1], label=[2]))
 
 
@@ -350,7 +350,7 @@ def test_labels_of_a_parquet_are_texts_numbers_or_named_numbers(tmp_path: Path) 
     ],
 )
 def test_labels_that_are_no_class_are_refused(label: list[Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=f"row 0: {said}"):
+    with pytest.raises(DatasetError, match=f"row 0, column 'label': {said}"):
         discover(parquet(tmp_path / "x.parquet", image=[b"1"], label=label))
 
 

@@ -221,13 +221,24 @@ def _leak_score(plan: Plan | None, found: _Found, seed: int, notices: list[str])
     from featcache.experiments.fitting import fit_head
     from featcache.experiments.prepared import prepare
 
+    y = subject.features.y
+    scored = plan.scored[np.isin(y[plan.scored], y[plan.fitted])]
+    if len(scored) < len(plan.scored):
+        others = len(plan.scored) - len(scored)
+        notices.append(
+            f"{others:,} scored pictures are of classes that are not in train, and not scored beside the twins"
+        )
     try:
-        data = prepare(subject.features, plan)
+        data = prepare(subject.features, replace(plan, scored=scored))
         hits = fit_head(get(HEAD), data, seed).probabilities.argmax(1) == data.truth
     except HeadError as error:
         notices.append(f"no head was scored with and without twins: {error}")
         return None
-    clean = hits[~leaked[plan.scored]]
+    clean = hits[~leaked[scored]]
+    lost = np.setdiff1d(y[scored], y[scored[~leaked[scored]]])
+    if len(lost) and len(clean):
+        notices.append(f"without twins no picture of {', '.join(map(repr, lost[:5].tolist()))}"
+                       f"{' and other classes' * (len(lost) > 5)} is left to score")  # fmt: skip
     return LeakScore(
         head=HEAD,
         seed=seed,

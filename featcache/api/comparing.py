@@ -59,6 +59,7 @@ def compare(
             f", {n_scored:,} a seed," if plans[seed].made and n_seeds > 1 else ""
         )
         over += f" and {n_seeds} seeds" if n_seeds > 1 else ""
+        over += "; of balanced accuracy Wilson's, from what the pictures of each class tell"
         over += (
             "; of finetuned rows Wilson's, and their gain, over the pictures of their seed alone" if finetuned else ""
         )
@@ -128,6 +129,7 @@ def _beside(
         gain_per_minute=None if is_other else points_a_minute(gain, known["seconds"]),
         kept_epoch=known["best_epoch"],
         other_vectors=f"{known['backbone']}, fingerprint {known['fingerprint'][:16]}" if is_other else None,
+        scored_classes=known.get("scored_classes"),
     )
 
 

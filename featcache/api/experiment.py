@@ -113,6 +113,7 @@ class Experiment(Known):
             test_views=self.views if test_views else (),
             versions=versions(),
             extracted=self.extracted_at,
+            unscored=first.unscored,
         )
 
 

@@ -134,6 +134,7 @@ class _Work:
         start = time.perf_counter()
         feeder = Feeder(self.experiment, self.backbone, network, self.training, self.seed, self.options)
         feed = feeder.feed(self.train, self.val, self.plan.scored, limit, progress)
+        self._check_trained(feed.train.rows)
         self._check_scored(feed.scored.rows)
         rows: list[EpochRow] = []
 
@@ -150,6 +151,16 @@ class _Work:
         trained = sum(row.seconds for row in classifier.history_)
         seconds = before + trained + time.perf_counter() - middle
         return self._summary(classifier, feed, probe, probabilities, seconds)
+
+    def _check_trained(self, rows: Rows) -> None:
+        """Raise `TrainingError` where a class has lost all pictures to train on, and would be none of the classes."""
+        y = self.experiment.features.y
+        lost = np.setdiff1d(y[self.train], y[rows])
+        if len(lost):
+            raise TrainingError(
+                f"no picture of class {str(lost[0])!r} that is trained on can be read any more, or all have changed: "
+                "put them back, or extract again"
+            )
 
     def _check_scored(self, rows: Rows) -> None:
         """Raise `TrainingError` where pictures are lost that the heads were scored on."""
@@ -292,6 +303,7 @@ class _Work:
             versions=versions(),
             notices=(*experiment.notices, *plan.notices, *feed.notices, *self._lost(feed)),
             extracted=experiment.extracted_at,
+            unscored=plan.unscored,
         )
 
     @staticmethod

@@ -124,6 +124,7 @@ def _finish(
         notices=(*known.notices, *plan.notices, *fitted.notices),
         out_of_core=isinstance(known, Streamed),
         extracted=known.extracted_at,
+        unscored=plan.unscored,
     )
     model = Model(fitted.estimator, labels, known.spec, known.extracted["weights_file"], asdict(summary))
     known.cache.runs.finish(run, asdict(summary), save_model(known.cache, name, model))

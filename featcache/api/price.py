@@ -14,7 +14,7 @@ from featcache.errors import DatasetError, HeadError
 from featcache.heads import get
 from featcache.load import load
 from featcache.records import Access, Features, PrecisionCheck, Probe, Progress
-from featcache.splits import Plan, plan
+from featcache.splits import Plan, plan, unscored_text
 from featcache.store import Cache, Row
 
 SAMPLE = 1000
@@ -53,6 +53,8 @@ def price(
     try:
         made = plan(theirs, SEED, {})
         probes = [_probe(features, made) for features in (ours, theirs)]
+        if made.unscored:
+            note = unscored_text(made.unscored, made.scored_name, len(np.unique(theirs.y[made.fitted])))
     except (DatasetError, HeadError) as error:
         note = str(error)
     return PrecisionCheck(

@@ -14,6 +14,7 @@ from pathlib import Path
 from featcache.api.threads import in_threads
 from featcache.decode import decode
 from featcache.discover import discover, is_skipped
+from featcache.discover.labels import Labels
 from featcache.errors import CacheWriteError, DatasetError, OutputError, PictureError, UsageError
 from featcache.records import Dataset, Failure, Item, Preprocess, Progress, Source, SplitSummary
 from featcache.sources import read
@@ -186,6 +187,11 @@ def check_manifest(file: Path, labels: Sequence[str]) -> None:
                 f"class {label!r} begins or ends with white space, which a manifest does not keep: rename it, "
                 "or make links instead of a manifest"
             )
+    found = Labels()
+    for label in labels:
+        if found.read(label, f"{file.name}, class {label!r}") != label:
+            raise DatasetError(f"class {label!r} would be read as another from a manifest: rename it, or make links")
+    found.notices()
 
 
 def write_manifest(file: Path, rows: Sequence[tuple[str, str, str]]) -> None:

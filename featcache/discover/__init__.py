@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from featcache.discover.folders import SPLIT_NAMES, folder_dataset
-from featcache.discover.labels import Columns, check_columns, check_no_columns, split_of
+from featcache.discover.labels import Columns, check_columns, check_no_columns, one_split, split_of
 from featcache.discover.manifests import csv_dataset
 from featcache.discover.objects import object_dataset
 from featcache.discover.shards import archive_or_shard, shards_dataset
@@ -16,8 +17,8 @@ from featcache.discover.tables import is_saved, saved_dataset, table_dataset
 from featcache.discover.trees import LocalTree, NamesTree, Tree, is_skipped
 from featcache.errors import DatasetError, DatasetNotFoundError
 from featcache.records import Access, Dataset, Item
-from featcache.sources import file_stat, look_again, read, remote
-from featcache.sources.addresses import CONTAINERS, is_remote, named, scheme
+from featcache.sources import ACCESS, file_stat, look_again, read, remote
+from featcache.sources.addresses import CONTAINERS, GIVEN, is_remote, named, scheme
 
 __all__ = ["SPLIT_NAMES", "discover", "is_skipped"]
 
@@ -32,12 +33,15 @@ def discover(source: Any, *, labelled: bool = True, columns: Columns | None = No
     `source` is a folder (`class/*`, `train|val|test|holdout/class/*`, or flat), a `.csv` or `.parquet` manifest with
     the columns `path,label[,split]` (paths relative to the manifest), a `.zip` or `.tar` of a folder, WebDataset
     shards, Parquet files with pictures in them, what `datasets` saved to disk, one picture, each of them here or at a
-    URL of fsspec; or a dataset object, see `object_dataset`. `columns` says what path, label and split are called.
+    URL of fsspec; or a list of paths or a dataset object, see `object_dataset`; or one of these for each split, as
+    `{"train": ..., "test": ...}`. `columns` says what path, label and split are called.
     Every regular file counts as a picture until decoding says otherwise; hidden files and cache folders are skipped.
     With `labelled=False` a manifest may lack labels. Raises `DatasetNotFoundError` and `DatasetError`.
     """
     columns = columns or {}
     check_columns(columns)
+    if isinstance(source, Mapping):
+        return _checked(_of_splits(source, labelled, columns), source)
     if not isinstance(source, str | os.PathLike):
         return _checked(object_dataset(source), source)
     root = named(source)
@@ -63,6 +67,39 @@ def discover(source: Any, *, labelled: bool = True, columns: Columns | None = No
     except OSError as error:
         raise DatasetError(f"cannot read {error.filename}: {error.strerror}") from error
     return _checked(dataset, source)
+
+
+def _of_splits(source: Mapping[Any, Any], labelled: bool, columns: Columns) -> Dataset:
+    """Return one dataset of several, each of them a split; raises `DatasetError` where one has splits of its own."""
+    parts: list[Dataset] = []
+    split_of_path: dict[str, str | None] = {}
+    for name, part in source.items():
+        split = one_split(name, "the datasets")
+        if isinstance(part, str | os.PathLike):
+            found = discover(part, labelled=labelled, columns=columns)
+            if any(item.split for item in found.items):
+                raise DatasetError(f"{found.root} has splits of its own, and is given as {name!r}: give it alone")
+        else:
+            found = object_dataset(part, split)
+        for item in found.items:
+            if split_of_path.setdefault(item.path, split) != split:
+                raise DatasetError(f"{item.path} is given as {split_of_path[item.path]} and as {split}: take one away")
+        parts.append(replace(found, items=tuple(replace(item, split=split) for item in found.items)))
+    root = " + ".join(part.root for part in parts)
+    return Dataset(
+        root=root if scheme(root) == GIVEN else f"{GIVEN}://{root}",
+        items=tuple(item for part in parts for item in part.items),
+        notices=tuple(notice for part in parts for notice in part.notices),
+        access=_access(parts),
+    )
+
+
+def _access(parts: Sequence[Dataset]) -> Access | None:
+    """Return how the pictures of several datasets are had, `None` where none has a way of its own."""
+    if all(part.access is None for part in parts):
+        return None
+    ways = {item.path: part.access or ACCESS for part in parts for item in part.items}
+    return Access(lambda address: ways[address].read(address), lambda address: ways[address].stat(address))
 
 
 def _checked(dataset: Dataset, source: Any) -> Dataset:

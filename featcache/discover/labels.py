@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import math
+import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from numbers import Integral
 from textwrap import shorten
 from typing import Any
@@ -14,6 +19,12 @@ Columns = Mapping[str, str]
 """The names that a user's data has for `path`, `label` and `split`."""
 
 COLUMNS = ("path", "label", "split")
+
+SEPARATORS = (",", ";", "|", None)
+"""What stands between several labels in one field; `None` is white space."""
+
+_FRACTION = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)
+_WHOLE = re.compile(r"([+-]?\d+)\.0+")
 
 
 def check_columns(columns: Columns) -> None:
@@ -32,17 +43,57 @@ def check_no_columns(root: str, columns: Columns) -> None:
         )
 
 
+class Labels:
+    """Reads the labels of one dataset, and refuses at the end what only all of them together show."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+        self._pointed = 0
+
+    def read(self, value: Any, where: str, names: Sequence[str] = ()) -> str | None:
+        """Return what `one_label` does, and remember where each label stands first; raises `DatasetError`."""
+        label = one_label(value, where, names)
+        if label is not None and not names:
+            self._first.setdefault(label, where)
+            self._pointed += isinstance(value, str | float | Decimal) and label != str(value).strip()
+        return label
+
+    def notices(self) -> list[str]:
+        """Return what is to be said of the labels; raises `DatasetError` for several labels in one field.
+
+        Those are labels of which all parts, between spaces, commas, semicolons or bars, are labels of their own. Names
+        that a dataset has for its classes are not looked at, and nor is a name like `water lily`, of which no part is
+        a class.
+        """
+        for label, where in self._first.items():
+            for separator in SEPARATORS:
+                parts = [part.strip() for part in label.split(separator) if part.strip()]
+                if len(parts) > 1 and all(part in self._first for part in parts):
+                    alone = " and ".join(f"{part!r} ({self._first[part]})" for part in dict.fromkeys(parts))
+                    raise DatasetError(
+                        f"{where}: {label!r} is several labels in one field (multi-label), since {alone} stand alone "
+                        "too: give each picture one, or write a combination that is a class of its own as one word, "
+                        f"as {'_'.join(parts)!r}"
+                    )
+        if not self._pointed:
+            return []
+        return [f"{self._pointed:,} labels are whole numbers written with a point, and 1.0 is taken as the class 1"]
+
+
 def one_label(value: Any, where: str, names: Sequence[str] = ()) -> str | None:
     """Return a label as text, a number among `names` as its name; `None` and negative numbers of those are no label.
 
-    Raises `DatasetError` for several labels.
+    A whole number that is written with a point, 1.0, is the class 1, and one that is none (nan) is no label. Raises
+    `DatasetError` for several labels, also as the text of a list, and for a number with a fraction.
     """
-    if value is None:
-        return None
     if isinstance(value, bytes):
         value = value.decode(errors="surrogateescape")
     if isinstance(value, str):
-        return value.strip() or None
+        return _of_text(value.strip(), where) or None
+    if value is None or (isinstance(value, float | Decimal) and math.isnan(value)):
+        return None
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+        value = int(value)
     if isinstance(value, Integral):
         number = int(value)
         if not names:
@@ -51,10 +102,40 @@ def one_label(value: Any, where: str, names: Sequence[str] = ()) -> str | None:
             raise DatasetError(f"{where}: class number {number}, and there are {len(names)} classes")
         return names[number] if number >= 0 else None
     if isinstance(value, Sequence | Mapping) or hasattr(value, "tolist"):
-        raise DatasetError(
-            f"{where}: several labels for one picture (multi-label), {shorten(repr(value), 60)}: give each picture one"
-        )
-    raise DatasetError(f"{where}: {value!r} is no class, which is a text or a whole number: featcache classifies")
+        raise _several(value, where)
+    raise _no_class(value, where)
+
+
+def _of_text(text: str, where: str) -> str:
+    if text[:1] in ("[", "{", "(") and _is_list(text):
+        raise _several(text, where)
+    if whole := _WHOLE.fullmatch(text):
+        return str(int(whole[1]))
+    if _FRACTION.fullmatch(text):
+        raise _no_class(text, where)
+    return text
+
+
+def _is_list(text: str) -> bool:
+    """Tell whether a text is a list as JSON or Python writes it."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return isinstance(parse(text), list | tuple | set | dict)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return False
+
+
+def _several(value: Any, where: str) -> DatasetError:
+    said = shorten(value if isinstance(value, str) else repr(value), 60)
+    return DatasetError(f"{where}: several labels for one picture (multi-label), {said}: give each picture one")
+
+
+def _no_class(value: Any, where: str) -> DatasetError:
+    return DatasetError(
+        f"{where}: {value} is no class, which is a text or a whole number: featcache classifies; say where the class "
+        "is with --columns label=NAME, or give ranges of the number names"
+    )
 
 
 def one_split(value: Any, where: str) -> str | None:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
-from featcache.discover.labels import Columns, one_label, one_split
+from featcache.discover.labels import Columns, Labels, one_split
 from featcache.errors import DatasetError, DatasetNotFoundError
 from featcache.records import Dataset, Item
 from featcache.sources import exists
@@ -22,21 +22,27 @@ def csv_dataset(root: str, labelled: bool, columns: Columns) -> Dataset:
     """Return the dataset of a CSV with the columns `path,label[,split]`, or what they are called in `columns`."""
     try:
         with io.TextIOWrapper(opened(root), "utf-8-sig", errors="surrogateescape", newline="") as stream:
-            return Dataset(root, tuple(listed(root, _rows(root, stream, labelled, columns))))
+            labels = Labels()
+            items = tuple(listed(root, _rows(root, stream, labelled, columns, labels)))
+            return Dataset(root, items, tuple(labels.notices()))
     except csv.Error as error:
         raise DatasetError(f"{root} is not a readable CSV file: {error}") from error
 
 
-def listed(root: str, rows: Iterable[Row]) -> Iterator[Item]:
-    """Yield the pictures that a manifest lists, each once; raises `DatasetError` where it contradicts itself."""
+def listed(root: str, rows: Iterable[Row], folder: str | None = None) -> Iterator[Item]:
+    """Yield the pictures that a manifest lists, each once; raises `DatasetError` where it contradicts itself.
+
+    Paths are relative to its folder, unless another `folder` is given.
+    """
     seen: dict[str, tuple[str, Item]] = {}
-    folder = folder_of(root)
+    base = "the current folder" if folder else "the manifest"
+    above = folder or folder_of(root)
     for where, path, label, split in rows:
         if not path:
             raise DatasetError(f"{root}, {where}: the path is empty")
-        address = joined(folder, path)
+        address = joined(above, path)
         if not exists(address):
-            raise DatasetNotFoundError(f"{root}, {where}: no such file: {path} (paths are relative to the manifest)")
+            raise DatasetNotFoundError(f"{root}, {where}: no such file: {path} (paths are relative to {base})")
         item = Item(address, label, split)
         first, known = seen.setdefault(address, (where, item))
         if known is item:
@@ -49,7 +55,7 @@ def listed(root: str, rows: Iterable[Row]) -> Iterator[Item]:
             )
 
 
-def _rows(root: str, stream: TextIO, labelled: bool, columns: Columns) -> Iterator[Row]:
+def _rows(root: str, stream: TextIO, labelled: bool, columns: Columns, labels: Labels) -> Iterator[Row]:
     rows = csv.DictReader(stream, strict=True)
     path, label, split = (columns.get(name, name) for name in ("path", "label", "split"))
     needed = [path, *([label] if labelled or "label" in columns else []), *([split] if "split" in columns else [])]
@@ -63,4 +69,5 @@ def _rows(root: str, stream: TextIO, labelled: bool, columns: Columns) -> Iterat
     for row in rows:
         where = f"line {rows.line_num}"
         said = f"{root}, {where}"
-        yield where, row[path], one_label(row.get(label), said), one_split(row.get(split), said)
+        value = labels.read(row.get(label), f"{said}, column {label!r}")
+        yield where, row[path], value, one_split(row.get(split), said)

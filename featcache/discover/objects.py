@@ -1,14 +1,17 @@
-"""A dataset of `torchvision.datasets` or its like, held in Python, enters; a `Dataset` with access to it leaves."""
+"""A list of paths, or a dataset of `torchvision.datasets` or its like in Python, enters; a `Dataset` of it leaves."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from featcache.decode import as_file
-from featcache.discover.labels import one_label, one_split
+from featcache.discover.labels import Labels
+from featcache.discover.manifests import listed
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Access, Dataset, FileStat, Item
 from featcache.sources.addresses import GIVEN, named
@@ -17,31 +20,93 @@ _LABELS = ("targets", "labels", "_labels", "y")
 _CLASSES = ("classes", "categories")
 
 
-def object_dataset(source: Any) -> Dataset:
-    """Return the dataset of an object, or of one for each split: `{"train": ..., "test": ...}`.
+def object_dataset(source: Any, split: str | None = None) -> Dataset:
+    """Return the dataset of an object, all of it in one split.
 
-    Where it knows the paths of its pictures (`ImageFolder`), they are the items. Else its pictures must be
-    `PIL.Image`s, so it must have no transform, and their vectors are kept under the pixels. Raises `DatasetError`.
+    It is a list of paths, a list of pairs of path and label, a `datasets.Dataset` with one column of pictures, or has a
+    length and (picture, label) by number. Where it knows the paths of its pictures (`ImageFolder`), they are the items.
+    Else its pictures must be `PIL.Image`s, so it must have no transform, and their vectors are kept under the pixels.
+    Raises `DatasetError`.
     """
-    by_split = source if isinstance(source, Mapping) else {None: source}
-    found = [_Given(dataset, one_split(split, "the datasets")) for split, dataset in by_split.items()]
-    pictures = {item.path: (given, at) for given in found for at, item in enumerate(given.items)}
+    if getattr(source, "ndim", None) == 1 and hasattr(source, "tolist"):
+        source = source.tolist()
+    if isinstance(source, Sequence) and source and (_is_path(source[0]) or _is_pair(source[0])):
+        return _listed(source, split)
+    labels = Labels()
+    given = _Given(HuggingFaceDataset(source) if hasattr(source, "column_names") else source, split, labels)
+    if given.has_paths:
+        return Dataset(given.root, tuple(given.items), tuple(labels.notices()))
+    places = {item.path: at for at, item in enumerate(given.items)}
     lock = threading.Lock()
 
     def read(address: str) -> tuple[bytes, bytes, FileStat | None]:
-        given, at = pictures[address]
         with lock:  # few datasets say that several threads may read them
-            picture = given.picture(at)
+            picture = given.picture(places[address])
         data = as_file(picture)
         return data, hashlib.sha256(data).digest(), None
 
-    items = tuple(item for given in found for item in given.items)
-    access = None if all(given.has_paths for given in found) else Access(read, lambda _: None)
-    return Dataset(" + ".join(given.root for given in found), items, access=access)
+    access = Access(read, lambda _: None)
+    return Dataset(given.root, tuple(given.items), tuple(labels.notices()), access)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and _is_path(value[0])
+
+
+def _listed(source: Sequence[Any], split: str | None) -> Dataset:
+    """Return the dataset of a list of paths, or of pairs of a path and a label; its name is a digest of them."""
+    are_pairs, labels, rows = _is_pair(source[0]), Labels(), []
+    for at, entry in enumerate(source):
+        if not (_is_pair(entry) if are_pairs else _is_path(entry)):
+            kind = "a path and a label" if are_pairs else "a path"
+            raise DatasetError(
+                f"entry {at} of the list is {type(entry).__name__}, and entry 0 is {kind}: give all alike"
+            )
+        path, value = entry if are_pairs else (entry, None)
+        value = value.item() if value is not None and getattr(value, "ndim", None) == 0 else value
+        rows.append((f"entry {at}", named(path), labels.read(value, f"the list, entry {at}"), split))
+    if os.path.isdir(rows[0][1]):  # noqa: PTH112
+        raise DatasetError(
+            f"{rows[0][1]} is a folder, and a list is of pictures: give a folder alone, or one for each split as "
+            '{"train": FOLDER, "val": FOLDER}'
+        )
+    digest = hashlib.sha256(json.dumps([[path, label] for _, path, label, _ in rows]).encode()).hexdigest()
+    items = tuple(listed("the list", rows, os.sep))
+    return Dataset(f"{GIVEN}://list/{digest[:16]}", items, tuple(labels.notices()))
+
+
+class HuggingFaceDataset:
+    """A `datasets.Dataset` as pictures and labels by number; raises `DatasetError` where it is not clear which."""
+
+    def __init__(self, source: Any) -> None:
+        kinds = {name: type(kind).__name__ for name, kind in source.features.items()}
+        pictures, classes = ([name for name in kinds if kinds[name] == kind] for kind in ("Image", "ClassLabel"))
+        label = classes[0] if len(classes) == 1 else "label" if "label" in kinds else None
+        if len(pictures) != 1 or (label is None and len(classes) > 1):
+            raise DatasetError(
+                f"this datasets.Dataset has the columns {', '.join(kinds)}: leave one of pictures in it, and one called"
+                " label, with select_columns and rename_column"
+            )
+        self._source, self._picture = source, pictures[0]
+        self.targets = [None] * len(source) if label is None else list(source[label])
+        self.classes = tuple(getattr(source.features.get(label), "names", ()))
+        self.root, self.split = source._fingerprint, getattr(source, "split", None)
+
+    def __len__(self) -> int:
+        """Return how many pictures there are."""
+        return len(self._source)
+
+    def __getitem__(self, at: int) -> tuple[Any, Any]:
+        """Return a picture and its label."""
+        return self._source[at][self._picture], self.targets[at]
 
 
 class _Given:
-    def __init__(self, source: Any, split: str | None) -> None:
+    def __init__(self, source: Any, split: str | None, found: Labels) -> None:
         self._source, self._rows = _without_subsets(source)
         dataset = self._source
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
@@ -61,7 +126,7 @@ class _Given:
             said = " ".join(f"{type(error).__name__} {error}".split())
             raise DatasetError(f"{self.root} gives no (picture, label) by number: {said}") from error
         names = self._names()
-        labels = [one_label(v, f"{self.root}/{row}", names) for row, v in zip(self._rows, values, strict=True)]
+        labels = [found.read(v, f"{self.root}/{row}", names) for row, v in zip(self._rows, values, strict=True)]
         given = self.root if split is None else f"{self.root}/{split}"
         paths = [named(samples[row][0]) if self.has_paths else f"{given}/{row}" for row in self._rows]
         self.items = [Item(path, label, split) for path, label in zip(paths, labels, strict=True)]

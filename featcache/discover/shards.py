@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from featcache.discover.folders import archive_dataset, count, some
-from featcache.discover.labels import Columns, check_no_columns, one_label
+from featcache.discover.labels import Columns, Labels, check_no_columns
 from featcache.discover.tables import Parts
 from featcache.discover.trees import NamesTree, is_skipped
 from featcache.errors import DatasetError, PictureError
@@ -43,6 +43,7 @@ def archive_or_shard(root: str, columns: Columns) -> Dataset:
 def shards_dataset(root: str, parts: Parts, columns: Columns) -> Dataset:
     """Return the dataset of WebDataset shards, in the order of the shards and of the samples in them."""
     items: list[Item] = []
+    labels = Labels()
     notices: list[str] = []
     without: list[str] = []
     unlabelled = 0
@@ -57,7 +58,7 @@ def shards_dataset(root: str, parts: Parts, columns: Columns) -> Dataset:
             if picture is None:
                 without.append(key)
                 continue
-            label = _label(found, address, key, sample, columns)
+            label = _label(found, address, key, sample, columns, labels)
             unlabelled += label is None
             items.append(Item(part("tar", picture, address), label, split))
     if without:
@@ -68,7 +69,7 @@ def shards_dataset(root: str, parts: Parts, columns: Columns) -> Dataset:
         if "label" in columns and unlabelled == len(items):
             raise DatasetError(f"{root}: {said}: --columns label={columns['label']} names another ending or field")
         notices.append(said)
-    return Dataset(root, tuple(items), tuple(notices))
+    return Dataset(root, tuple(items), (*notices, *labels.notices()))
 
 
 def _said(found: ZipArchive | TarArchive) -> list[str]:
@@ -106,17 +107,17 @@ def _picture(address: str, key: str, sample: Sample, columns: Columns) -> str | 
     return found[0] if found else None
 
 
-def _label(found: TarArchive, address: str, key: str, sample: Sample, columns: Columns) -> str | None:
+def _label(found: TarArchive, address: str, key: str, sample: Sample, columns: Columns, labels: Labels) -> str | None:
     """Return the label of a sample: the text of a file, or one field of a JSON file."""
     ending, _, field = columns.get("label", "cls").partition(".")
-    where = f"{address}, sample {key}"
+    where = f"{address}, sample {key}, {columns.get('label', 'cls')}"
     name = sample.get(ending.lower())
     if name is None:
         return None
     try:
         text = found.read(name).decode("utf-8")
-        value: Any = json.loads(text) if field or text.lstrip().startswith("[") else text
-        return one_label(value.get(field) if field else value, where)
+        value: Any = json.loads(text) if field else text
+        return labels.read(value.get(field) if field else value, where)
     except (PictureError, ValueError, AttributeError) as error:
         if isinstance(error, DatasetError):
             raise

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.discover.folders import SPLIT_NAMES
-from featcache.discover.labels import Columns, one_label, one_split
+from featcache.discover.labels import Columns, Labels, one_label, one_split
 from featcache.discover.manifests import Row, listed
 from featcache.errors import DatasetError
 from featcache.records import Dataset, Item
@@ -24,8 +24,9 @@ Parts = Sequence[tuple[str, str | None]]
 
 def table_dataset(root: str, parts: Parts, labelled: bool, columns: Columns, notices: Sequence[str] = ()) -> Dataset:
     """Return the dataset of the rows of tables, in order; where the pictures are paths, a table is a manifest."""
-    items = [item for address, split in parts for item in _items(table(address), split, labelled, columns)]
-    return Dataset(root, tuple(items), tuple(notices))
+    labels = Labels()
+    items = [item for address, split in parts for item in _items(table(address), split, labelled, columns, labels)]
+    return Dataset(root, tuple(items), (*notices, *labels.notices()))
 
 
 def is_saved(root: str) -> bool:
@@ -60,7 +61,7 @@ class _Column:
     classes: tuple[str, ...] = ()
 
 
-def _items(rows: Table, split: str | None, labelled: bool, columns: Columns) -> Iterator[Item]:
+def _items(rows: Table, split: str | None, labelled: bool, columns: Columns, found: Labels) -> Iterator[Item]:
     import pyarrow as pa
 
     path = _path_column(rows, columns)
@@ -71,7 +72,8 @@ def _items(rows: Table, split: str | None, labelled: bool, columns: Columns) -> 
     said: list[Row] = []
     for at, (value, own) in enumerate(zip(labels, splits, strict=True)):
         where = f"row {at}"
-        named = one_label(value, f"{rows.address}, {where}", label.classes if label else ())
+        column = f", column {label.name!r}" if label else ""
+        named = found.read(value, f"{rows.address}, {where}{column}", label.classes if label else ())
         own = one_label(own, rows.address, in_split.classes) if in_split else own
         said.append((where, "", named, one_split(own, f"{rows.address}, {where}") or split))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):

@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 
 from featcache.errors import HeadError
-from featcache.evaluate import Outcome, bootstrap, paired_tests, score
+from featcache.evaluate import Outcome, intervals, paired_tests, score
 from featcache.experiments.fitting import Fitted, fit_head
 from featcache.experiments.prepared import Prepared
 from featcache.heads import FLOOR
@@ -106,9 +106,9 @@ def _rows(
     errors: Mapping[str, str],
     seed: int,
 ) -> list[CompareRow]:
-    intervals = bootstrap(outcomes, seed) if outcomes[0].hits else {}
-    rivals = [name for name in intervals if name != FLOOR]
-    best = max(rivals, key=lambda name: intervals[name].accuracy) if rivals else None
+    found = intervals(outcomes, seed) if outcomes[0].hits else {}
+    rivals = [name for name in found if name != FLOOR]
+    best = max(rivals, key=lambda name: found[name].accuracy) if rivals else None
     p_values = paired_tests(outcomes, best, rivals) if best else {}
     rows = []
     for variant in variants:
@@ -117,7 +117,7 @@ def _rows(
         if row.error is None:
             verdict = "worse" if p_values.get(name, 1.0) < TIE else "tie"
             verdict = "best" if name == best else "floor" if name == FLOOR else verdict
-            interval = intervals[name]
+            interval = found[name]
             row = replace(
                 row,
                 verdict=verdict,
@@ -125,11 +125,12 @@ def _rows(
                 accuracy_interval=interval.accuracy_interval,
                 balanced_accuracy=interval.balanced_accuracy,
                 balanced_interval=interval.balanced_interval,
-                macro_f1=_mean([found.macro_f1 for found in scores[name]]),
-                log_loss=_mean([found.log_loss for found in scores[name]]),
-                calibration_error=_mean([found.calibration_error for found in scores[name]]),
+                macro_f1=_mean([each.macro_f1 for each in scores[name]]),
+                log_loss=_mean([each.log_loss for each in scores[name]]),
+                calibration_error=_mean([each.calibration_error for each in scores[name]]),
                 p_value=p_values.get(name),
-                accuracies=tuple(found.accuracy for found in scores[name]),
+                accuracies=tuple(each.accuracy for each in scores[name]),
+                scored_classes=scores[name][0].scored_classes,
                 params=tuple(fitted.params for fitted in fits[name]),
                 chosen_by=fits[name][0].chosen_by,
                 fit_seconds=_mean([fitted.fit_seconds for fitted in fits[name]]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,7 @@ from featcache.experiments.prepared import Prepared, prepare
 from featcache.heads.base import Head
 from featcache.records import Features
 from featcache.records.experiments import BenchRow
-from featcache.splits import Plan, digest
+from featcache.splits import Plan, digest, unscored_text
 
 SUBSETS = (
     "train and val pooled; each seed puts classes, and the images of a class, in a random order, and a cell takes the "
@@ -54,8 +53,8 @@ def take(features: Features, plan: Plan, cell: Cell, seed: int) -> Taken:
         if label in labels
     ]
     scored = plan.scored[np.isin(features.y[plan.scored], labels)]
-    taken = replace(plan, train=np.sort(np.concatenate(rows)), val=None, scored=scored)
-    found = Counter(features.y[scored].tolist())
+    unscored = tuple(np.setdiff1d(labels, features.y[scored]).tolist())
+    taken = replace(plan, train=np.sort(np.concatenate(rows)), val=None, scored=scored, unscored=unscored)
     error = None
     if len(labels) < max(2, cell.classes or 0):
         error = f"there are {len(members):,} classes to train on: a cell takes two or more, and no more than there are"
@@ -68,9 +67,8 @@ def take(features: Features, plan: Plan, cell: Cell, seed: int) -> Taken:
     strange = sorted(set(features.y[plan.scored].tolist()) - set(members)) if cell.classes is None else []
     if strange:
         problems.append(f"class {strange[0]!r} is in {plan.scored_name} but not in train, and not scored")
-    unscored = sum(label not in found for label in labels)
-    if unscored and not error:
-        problems.append(f"{unscored:,} classes have no picture in {plan.scored_name}")
+    if unscored:
+        problems.append(unscored_text(unscored, plan.scored_name, len(labels)))
     return Taken(taken, len(labels), None if error else "; ".join(problems) or None, error, digest(features, [taken]))
 
 
@@ -147,4 +145,5 @@ def _row(head: Head, cell: Cell, taken: Sequence[Taken], results: Sequence[Mappi
         accuracies=tuple(accuracy.tolist()),
         problem=next((part.problem for part in taken if part.problem), None),
         error=errors[0] if errors else None,
+        scored_classes=taken[0].n_classes - len(taken[0].plan.unscored),
     )

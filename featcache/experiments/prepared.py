@@ -104,11 +104,12 @@ def prepare(
 ) -> Prepared:
     """Return the vectors of a plan, scaled in the ways that can be chosen from; raises `HeadError`.
 
-    The views are named besides the original one.
+    The classes are those that are fitted on, whatever is scored. The views are named besides the original one.
     """
     start = time.perf_counter()
     fitted = plan.fitted
-    classes, codes = np.unique(np.concatenate([features.y[fitted], features.y[plan.scored]]), return_inverse=True)
+    classes, y = np.unique(features.y[fitted], return_inverse=True)
+    truth = _numbers(features.y[plan.scored], classes, plan.scored_name)
     X = _stack(features, fitted, train_views)
     scored = _stack(features, plan.scored, test_views)
     _check(features, fitted, X)
@@ -118,9 +119,9 @@ def prepare(
     data = Prepared(
         classes=classes,
         vectors=X,
-        y=codes[: len(fitted)],
+        y=y,
         scored=scored,
-        truth=codes[len(fitted) :],
+        truth=truth,
         scored_keys=tuple(features.keys[row] for row in plan.scored),
         plan=plan,
         scalings=tuple(scalings),
@@ -149,6 +150,14 @@ def _sample(data: Prepared) -> Prepared:
     fitted = data.plan.fitted[rows]
     plan = replace(data.plan, train=fitted[:n_train], val=None if data.plan.val is None else fitted[n_train:])
     return replace(data, vectors=data.vectors[rows], y=data.y[rows], plan=plan, _scaled={})
+
+
+def _numbers(labels: npt.NDArray[np.str_], classes: npt.NDArray[np.str_], where: str) -> Rows:
+    """Return the number of each label among the classes, which are sorted; raises `HeadError` for one that is none."""
+    unknown = labels[~np.isin(labels, classes)]
+    if len(unknown):
+        raise HeadError(f"class {str(unknown[0])!r} is in {where}, and not among those fitted on: leave it out")
+    return np.searchsorted(classes, labels)
 
 
 def _stack(features: Features, rows: Rows, views: Sequence[str]) -> FloatArray:

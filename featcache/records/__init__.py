@@ -235,7 +235,8 @@ class Probe:
 class PrecisionCheck:
     """Vectors of less precision beside those of the exact network, on the same pictures: cosines, and a head on each.
 
-    Without labels or a split to train on, the probes are `None`, and `note` says why.
+    Without labels or a split to train on, the probes are `None`, and `note` says why; else it says which classes are
+    not scored.
     """
 
     pictures: int

@@ -12,7 +12,9 @@ from featcache.records import ExtractSummary, Failure
 class Score:
     """The scores of one fitted head on one split, fractions of 1, with the 95 % Wilson interval of accuracy.
 
-    `log_loss` is in nats a picture, `calibration_error` the expected one of the predicted class (15 bins).
+    `balanced_accuracy` and `macro_f1` are means over the classes of train that have a scored picture, which are
+    `scored_classes`. `log_loss` is in nats a picture, `calibration_error` the expected one of the predicted class (15
+    bins).
     """
 
     split: str
@@ -24,6 +26,7 @@ class Score:
     macro_f1: float
     log_loss: float
     calibration_error: float
+    scored_classes: int
 
     def summarised(self) -> dict[str, Any]:
         """Return its fields by the names that they have in summaries."""
@@ -36,7 +39,8 @@ class Setting:
     """What all rows of a table share: what was trained on, chosen on and scored, and with which versions.
 
     `split_digest` is the sha256 of who is in which split; views are named besides the original one; `extracted` is when
-    the features were, in UTC in ISO 8601, here and in other records.
+    the features were, in UTC in ISO 8601, here and in other records. `unscored` are those of the `n_classes` of train
+    that no scored picture has: means over classes are over the others.
     """
 
     dataset: str
@@ -55,6 +59,7 @@ class Setting:
     test_views: tuple[str, ...]
     versions: dict[str, str]
     extracted: str = ""
+    unscored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,10 @@ class TrialRow:
 
 @dataclass(frozen=True)
 class FitSummary:
-    """One head fitted and scored, with all that is needed to read the score."""
+    """One head fitted and scored, with all that is needed to read the score.
+
+    `unscored` are the classes of train without a scored picture, so that `scored_classes` of `n_classes` are scored.
+    """
 
     head: str
     backbone: str
@@ -112,6 +120,8 @@ class FitSummary:
     notices: tuple[str, ...] = ()
     out_of_core: bool = False
     extracted: str = ""
+    scored_classes: int | None = None
+    unscored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,6 +181,7 @@ class CompareRow:
     tie or worse, `gain` the difference in accuracy, `gain_per_minute` is in points, `kept_epoch` is 0 where none was
     better than the start. `other_vectors` names those of its own run where they are not these: the gain is then not
     that of fine-tuning.
+    `scored_classes` is how many classes balanced accuracy and macro-F1 are over, with the first seed.
     """
 
     head: str
@@ -195,6 +206,7 @@ class CompareRow:
     gain_per_minute: float | None = None
     kept_epoch: int | None = None
     other_vectors: str | None = None
+    scored_classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -212,8 +224,8 @@ class CompareSummary:
 class BenchRow:
     """One head in one cell of a grid, over all seeds: `classes` and `per_class` as asked, `None` for all.
 
-    `n_classes`, `n_train` and `n_test` are those of the first seed. `problem` says what is not as asked, `error` why
-    there is no score.
+    `n_classes`, `n_train`, `n_test` and `scored_classes`, over which balanced accuracy is, are those of the first seed.
+    `problem` says what is not as asked, `error` why there is no score.
     """
 
     head: str
@@ -229,6 +241,7 @@ class BenchRow:
     accuracies: tuple[float, ...]
     problem: str | None = None
     error: str | None = None
+    scored_classes: int | None = None
 
 
 @dataclass(frozen=True)

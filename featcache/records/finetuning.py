@@ -69,7 +69,8 @@ class FinetuneSummary:
 
     `wrong` holds the first 16 hex digits of the content keys of the scored pictures that it got wrong. `cached_bytes`
     is what its partial cache takes. Of the `head`, fitted on all of train, `gain` is the difference in accuracy and
-    `p_value` that of a paired test; `gain_per_minute` is in points.
+    `p_value` that of a paired test; `gain_per_minute` is in points. Balanced accuracy and
+    macro-F1 of both are over the `scored_classes` of `n_classes` that are not `unscored`.
     """
 
     network: str
@@ -121,3 +122,5 @@ class FinetuneSummary:
     versions: dict[str, str]
     notices: tuple[str, ...] = ()
     extracted: str = ""
+    scored_classes: int | None = None
+    unscored: tuple[str, ...] = ()

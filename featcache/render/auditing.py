@@ -10,7 +10,7 @@ from featcache.errors import one_line
 from featcache.records.audits import KINDS, AuditSummary, FindingRow, LeakScore
 from featcache.records.reports import ReportSummary
 from featcache.render.cache import size_text
-from featcache.render.formats import interval, number
+from featcache.render.formats import interval, number, scored_text
 from featcache.render.tables import Page, Table
 
 SHOWN = 10
@@ -92,15 +92,14 @@ def _why(row: FindingRow, summary: AuditSummary) -> str:
 def report_text(summary: ReportSummary) -> str:
     """Return where the page lies, what it shows, and what it lacks."""
     found = summary.confusion
-    score = f"{number(found.accuracy)} ({interval(found.accuracy_interval)}) on {found.setting.scored_split}"
+    score = f"{number(found.accuracy)} ({interval(found.accuracy_interval)}) on {scored_text(found.setting)}"
     named = len({row.path for row in summary.audit.rows})
     lines = [
         f"page         {summary.out} ({size_text(summary.bytes)}, {summary.thumbnails:,} thumbnails)",
         f"dataset      {found.setting.dataset}: {summary.audit.pictures:,} pictures, {len(found.labels):,} classes",
-        f"score        {found.head} {score}, n={found.setting.n_test:,}, fitted on {found.setting.n_train:,}, "
-        f"seed {found.setting.seeds[0]}",
+        f"score        {found.head} {score}, fitted on {found.setting.n_train:,}, seed {found.setting.seeds[0]}",
         f"audit        {named:,} picture{'' if named == 1 else 's'} named",
         *(f"not in it    {text}" for text in summary.missing),
-        *(f"note         {text}" for text in summary.notices),
+        *(f"note         {text}" for text in dict.fromkeys([*summary.notices, *found.notices])),
     ]
     return "\n".join(map(one_line, lines))

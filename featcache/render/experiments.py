@@ -17,7 +17,16 @@ from featcache.records.experiments import (
     Setting,
 )
 from featcache.render.finetuning import against_best, row_verdict
-from featcache.render.formats import chosen_text, curve, head_name, interval, number, params_text, sizes_text
+from featcache.render.formats import (
+    chosen_text,
+    curve,
+    head_name,
+    interval,
+    number,
+    params_text,
+    scored_text,
+    sizes_text,
+)
 from featcache.render.tables import Page, Table
 
 SHOWN_PAIRS = 10
@@ -52,7 +61,7 @@ def fit_page(rows: Sequence[FitSummary]) -> Page:
             ("dataset", f"{first.dataset}: {first.n_classes:,} classes; {sizes_text(first.split_sizes)}"),
             (
                 "scored",
-                f"{first.scored_split}, n={first.n_test:,}; fitted on {first.fitted_on}, n={first.n_train:,}; "
+                f"{scored_text(first)}; fitted on {first.fitted_on}, n={first.n_train:,}; "
                 f"parameters chosen by {first.chosen_by}; seed {first.seed}",
             ),
             ("backbone", f"{first.backbone} ({first.weights}), fingerprint {first.fingerprint[:16]}"),
@@ -330,7 +339,7 @@ def setting_facts(setting: Setting) -> list[tuple[str, str]]:
         ("dataset", f"{setting.dataset}: {setting.n_classes:,} classes; {sizes_text(setting.split_sizes)}"),
         (
             "scored",
-            f"{setting.scored_split}, n={setting.n_test:,}; fitted on {setting.fitted_on}, n={setting.n_train:,}; "
+            f"{scored_text(setting)}; fitted on {setting.fitted_on}, n={setting.n_train:,}; "
             f"{said}; split {setting.split_digest[:16]}",
         ),
         ("backbone", f"{setting.backbone} ({setting.weights}), fingerprint {setting.fingerprint[:16]}"),

@@ -15,7 +15,7 @@ from featcache.render.charts.classes import sizes_chart
 from featcache.render.charts.confusion import matrix_chart
 from featcache.render.charts.courses import epochs_chart
 from featcache.render.charts.heads import CLASSES, PER_CLASS, bench_charts, compare_chart, floor_text
-from featcache.render.formats import number, sizes_text
+from featcache.render.formats import number, scored_text, sizes_text
 
 FORMATS = (".png", ".svg", ".pdf")
 DOTS = 3
@@ -82,7 +82,7 @@ def finetune_figure(summary: FinetuneSummary) -> Spec:
     said = [
         f"{summary.dataset}: {summary.n_classes:,} classes; split {summary.split_digest[:16]}, seed {summary.seed}; "
         f"trained on {summary.n_train:,}, epochs judged on {summary.validated_on} (n={summary.n_val:,}).",
-        f"Accuracy on {summary.scored_split} (n={summary.n_test:,}): {number(summary.accuracy)} "
+        f"Accuracy on {scored_text(summary)}: {number(summary.accuracy)} "
         f"(95 % Wilson interval {summary.accuracy_low:.3f}-{summary.accuracy_high:.3f}).",
     ]
     return _figure(drawn, f"{summary.network}, unfreezing {summary.unfreeze}", said, 340)
@@ -103,7 +103,7 @@ def _setting(setting: Setting) -> list[str]:
     return [
         f"{setting.dataset}: {setting.n_classes:,} classes; {sizes_text(setting.split_sizes)}; "
         f"split {setting.split_digest[:16]}; {which}.",
-        f"Scored: {setting.scored_split} (n={setting.n_test:,}); fitted on {setting.fitted_on} "
+        f"Scored: {scored_text(setting)}; fitted on {setting.fitted_on} "
         f"(n={setting.n_train:,}); {setting.backbone}, fingerprint {setting.fingerprint[:16]}.",
     ]
 

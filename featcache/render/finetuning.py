@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from featcache.records.experiments import CompareRow
 from featcache.records.finetuning import FinetuneSummary, points_a_minute
-from featcache.render.formats import curve, interval, number, sizes_text
+from featcache.render.formats import curve, interval, number, scored_text, sizes_text
 from featcache.render.tables import Page, Table
 
 SURE = 0.05
@@ -37,7 +37,7 @@ def finetune_page(summary: FinetuneSummary) -> Page:
             ),
         ],
     )
-    scored = f"{summary.scored_split}, n={summary.n_test:,}; seed {summary.seed}; split {summary.split_digest[:16]}"
+    scored = f"{scored_text(summary)}; seed {summary.seed}; split {summary.split_digest[:16]}"
     return Page(
         [scores, _epochs(summary)],
         [

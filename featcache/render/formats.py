@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from featcache.records.experiments import CompareRow, FitSummary
+from featcache.records.experiments import CompareRow, FitSummary, Setting
+from featcache.records.finetuning import FinetuneSummary
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -61,3 +62,14 @@ def _value(value: Any) -> str:
 def sizes_text(sizes: Mapping[str, int]) -> str:
     """Return how many pictures each split has."""
     return ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+
+
+def classes_text(n_classes: int, unscored: Sequence[str]) -> str:
+    """Return how many classes means are over, of how many: `2 classes`, or `1 of 2 classes` where one is not scored."""
+    return f"{n_classes - len(unscored):,} of {n_classes:,} classes" if unscored else f"{n_classes:,} classes"
+
+
+def scored_text(found: FitSummary | FinetuneSummary | Setting) -> str:
+    """Return what was scored, and of how many classes where these are not all."""
+    over = f", {classes_text(found.n_classes, found.unscored)}" if found.unscored else ""
+    return f"{found.scored_split}, n={found.n_test:,}{over}"

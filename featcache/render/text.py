@@ -74,6 +74,7 @@ def _check_lines(check: PrecisionCheck) -> list[str]:
         f"             {check.head} on {check.scored_split}, n={check.n_test:,}, fitted on {check.n_train:,}, "
         f"seed {check.seed}: {', '.join(found)}",
         f"             {abs(lost):.2f} points {'gained' if lost < 0 else 'lost'}",
+        *([f"             {check.note}"] if check.note else []),
     ]
 
 

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from featcache.records.reports import ReportSummary
 from featcache.render.charts.base import PAGE
 from featcache.render.charts.classes import MANY, sizes_chart, split_names
-from featcache.render.formats import interval, number, sizes_text
+from featcache.render.formats import classes_text, interval, number, sizes_text
 from featcache.render.html.blocks import (
     Block,
     Chart,
@@ -40,7 +40,7 @@ def top(summary: ReportSummary) -> Top:
     named = len({row.path for row in audit.rows})
     tiles = (
         Tile("accuracy", _percent(confusion.accuracy), f"{_percent(low)} to {_percent(high)}, n={setting.n_test:,}"),
-        Tile("macro-F1", number(macro), f"{setting.n_classes:,} classes"),
+        Tile("macro-F1", number(macro), classes_text(setting.n_classes, setting.unscored)),
         Tile("calibration error", number(summary.calibration_error), "0 is perfect"),
         Tile("pictures", f"{audit.pictures:,}", f"{audit.contents:,} different contents"),
         Tile("to look at", f"{named:,}", "pictures named by the audit"),
@@ -82,6 +82,10 @@ def gravest(summary: ReportSummary) -> list[str]:
     lost = [row.label for row in summary.confusion.classes if row.is_unlearnable]
     if lost:
         said.append(f"{plural(len(lost), 'class is', 'classes are')} not learned by any head: {_some(lost)}.")
+    unscored = summary.confusion.setting.unscored
+    if unscored:
+        have = f"{plural(len(unscored), 'class has', 'classes have')} no picture"
+        said.append(f"{have} in {summary.confusion.setting.scored_split}: {_some([*unscored])}.")
     if summary.unreadable:
         said.append(f"{plural(summary.unreadable, 'file')} could not be read and {_were(summary.unreadable)} left out.")
     return said
