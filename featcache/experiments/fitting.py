@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -164,11 +164,15 @@ def _choose(head: Head, prepared: Prepared, seed: int, progress: Progress | None
     parts = folds if prepared.sample is None else data.folds(seed)[0][: len(folds)]
     asked = [[{SCALING: scaling, **head.default}] for scaling in prepared.scalings]
     asked = asked if parts and len(asked) > 1 else []
-    work = _Work(head, seed, progress, len(asked) * len(parts) + len(_groups(head, "")) * len(folds))
+    fits = len(asked) * len(parts) + len(_groups(head, "")) * len(folds)
+    work = _Work(head, seed, progress, fits + len(folds) * bool(head.rough))
     scalings = work.try_all(data, parts, asked)
     scaling = chosen(scalings, default.params).params[SCALING] if scalings else prepared.scalings[0]
     trials = work.try_all(prepared, folds, _groups(head, scaling), len(asked) * len(parts))
     best = chosen(trials, {SCALING: scaling, **head.default} if head.keeps_default else None)
+    if head.rough:  # it is rough no more, and may be more sure of itself
+        (exact,) = replace(work, head=replace(head, rough={})).try_all(prepared, folds, [[best.params]], fits)
+        best = replace(best, temperature=exact.temperature)
     others = [trial for trial in scalings if trial.params[SCALING] != scaling]
     return best, [*trials, *others], chosen_by
 
@@ -249,14 +253,16 @@ class _Work:
         X, known = scaled.rows(y, fitted_rows)
         held, truth = scaled.X[held_rows, 0], y[held_rows]
         candidates = [{name: value for name, value in params.items() if name != SCALING} for params in group]
-        estimator = self.head.make(self.seed, len(known)).set_params(**self.head.rough, **candidates[0])
-        if not isinstance(estimator, Classifier):
-            return [Held(estimator.fit(X, known).predict(held) == truth)]
+        first, *others = [
+            self.head.make(self.seed, len(known)).set_params(**self.head.rough, **params) for params in candidates
+        ]
+        if not isinstance(first, Classifier):
+            return [Held(estimator.fit(X, known).predict(held) == truth) for estimator in (first, *others)]
         classes, found = np.unique(known), []
         learned = np.flatnonzero(np.isin(truth, classes))[::step]
-        values = [params[estimator.path] for params in candidates]
+        values = [params[first.path] for params in candidates]
         try:
-            for scores, losses in estimator.path_scores(X, known, values, held):
+            for scores, losses in first.path_scores(X, known, values, held):
                 right = classes[scores.argmax(1)] == truth
                 found.append(Held(right, scores[learned], np.searchsorted(classes, truth[learned]), losses))
         except DivergedError:

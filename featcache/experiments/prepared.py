@@ -41,6 +41,11 @@ class Scaled:
     steps: tuple[Any, ...]
     X: FloatArray
 
+    @property
+    def differs(self) -> bool:
+        """Whether the scaling left a difference between the vectors: then their total variance is one, else nothing."""
+        return float(self.X.reshape(-1, self.X.shape[-1]).var(0).sum()) > 0.5
+
     def rows(self, y: Rows, rows: Rows | None = None) -> tuple[FloatArray, Rows]:
         """Return the vectors and labels to fit on, every view of a picture a row of its own."""
         X, y = (self.X, y) if rows is None else (self.X[rows], y[rows])
@@ -129,7 +134,7 @@ def prepare(
         seconds=0.0,
     )
     data = replace(data, sample=_sample(data) if len(X) > SAMPLED else None)
-    usable = tuple(scaling for scaling in data.scalings if (data.sample or data).scaled(scaling).X.any())
+    usable = tuple(scaling for scaling in data.scalings if (data.sample or data).scaled(scaling).differs)
     if not usable:
         raise HeadError(ALL_EQUAL)
     return replace(data, scalings=usable, seconds=time.perf_counter() - start)

@@ -80,7 +80,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> Iterator[tuple[FloatArray, tuple[float, ...]]]:
         """Yield what `fit_path` fits as scores (m, K) of held vectors (m, d), and the losses epoch by epoch, if any."""
         for fitted in self.fit_path(X, y, values):
-            yield fitted.scores(held), tuple(getattr(fitted, "loss_curve_", ()))
+            yield fitted.scores(held), tuple(map(float, getattr(fitted, "loss_curve_", ())))
 
     def decision_function(self, X: FloatArray) -> FloatArray:
         """Return scores (n, K); of two classes (n), positive for the second."""

@@ -16,6 +16,9 @@ from featcache.records import FloatArray
 POWER = 0.7
 """Of the powers 1, 0.7, 0.5 and 0.33 the one that was nowhere much worse than the best, from one picture a class on."""
 
+ROUNDING = 8 * float(np.finfo(np.float32).eps)
+"""The deviation, beside their mean, that equal values can have in single precision after a power and a division."""
+
 SHARE = 0.9
 """How much of a column's own variance counts where columns are divided: the rest is the mean one, a floor for noise."""
 
@@ -50,7 +53,7 @@ class VectorScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.mean_ = mean
         own = self.columns * variance + (1 - self.columns) * variance.mean()
         # A column that does not vary but for rounding is not blown up.
-        divisor = np.sqrt(np.where(variance > np.square(mean) * np.finfo(np.float32).eps ** 2, own, 0))
+        divisor = np.sqrt(np.where(variance > np.square(ROUNDING * mean), own, 0))
         known = divisor > 0
         total = (variance[known] / np.square(divisor[known])).sum()
         self.scale_ = np.where(known, divisor * np.sqrt(total), 1.0)
