@@ -114,6 +114,21 @@ class TestTwins:
         assert len(set(number[10:80])) == 1
         assert len(set(number)) == 31
 
+    def test_equal_vectors_are_equal_wherever_they_stand(self) -> None:
+        X, _ = clusters([300], dim=37)
+        places = np.arange(3, 300, 31)
+        X[places] = X[3]
+        turned = principal(X)
+        assert all(np.array_equal(turned[place], turned[3]) for place in places)
+        found = near_twins(turned, np.full(300, 300))
+        linked = {(int(one), int(other)) for one, other in zip(found.first, found.second, strict=True)}
+        assert {(3, int(place)) for place in places[1:]} <= linked
+        assert set(found.cosine[np.isin(found.first, places) & np.isin(found.second, places)].tolist()) == {1.0}
+
+    def test_all_vectors_equal_are_one_group(self) -> None:
+        found = near_twins(principal(np.ones((50, 4), np.float32)), np.full(50, 50))
+        assert len(set(groups(found, 50))) == 1
+
     def test_it_is_the_same_by_brute_force_in_any_order_and_in_any_blocks(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

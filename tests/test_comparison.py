@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from feature_rows import Failing, dummy_head, pictures, poisoned
 
 from featcache import heads
 from featcache.evaluate import Outcome, intervals, paired_tests, score
-from featcache.experiments.comparison import Variant, compare_heads
+from featcache.experiments.comparison import Variant, _mean_share, compare_heads
 from featcache.experiments.fitting import fit_head
 from featcache.experiments.prepared import Prepared, prepare
 from featcache.heads import svm_rbf
@@ -101,6 +102,16 @@ class TestValues:
         one, five = (compare_heads(alike, source(given), range(n)).rows[0] for n in (1, 5))
         assert five.accuracies == one.accuracies * 5
         assert np.diff(five.accuracy_interval or ()) == pytest.approx(np.diff(one.accuracy_interval or ()), rel=0.15)
+
+    def test_as_many_right_are_equal_and_the_first_of_equals_is_the_best(self) -> None:
+        hits = [np.arange(10) < right for right in (1, 2, 3)]
+        assert sum([0.1, 0.2, 0.3]) / 3 != sum([0.3, 0.2, 0.1]) / 3  # as means that are added up differ
+        given, names = unsplit(apart=0.5), ["ridge", "lda"]
+        one, other = _mean_share(hits), _mean_share(hits[::-1])
+        assert one == other == Fraction(1, 5)
+        rows = rows_of(given, names, [0, 1, 2])
+        again = rows_of(given, names[::-1], [0, 1, 2])
+        assert {name: row.accuracy for name, row in rows.items()} == {name: row.accuracy for name, row in again.items()}
 
     def test_equal_seeds_give_equal_rows(self) -> None:
         given = unsplit()

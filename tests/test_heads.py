@@ -27,6 +27,7 @@ OURS = [
     ridge.RidgeClassifier(),
     lda.LinearDiscriminantAnalysis(),
     mlp.LeadingAxes(),
+    mlp.Perceptron(random_state=0),
 ]
 
 

@@ -20,6 +20,9 @@ from featcache.records.experiments import Prediction, PredictSummary
 from featcache.render import predict_csv
 from featcache.store import Cache
 
+TOLD = 500
+"""After so many pictures progress is shown."""
+
 
 def predict(
     model: str | Path,
@@ -50,7 +53,11 @@ def predict(
             features, *others = (load(work.rows, cache.store(seen.spec.fingerprint)) for seen in backbones)
     from featcache.heads.base import probabilities as of_classes
 
-    probabilities = np.mean([of_classes(fitted.estimator, seen.X) for seen in (features, *others)], axis=0)
+    def told(rows: int) -> None:
+        if progress and (rows % TOLD == 0 or rows == len(features.paths)):
+            progress("predict", rows, len(features.paths))
+
+    probabilities = np.mean([of_classes(fitted.estimator, seen.X, told) for seen in (features, *others)], axis=0)
     labels = probabilities.argmax(1)
     summary = PredictSummary(
         model=str(model),

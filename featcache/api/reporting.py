@@ -220,7 +220,9 @@ def _is_of_these_pictures(experiment: Experiment, summary: Mapping[str, Any]) ->
 
 def _wanted(summary: ReportSummary) -> list[str]:
     """Return the paths of the pictures to show, those first that belong to what is said of single ones."""
-    wrong = sorted((row for row in summary.scored if row.label != row.predicted), key=lambda row: -row.probability)
+    wrong = sorted(
+        (row for row in summary.scored if row.label != row.predicted), key=lambda row: -round(row.probability, 6)
+    )
     points = [point.path for point in summary.map.points]
     mixed = [points[at] for at in np.random.default_rng(0).permutation(len(points))]
     named = [row.path for row in summary.audit.rows]

@@ -23,6 +23,9 @@ FEWEST = 5
 
 FOLDS = 5
 REPEATS = 3
+DIGITS = 6
+"""Probabilities that differ in later digits are equal."""
+
 MANY = 10_000
 """From so many pictures on the folds are drawn once, since more draws change little."""
 
@@ -53,13 +56,14 @@ def suspects(X: FloatArray, codes: Rows, groups: Rows, seed: int, progress: Prog
     probabilities = np.full((len(codes), n_classes), np.nan)
     if len(np.unique(codes[judged])) < 2:
         return Suspects(np.empty(0, np.intp), np.empty(0, np.intp), probabilities)
-    P = _out_of_fold(X[judged], codes[judged], groups[judged], n_classes, seed, progress)
-    probabilities[judged] = P
+    probabilities[judged] = _out_of_fold(X[judged], codes[judged], groups[judged], n_classes, seed, progress)
+    # Rounded, so that equal pictures are equal however their scores were added up.
+    P = np.round(probabilities[judged], DIGITS)
     labels = codes[judged]
     own = P[np.arange(len(labels)), labels]
     sizes = np.bincount(labels, minlength=n_classes)
     usual = np.bincount(labels, own, n_classes) / np.maximum(sizes, 1)
-    confident = np.where((usual <= P) & (sizes > 0), P, -1.0)
+    confident = np.where((np.round(usual, DIGITS) <= P) & (sizes > 0), P, -1.0)
     count = int(((confident.max(axis=1) >= 0) & (confident.argmax(axis=1) != labels)).sum())
     worst = np.argsort(own, kind="stable")[:count]
     worst = worst[P[worst].argmax(axis=1) != labels[worst]]

@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
-from featcache.audits.axes import directions
+from featcache.audits.axes import directions, first_equals
 from featcache.records import FloatArray, Progress
 
 NEARER = {10: 0.45, 30: 0.25}
@@ -48,8 +48,34 @@ def near_twins(X: FloatArray, peers: Rows, progress: Progress | None = None) -> 
 
     Two pictures of one class can be as alike as a picture and its copy in another class, so that no cosine tells twins.
     What does is that they are much nearer to each other than to what else surrounds them (as in the ratio test of Lowe
-    2004). The neighbours of all pictures are found block by block; there is never a matrix of all pairs.
+    2004). The neighbours of all pictures are found block by block; there is never a matrix of all pairs. Equal vectors
+    are twins by being equal, however their distances are rounded, and only the first of them is compared with others.
     """
+    firsts = first_equals(X)
+    equal = _equal(firsts)
+    distinct = np.flatnonzero(firsts == np.arange(len(X)))
+    near = _near(X[distinct], peers[distinct], progress)
+    return Pairs(
+        np.concatenate([equal.first, distinct[near.first]]),
+        np.concatenate([equal.second, distinct[near.second]]),
+        np.concatenate([equal.cosine, near.cosine]),
+    )
+
+
+def _equal(firsts: Rows) -> Pairs:
+    """Return pairs of equal vectors, each with the next ones of them, up to as many as neighbours are looked for."""
+    order = np.argsort(firsts, kind="stable")
+    pairs = []
+    for step in range(1, max(NEARER) + 1):
+        one, other = order[:-step], order[step:]
+        same = firsts[one] == firsts[other]
+        pairs.append(np.stack([one[same], other[same]]))
+    first, second = np.concatenate(pairs, axis=1)
+    return Pairs(first, second, np.ones(len(first), np.float32))
+
+
+def _near(X: FloatArray, peers: Rows, progress: Progress | None) -> Pairs:
+    """Return the pairs of near twins among vectors (n, d) that all differ."""
     n = len(X)
     count = min(max(NEARER), n - 1)
     if count < 1:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
+import numpy.typing as npt
 
 from featcache.errors import HeadError
 from featcache.evaluate import Outcome, intervals, paired_tests, score
@@ -108,7 +110,9 @@ def _rows(
 ) -> list[CompareRow]:
     found = intervals(outcomes, seed) if outcomes[0].hits else {}
     rivals = [name for name in found if name != FLOOR]
-    best = max(rivals, key=lambda name: found[name].accuracy) if rivals else None
+    # Counted, so that heads with as many right are equal, and no rounding names the best: of equals it is the first.
+    exact = {name: _mean_share([outcome.hits[name] for outcome in outcomes]) for name in found}
+    best = max(rivals, key=lambda name: exact[name]) if rivals else None
     p_values = paired_tests(outcomes, best, rivals) if best else {}
     rows = []
     for variant in variants:
@@ -121,7 +125,7 @@ def _rows(
             row = replace(
                 row,
                 verdict=verdict,
-                accuracy=interval.accuracy,
+                accuracy=float(exact[name]),
                 accuracy_interval=interval.accuracy_interval,
                 balanced_accuracy=interval.balanced_accuracy,
                 balanced_interval=interval.balanced_interval,
@@ -138,6 +142,10 @@ def _rows(
             )
         rows.append(row)
     return rows
+
+
+def _mean_share(hits: Sequence[npt.NDArray[np.bool_]]) -> Fraction:
+    return sum((Fraction(int(right.sum()), len(right)) for right in hits), Fraction()) / len(hits)
 
 
 def _mean(values: Sequence[float]) -> float:

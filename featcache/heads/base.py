@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 from scipy.special import softmax
+from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -20,9 +21,6 @@ from threadpoolctl import ThreadpoolController
 from featcache.records import FloatArray
 
 Codes = npt.NDArray[np.intp]
-
-BLOCK = 64
-"""Rows that are asked for together: how many there are, and beside which ones a row lies, then changes no bit of it."""
 
 
 @dataclass(frozen=True)
@@ -165,17 +163,19 @@ class DivergedError(ValueError):
     """The weights of a network grew beyond all bounds, as at too high a learning rate."""
 
 
-def probabilities(estimator: Any, X: FloatArray) -> npt.NDArray[np.float64]:
+def probabilities(
+    estimator: Any, X: FloatArray, done: Callable[[int], None] = lambda rows: None
+) -> npt.NDArray[np.float64]:
     """Return the probabilities (n, K) that a fitted estimator gives vectors (n, d), each the same in any company.
 
-    A matrix product of another shape can add up in another order, so that all have the shape of a block, on one thread.
+    One vector after the other: a product of matrices of another shape, or another row of it, is added up in another
+    order by some processors. `done` hears how many there are.
     """
     out = np.zeros((len(X), len(estimator.classes_)))
-    with blas_threads(1):
-        for at in range(0, len(X), BLOCK):
-            block = X[at : at + BLOCK]
-            padded = np.concatenate([block, np.zeros((BLOCK - len(block), X.shape[1]), X.dtype)])
-            out[at : at + BLOCK] = estimator.predict_proba(padded)[: len(block)]
+    with blas_threads(1), config_context(assume_finite=True, skip_parameter_validation=True):
+        for row in range(len(X)):
+            out[row] = estimator.predict_proba(X[row : row + 1])[0]
+            done(row + 1)
     return np.asarray(out / out.sum(1, keepdims=True))  # single precision leaves 1e-7
 
 

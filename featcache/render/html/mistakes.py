@@ -56,7 +56,9 @@ def confusion(summary: ReportSummary) -> Section:
         blocks.append(Grid(table, folded="the matrix in numbers"))
     if found.pairs:
         blocks += [Heading("The most confused pairs", len(found.pairs)), *_pairs(summary)]
-    sure = sorted((row for row in summary.scored if row.label != row.predicted), key=lambda row: -row.probability)
+    sure = sorted(
+        (row for row in summary.scored if row.label != row.predicted), key=lambda row: -round(row.probability, 6)
+    )
     shown = [group for block in blocks if isinstance(block, Galleries) for group in block.groups]
     if len(sure) > sum(len(group.pictures) for group in shown):
         gallery = Gallery(tuple(_picture(row) for row in sure[:SHOWN_SURE]), note=more(
@@ -68,7 +70,7 @@ def confusion(summary: ReportSummary) -> Section:
 def _pairs(summary: ReportSummary) -> list[Block]:
     pairs = summary.confusion.pairs
     wrong: dict[tuple[str, str], list[ScoredPicture]] = defaultdict(list)
-    for row in sorted(summary.scored, key=lambda row: -row.probability):
+    for row in sorted(summary.scored, key=lambda row: -round(row.probability, 6)):
         if row.label != row.predicted:
             wrong[row.label, row.predicted].append(row)
     rows = [
