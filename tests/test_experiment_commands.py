@@ -481,22 +481,25 @@ def test_a_sweep_lists_all_that_was_tried_with_its_losses(run: Run) -> None:
     words += ["--activation", "relu,tanh", "--alpha", "1"]
     found = run(*words, "--json").json
     tried = {json.dumps(trial["params"], sort_keys=True): trial for trial in found["trials"]}
-    assert len(tried) == len(found["trials"]) == 8
+    assert len(tried) == len(found["trials"]) == 8 + 2  # with the other scalings
     assert {(tuple(t["params"]["hidden"]), t["params"]["lr"], t["params"]["activation"]) for t in found["trials"]} == {
         (hidden, lr, activation) for hidden in ((8,), (8, 4)) for lr in (0.01, 0.03) for activation in ("relu", "tanh")
     }
     assert all(trial["params"]["alpha"] == 1 for trial in found["trials"])
     assert all(0 <= trial["accuracy"] <= 1 and len(trial["loss_curve"]) > 1 for trial in found["trials"])
     chosen = tried[json.dumps(found["params"], sort_keys=True)]
-    assert chosen["accuracy"] == max(trial["accuracy"] for trial in found["trials"])
+    scaling = found["params"]["scaling"]
+    same = [trial["accuracy"] for trial in found["trials"] if trial["params"]["scaling"] == scaling]
+    assert len(same) == 8
+    assert chosen["accuracy"] == max(same)
     assert len(found["loss_curve"]) > 1
     assert found["loss_curve"][-1] < found["loss_curve"][0]
     text = run(*words).out
     table = text.split("\n\n")[1].splitlines()
     assert table[0].startswith("mlp, tried by 5-fold cross-validation")
     assert table[1].split() == ["values", "accuracy", "epochs", "last", "loss", "loss"]
-    assert len(table) == 3 + 8
-    accuracies = [float(line.split("lr=")[1].split()[1]) for line in table[3:]]
+    assert len(table) == 3 + 10
+    accuracies = [float(line.split("alpha=")[1].split()[1]) for line in table[3:]]
     assert accuracies == sorted(accuracies, reverse=True)
     assert all(set("▁█") <= set(line) for line in table[3:])
 

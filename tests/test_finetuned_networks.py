@@ -436,7 +436,7 @@ def test_a_training_on_another_split_or_dataset_is_no_row(own: Path, tmp_path: P
     featcache.extract(own, options)
     found = run("compare", *HEADS).json
     assert tuned_rows(found) == []
-    assert "Wilson" not in found["interval"]
+    assert "finetuned" not in found["interval"]
 
 
 @pytest.mark.soak

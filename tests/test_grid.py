@@ -338,7 +338,8 @@ class TestGrid:
 
         def noting(*args: Any) -> Any:
             fitted = fit_head(*args)
-            chosen[-1].append((fitted.params, fitted.trials, fitted.chosen_by, fitted.loss_curve))
+            trials = [(trial.params, trial.right.tolist(), trial.temperature) for trial in fitted.trials]
+            chosen[-1].append((fitted.params, trials, fitted.chosen_by, fitted.loss_curve))
             return fitted
 
         monkeypatch.setattr("featcache.experiments.grid.fit_head", noting)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from conftest import Result
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 import featcache
@@ -22,6 +21,7 @@ from featcache.errors import DeviceError, HeadError
 from featcache.experiments import descent, out_of_core, streams
 from featcache.experiments.descent import LOSSES, Descent
 from featcache.experiments.streams import Stream
+from featcache.heads.scaling import SCALINGS
 from featcache.records import FeatureSpec, Item, Preprocess
 from featcache.store import Cache, FeatureStore, FeatureWriter, Row
 from featcache.store.stored import StoredRows
@@ -111,7 +111,10 @@ def test_the_weights_are_those_of_scikit_learn(tmp_path: Path, head: str, classe
     C = 0.1
     found = Descent(LOSSES[head], stream, rows, [1e-3, C], classes, 0).run(1e-4)
     assert found.converged
-    X = StandardScaler().fit(X[rows].astype(np.float16)).transform(X.astype(np.float16).astype(np.float32))
+    scaler = SCALINGS["unit"].make().fit(X[rows].astype(np.float16))
+    X = scaler.transform(X.astype(np.float16).astype(np.float32))
+    np.testing.assert_allclose(stream.scaler.mean_, scaler.mean_, atol=1e-6)
+    np.testing.assert_allclose(stream.scaler.scale_, scaler.scale_, rtol=1e-4)
     kind = LogisticRegression(C=C, tol=1e-8) if head == "logreg" else LinearSVC(C=C, tol=1e-8, max_iter=10**5)
     theirs = kind.fit(X[rows], codes[rows])
     weights = stream.to_centred(found.weights)[:, 1].numpy()
@@ -134,9 +137,9 @@ def test_all_rows_come_once_and_every_block_has_most_classes_of_a_sorted_dataset
     assert min(len(set(codes[taken])) for taken, _ in blocks[:-1]) >= 6
     assert max(len(taken) for taken, _ in blocks) == 64
     assert not any((np.diff(taken) > 0).all() for taken, _ in blocks)
-    standard = StandardScaler().fit_transform(X[rows].astype(np.float16).astype(np.float32))
+    scaled = SCALINGS["unit"].make().fit_transform(X[rows].astype(np.float16).astype(np.float32))
     turned = np.concatenate([block.numpy() for _, block in blocks])
-    assert np.square(turned).sum() == pytest.approx(np.square(standard).sum(), rel=1e-3)
+    assert np.square(turned).sum() == pytest.approx(np.square(scaled).sum(), rel=1e-3)
     covariance = np.cov(turned.T, bias=True)
     assert covariance == pytest.approx(np.diag(stream.variances.numpy()), abs=2e-3)
 

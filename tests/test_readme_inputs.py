@@ -101,6 +101,11 @@ def test_the_dataset_in_python_is_extracted(files: Path, monkeypatch: pytest.Mon
         return InMemory(files / "hymenoptera", "train" if train else "test")
 
     monkeypatch.chdir(files)
+    pictures = sorted((files / "hymenoptera" / "train").rglob("*.png"))
+    shutil.copytree(files / "hymenoptera" / "train", files / "here" / "train")
+    shutil.copytree(files / "hymenoptera" / "test", files / "there" / "val")
+    for name, picture in zip(("a.jpg", "b.jpg"), pictures, strict=False):
+        shutil.copy(picture, files / name)
     monkeypatch.setattr(import_torchvision().datasets, "CIFAR10", cifar10)
     (code,) = re.findall(r"```python\n(.+?)```", SECTION, re.DOTALL)
     names: dict[str, Any] = {}

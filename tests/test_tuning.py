@@ -345,6 +345,7 @@ class Fitted:
         from featcache import heads
         from featcache.experiments.fitting import fit_head
         from featcache.experiments.prepared import prepare
+        from featcache.heads.scaling import LINEAR
         from featcache.splits import plan
 
         self.train, self.val = tinted(10, n_classes, 1), tinted(6, n_classes, 2)
@@ -354,7 +355,7 @@ class Fitted:
         splits = np.array(["train"] * len(self.train[1]) + ["test"] * len(self.val[1]))
         keys = tuple(number.to_bytes(32, "big") for number in range(len(y)))
         given = Features(X, y, tuple(f"/{n}" for n in range(len(y))), splits, keys, "f")
-        data = prepare(given, plan(given, 0, {}))
+        data = prepare(given, plan(given, 0, {}), scalings=LINEAR)
         self.fitted = fit_head(heads.get("logreg"), data, 0)
         self.vectors = X[len(self.train[1]) :]
         self.start = linear_layer(self.fitted.estimator)

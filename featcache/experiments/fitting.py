@@ -191,14 +191,14 @@ def chosen(trials: Sequence[Trial], default: Mapping[str, Any] | None) -> Trial:
     return best if is_worse(kept.right, best.right) else kept
 
 
-def is_worse(right: Right, other: Right) -> bool:
-    """Tell whether fewer of the same rows are right, by more than two standard errors of the difference.
+def is_worse(right: Right, other: Right, errors: int = 2) -> bool:
+    """Tell whether fewer of the same rows are right, by more than so many standard errors of the difference.
 
     After Breiman et al. (1984, CART, 3.4.3); the error is the paired one, of rows only one has right. All is counted,
     so that no rounding decides.
     """
     missing = int(other.sum()) - int(right.sum())
-    return missing > 0 and missing**2 > 4 * int((right != other).sum())
+    return missing > 0 and missing**2 > errors**2 * int((right != other).sum())
 
 
 @dataclass(frozen=True)

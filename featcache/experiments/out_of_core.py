@@ -164,7 +164,7 @@ class _Work:
             means.append(_mean([one for one in found if one is not None]))
             if any(right.sum() <= before.right.sum() for before in trials[:-1]):
                 break
-        return trials, f"{chosen_by}, the smallest C within two standard errors", means
+        return trials, f"{chosen_by}, the smallest C within one standard error", means
 
     def descend(self, rows: Rows, C: float, stage: str, tol: float, start: Found | None = None) -> Found:
         """Minimise the objective over some rows, and tell how far it has come."""
@@ -236,7 +236,7 @@ class _Course:
 def _simplest(trials: Sequence[Trial]) -> Trial:
     """Return the most regularised trial that is not worse than the best one by more than chance."""
     best = max(trials, key=lambda trial: int(trial.right.sum()))
-    return next(trial for trial in trials if not is_worse(trial.right, best.right))
+    return next(trial for trial in trials if not is_worse(trial.right, best.right, 1))
 
 
 def _mean(found: Sequence[Found]) -> Found:

@@ -188,12 +188,10 @@ def _kernel(head: KernelSVM) -> GraphProto:
 
 
 def _perceptron(head: Perceptron) -> list[GraphProto]:
-    """Return what comes before the network, the network, and the logarithms of its probabilities."""
-    axes = LeadingAxes()
-    axes.kept_ = head.kept_
+    """Return the stretching, the network, and the logarithms of its probabilities."""
     stretched = _step("y = Mul(x, gain)", gain=head.gain_)
     logarithm = _step("some = Max(x, least)  y = Log(some)", least=LEAST)
-    return [_leading(axes), stretched, _network(head.network_), logarithm]
+    return [stretched, _network(head.network_), logarithm]
 
 
 def _network(head: MLPClassifier) -> GraphProto:
