@@ -32,7 +32,7 @@ def chosen_text(params: Sequence[Mapping[str, Any]]) -> str:
     """Return the values chosen most often, and how often where it was not each time."""
     if not params:
         return ""
-    counts = Counter(json.dumps(each, sort_keys=True) for each in params)
+    counts = Counter(json.dumps(each) for each in params)
     most, times = counts.most_common(1)[0]
     return params_text(json.loads(most)) + (f" ({times} of {len(params)})" if times < len(params) else "")
 
