@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from typing import Any
 
@@ -14,6 +15,7 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featcache import heads
+from featcache.errors import ModelError
 from featcache.heads import centroid, knn, lda, logreg, mlp, ridge, solver, svm_rbf
 from featcache.heads import svm as linear_svm
 from featcache.heads.solver import minimise
@@ -145,20 +147,34 @@ def test_kernel_svm_is_scikit_learns(
     if block:
         monkeypatch.setattr(svm_rbf, "_BLOCK", block)
     ours = svm_rbf.KernelSVM(C, gamma).fit(X, y)
-    theirs = svm.SVC(C=C, gamma=gamma / X.var(0).sum(), break_ties=True).fit(X, y)
+    theirs = svm.SVC(C=C, gamma=gamma / X.var(0).sum(), decision_function_shape="ovo").fit(X, y)
     new = blobs(10, 77, n_classes=n_classes)[0]
+    pairs = itertools.combinations(range(n_classes), 2)
+    worst = np.full((len(new), n_classes), np.inf)
+    decisions = theirs.decision_function(new).reshape(len(new), -1)
+    for (first, second), decision in zip(pairs, -decisions.T if n_classes == 2 else decisions.T, strict=True):
+        worst[:, first] = np.minimum(worst[:, first], decision)
+        worst[:, second] = np.minimum(worst[:, second], -decision)
     # libsvm ends at its tolerance of 1e-3, and the last bit of a kernel decides where.
-    np.testing.assert_allclose(ours.decision_function(new), theirs.decision_function(new), atol=1e-3)
-    same_predictions(ours, theirs, new)
+    np.testing.assert_allclose(ours.scores(new), worst / 2, atol=1e-3)
+    beats_all = (np.abs(worst.max(1)) > 1e-3) & (worst.max(1) > 0)
+    assert beats_all.mean() > 0.8  # of the others no class beats all
+    assert (ours.predict(new) == theirs.predict(new))[beats_all].all()
     assert len(set(ours.predict(new))) == n_classes
+
+
+def test_a_kernel_svm_that_counted_votes_is_refused() -> None:
+    state = svm_rbf.KernelSVM().__getstate__() | {"_offsets": np.zeros((2, 2))}
+    with pytest.raises(ModelError, match="counted votes: fit it again"):
+        svm_rbf.KernelSVM().__setstate__(state)
 
 
 def test_kernel_svm_scores_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = blobs(13)
     model = svm_rbf.KernelSVM().fit(X, y)
     seen: list[int] = []
-    votes = model._votes
-    monkeypatch.setattr(model, "_votes", lambda part, *rest: (seen.append(len(part)), votes(part, *rest))[1])
+    margins = model._margins
+    monkeypatch.setattr(model, "_margins", lambda part, *rest: (seen.append(len(part)), margins(part, *rest))[1])
     whole = model.scores(X)
     assert seen == [len(X)]
     monkeypatch.setattr(svm_rbf, "_BLOCK", 20 * len(model._vectors))
@@ -427,7 +443,8 @@ def test_separable_rows_are_separated_by_a_large_c(family: Any, n_classes: int, 
 def test_single_precision_gives_what_double_gives(name: str) -> None:
     X, y = blobs(26, 150, 20, 4)
     a, b = make(name).fit(X, y), make(name).fit(X.astype(np.float32), y)
-    close(b.scores(X.astype(np.float32)), a.scores(X), 5e-3 if name in ("logreg", "svm") else 1e-4)
+    iterative = name in ("logreg", "svm", "svm-rbf")  # where it ends hangs on rounding
+    close(b.scores(X.astype(np.float32)), a.scores(X), 5e-3 if iterative else 1e-4)
 
 
 # --- the solver

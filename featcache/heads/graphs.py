@@ -136,7 +136,7 @@ def _neighbours(head: KNeighbors) -> GraphProto:
     )
 
 
-_DECISIONS = """
+_MARGINS = """
 square = ReduceSumSquare(x, features)
 products = MatMul(x, vectors)
 doubled = Mul(products, minus_two)
@@ -150,36 +150,25 @@ pulls = Mul(column, alphas)
 adds = MatMul(members, pulls)
 turned = Transpose<perm = [0, 2, 1]>(adds)
 differences = Sub(adds, turned)
-decisions = Add(differences, offsets)
-sums = ReduceSum<keepdims = 0>(decisions, last)
+decisions = Add(differences, biases)
+rivals = Add(decisions, far)
+margin = ReduceMin<keepdims = 0>(rivals, last)
+y = Mul(margin, half)
 """
-
-_OF_TWO = "half = Constant<value_float = 0.5>()  y = Mul(sums, half)"
-_OF_MORE = """
-one = Constant<value_float = 1.0>()
-three = Constant<value_float = 3.0>()
-is_won = Greater(decisions, zero)
-won = Cast<to = 1>(is_won)
-wins = ReduceSum<keepdims = 0>(won, last)
-size = Abs(sums)
-larger = Add(size, one)
-triple = Mul(larger, three)
-ties = Div(sums, triple)
-y = Add(wins, ties)
-"""
-"""Of two classes the scores are their decision, of more the pairs that a class wins."""
 
 
 def _kernel(head: KernelSVM) -> GraphProto:
     sizes = np.diff(head._ends, prepend=0)
     return _step(
-        _DECISIONS + (_OF_TWO if len(sizes) == 2 else _OF_MORE),
+        _MARGINS,
         vectors=head._vectors.T,
         squares=np.einsum("ij,ij->i", head._vectors, head._vectors),
         minus_rate=-head._rate,
         alphas=head._alphas,
         members=np.repeat(np.eye(len(sizes)), sizes, axis=1),
-        offsets=head._offsets,
+        biases=head._biases,
+        far=np.where(np.eye(len(sizes), dtype=bool), np.finfo(np.float32).max, 0.0),
+        half=0.5,
         features=[1],
         last=[2],
         minus_two=-2.0,
