@@ -12,6 +12,7 @@ from scipy import optimize
 from scipy.special import logsumexp, softmax
 from sklearn import discriminant_analysis, linear_model, neighbors, svm
 from sklearn.base import clone
+from sklearn.preprocessing import normalize
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featcache import heads
@@ -147,11 +148,12 @@ def test_kernel_svm_is_scikit_learns(
     if block:
         monkeypatch.setattr(svm_rbf, "_BLOCK", block)
     ours = svm_rbf.KernelSVM(C, gamma).fit(X, y)
-    theirs = svm.SVC(C=C, gamma=gamma / X.var(0).sum(), decision_function_shape="ovo").fit(X, y)
+    unit = normalize(X)
+    theirs = svm.SVC(C=C, gamma=gamma / unit.var(0).sum(), decision_function_shape="ovo").fit(unit, y)
     new = blobs(10, 77, n_classes=n_classes)[0]
     pairs = itertools.combinations(range(n_classes), 2)
     worst = np.full((len(new), n_classes), np.inf)
-    decisions = theirs.decision_function(new).reshape(len(new), -1)
+    decisions = theirs.decision_function(normalize(new)).reshape(len(new), -1)
     for (first, second), decision in zip(pairs, -decisions.T if n_classes == 2 else decisions.T, strict=True):
         worst[:, first] = np.minimum(worst[:, first], decision)
         worst[:, second] = np.minimum(worst[:, second], -decision)
@@ -159,7 +161,7 @@ def test_kernel_svm_is_scikit_learns(
     np.testing.assert_allclose(ours.scores(new), worst / 2, atol=1e-3)
     beats_all = (np.abs(worst.max(1)) > 1e-3) & (worst.max(1) > 0)
     assert beats_all.mean() > 0.8  # of the others no class beats all
-    assert (ours.predict(new) == theirs.predict(new))[beats_all].all()
+    assert (ours.predict(new) == theirs.predict(normalize(new)))[beats_all].all()
     assert len(set(ours.predict(new))) == n_classes
 
 
@@ -184,15 +186,13 @@ def test_kernel_svm_scores_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_kernel_value_is_above_one() -> None:
-    X = (blobs(13)[0] + 300).astype(np.float32)
+    X = normalize(blobs(13)[0] + 300).astype(np.float32)
     kernel = svm_rbf._kernel(X, X, 1.0)
     assert kernel.max() <= 1
     assert kernel.min() >= 0
-    np.testing.assert_allclose(
-        svm_rbf._kernel(X[:1] - 300, X[1:9] - 300, 0.5)[0],
-        [np.exp(-0.5 * np.square(X[0] - x).sum()) for x in X[1:9]],
-        rtol=1e-3,
-    )
+    X = normalize(blobs(13)[0])
+    wanted = [np.exp(-0.5 * np.square(X[0] - x).sum()) for x in X[1:9]]
+    np.testing.assert_allclose(svm_rbf._kernel(X[:1], X[1:9], 0.5)[0], wanted, rtol=1e-12)
 
 
 def test_kernel_svm_refuses_more_rows_than_a_matrix_of_pairs_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,14 +216,14 @@ def test_centroid_is_scikit_learns() -> None:
     close(scores - scores[:, :1], (squares[:, :1] - squares) / 2, 1e-9)
 
 
-def test_centroid_by_the_angle() -> None:
-    # The long vector of class b counts no more than the short one: its mean points along the diagonal.
+def test_centroid_by_the_angle_is_scikit_learns_of_vectors_of_unit_length() -> None:
+    # The long vector of class b counts no more than the short one: its mean lies on the diagonal.
     X = np.array([[2.0, 0.0], [0.5, 0.0], [100.0, 0.0], [0.0, 0.1]])
     y = np.array(["a", "a", "b", "b"])
     model = centroid.NearestCentroid(cosine=True).fit(X, y)
+    np.testing.assert_allclose(model.coef_, [[1, 0], [0.5, 0.5]], atol=1e-12)
     new = np.array([[50.0, 1.0], [1e-3, 1e-3], [0.0, 7.0], [-1.0, 0.0]])
-    unit = new / np.linalg.norm(new, axis=1, keepdims=True)
-    np.testing.assert_allclose(model.scores(new), unit @ np.array([[1, 0], [0.5**0.5] * 2]).T, atol=1e-12)
+    same_predictions(model, neighbors.NearestCentroid().fit(normalize(X), y), normalize(new))
     np.testing.assert_array_equal(model.predict(new), ["a", "b", "b", "b"])
     np.testing.assert_array_equal(centroid.NearestCentroid().fit(X, y).predict(new), ["b", "a", "a", "a"])
 

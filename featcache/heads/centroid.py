@@ -13,7 +13,11 @@ from featcache.records import FloatArray
 
 
 class NearestCentroid(LinearClassifier):
-    """The class with the nearest mean, by distance or, with `cosine`, by the angle between unit-length vectors."""
+    """The class with the nearest mean; with `cosine` all vectors are drawn to unit length first.
+
+    With `cosine`, on centred vectors, this is the CL2N of Wang et al. (2019, SimpleShot, arXiv:1911.04623). The means
+    stay as long as they come out: that of a class whose vectors point everywhere is short, and no class is near it.
+    """
 
     path = "cosine"
 
@@ -24,8 +28,7 @@ class NearestCentroid(LinearClassifier):
     def _fit_path(self, X: FloatArray, codes: Codes, values: Sequence[bool]) -> Iterator[dict[str, Any]]:
         for cosine in values:
             means = class_means(normalize(X) if cosine else X, codes)[0]
-            means = normalize(means) if cosine else means
-            offset = np.zeros(len(means)) if cosine else -np.einsum("kd,kd->k", means, means) / 2
+            offset = -np.einsum("kd,kd->k", means, means) / 2
             yield {"coef_": means.astype(X.dtype), "intercept_": offset.astype(X.dtype)}
 
     def _scores(self, X: FloatArray) -> FloatArray:

@@ -137,13 +137,11 @@ def _neighbours(head: KNeighbors) -> GraphProto:
 
 
 _MARGINS = """
-square = ReduceSumSquare(x, features)
-products = MatMul(x, vectors)
-doubled = Mul(products, minus_two)
-partly = Add(doubled, square)
-distance = Add(partly, squares)
-positive = Max(distance, zero)
-slowed = Mul(positive, minus_rate)
+unit = LpNormalization<axis = 1, p = 2>(x)
+cosines = MatMul(unit, vectors)
+less = Sub(cosines, one)
+negative = Min(less, zero)
+slowed = Mul(negative, twice_rate)
 kernel = Exp(slowed)
 column = Unsqueeze(kernel, last)
 pulls = Mul(column, alphas)
@@ -162,16 +160,14 @@ def _kernel(head: KernelSVM) -> GraphProto:
     return _step(
         _MARGINS,
         vectors=head._vectors.T,
-        squares=np.einsum("ij,ij->i", head._vectors, head._vectors),
-        minus_rate=-head._rate,
+        twice_rate=2 * head._rate,
         alphas=head._alphas,
         members=np.repeat(np.eye(len(sizes)), sizes, axis=1),
         biases=head._biases,
         far=np.where(np.eye(len(sizes), dtype=bool), np.finfo(np.float32).max, 0.0),
         half=0.5,
-        features=[1],
         last=[2],
-        minus_two=-2.0,
+        one=1.0,
         zero=0.0,
     )
 
