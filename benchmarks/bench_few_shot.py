@@ -46,6 +46,7 @@ from featcache.splits import Plan
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.str_]
 Set = tuple[Array, Labels]
+Job = tuple[str, int | None, int, str, str]
 Found = dict[tuple[str, Any, str], dict[str, list[dict[str, Any]]]]
 
 THEIRS: dict[str, Callable[[], Any]] = {
@@ -89,6 +90,7 @@ def centred_unit(fit: Array, scored: Array) -> tuple[Array, Array]:
     return normalize(fit - mean), normalize(scored - mean)
 
 
+OURS = "ours"
 RECIPES = {"raw": raw, "standardised": standardised, "unit": unit, "centred+unit": centred_unit}
 
 
@@ -218,7 +220,7 @@ def ours(name: str, X: Array, y: Labels, fitted: Any, scored: Any, seed: int) ->
     data = prepare(features, plan)
     result = score("test", data.truth, found.probabilities)
     return {
-        "recipe": "ours",
+        "recipe": OURS,
         "accuracy": result.accuracy,
         "log_loss": result.log_loss,
         "calibration_error": result.calibration_error,
@@ -254,10 +256,10 @@ def theirs(name: str, recipe: str, X: Array, y: Labels, fitted: Any, scored: Any
     return found
 
 
-def compute(sets: dict[str, Set], job: tuple[str, int | None, int, str]) -> list[dict[str, Any]]:
-    """Return a row for ours and for each recipe."""
+def compute(sets: dict[str, Set], job: Job) -> dict[str, Any]:
+    """Return the row of a job: ours, or a recipe."""
     warnings.simplefilter("ignore")  # scikit-learn's iteration limits
-    name, k, seed, head = job
+    name, k, seed, head, recipe = job
     X, y = sets[name]
     fitted, scored = draw(y, k, seed)
     frequencies = np.unique(y[fitted], return_counts=True)[1] / len(fitted)
@@ -271,9 +273,9 @@ def compute(sets: dict[str, Set], job: tuple[str, int | None, int, str]) -> list
         "n_scored": len(scored),
         "floor": float(-np.log(frequencies[truth]).mean()),
     }
-    rows = [ours(head, X, y, fitted, scored, seed)]
-    rows += [theirs(head, recipe, X, y, fitted, scored, seed) for recipe in RECIPES]
-    return [base | row for row in rows]
+    if recipe == OURS:
+        return base | ours(head, X, y, fitted, scored, seed)
+    return base | theirs(head, recipe, X, y, fitted, scored, seed)
 
 
 def number(k: int | None) -> str:
@@ -285,18 +287,21 @@ def tables(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     found: Found = defaultdict(lambda: defaultdict(list))
     for row in rows:
         found[row["set"], row["k"], row["head"]][row["recipe"]].append(row)
-    best: dict[tuple[str, Any, str], float] = {}
     gaps: dict[tuple[str, Any, str], float] = {}
+    errors: dict[tuple[str, Any, str], float] = {}
     for cell, by_recipe in found.items():
         means = {
             recipe: float(np.mean([row["accuracy"] for row in each]))
             for recipe, each in by_recipe.items()
             if all(row["accuracy"] is not None for row in each)
         }
-        mine = means.pop("ours")
+        mine = means.pop(OURS)
         if means:
-            best[cell] = max(means.values())
-            gaps[cell] = 100 * (mine - best[cell])
+            recipe = max(means, key=lambda recipe: means[recipe])
+            gaps[cell] = 100 * (mine - means[recipe])
+            pairs = zip(*(sorted(by_recipe[one], key=_seed) for one in (OURS, recipe)), strict=True)
+            apart = [100 * (us["accuracy"] - them["accuracy"]) for us, them in pairs]
+            errors[cell] = float(np.std(apart, ddof=1) / np.sqrt(len(apart)))
     names, ks = list(dict.fromkeys(cell[0] for cell in found)), [k for k in K if any(cell[1] == k for cell in found)]
     for head in [head for head in HEADS if any(cell[2] == head for cell in found)]:
         lines: list[list[str]] = []
@@ -306,10 +311,13 @@ def tables(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         columns = [[gaps[name, k, head] for name in names if (name, k, head) in gaps] for k in ks]
         lines.append(["mean", *(f"{np.mean(column):+.2f}" if column else "" for column in columns)])
         every = [gap for column in columns for gap in column]
+        below = {cell: gap for cell, gap in gaps.items() if cell[2] == head and gap < -0.5}
+        clearly = sum(gap + 2 * errors[cell] < 0 for cell, gap in below.items())
         yield f"\n{head}: points above the best of four recipes; mean {np.mean(every):+.2f}, "
         yield (
             f"above or equal in {sum(gap >= 0 for gap in every)} of {len(every)} cells, "
-            f"more than 0.5 below in {sum(gap < -0.5 for gap in every)}"
+            f"more than 0.5 below in {len(below)}, of which {clearly} by more than two standard errors of the draws; "
+            f"worst {min(every):+.1f}"
         )
         yield tabulate(lines, headers=["set", *map(number, ks)], disable_numparse=True)
     yield "\nlog loss of ours, of the best recipe that has probabilities, and above that of the class frequencies"
@@ -320,10 +328,14 @@ def tables(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield tabulate(lines, headers=headers, disable_numparse=True)
 
 
+def _seed(row: dict[str, Any]) -> int:
+    return int(row["seed"])
+
+
 def _probabilities(found: Found, k: int | None, head: str) -> list[str]:
     """Return what the probabilities of a head are worth at k pictures a class, over all sets."""
     cells = [by_recipe for (_, one, name), by_recipe in found.items() if (one, name) == (k, head)]
-    mine = [row for by_recipe in cells for row in by_recipe["ours"]]
+    mine = [row for by_recipe in cells for row in by_recipe[OURS]]
     if not mine:
         return []
     other = []
@@ -331,7 +343,7 @@ def _probabilities(found: Found, k: int | None, head: str) -> list[str]:
         losses = [row["log_loss"] for by_recipe in cells for row in by_recipe[recipe] if "log_loss" in row]
         if len(losses) == len(mine):
             other.append(float(np.mean(losses)))
-    above = [float(np.mean([row["log_loss"] - row["floor"] for row in by_recipe["ours"]])) for by_recipe in cells]
+    above = [float(np.mean([row["log_loss"] - row["floor"] for row in by_recipe[OURS]])) for by_recipe in cells]
     return [
         f"{np.mean([row['log_loss'] for row in mine]):.3f}",
         f"{min(other):.3f}" if other else "",
@@ -371,22 +383,23 @@ def main(
     sets = make_sets(folders, fashion_folder, cache, kept)
     names = asked.split("|") if asked else list(sets)
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    done = {(row["set"], row["k"], row["seed"], row["head"]) for row in rows}
+    done = {tuple(row[part] for part in ("set", "k", "seed", "head", "recipe")) for row in rows}
     jobs = [
-        (name, k, seed, head)
+        (name, k, seed, head, recipe)
         for k in [None if k == "all" else int(k) for k in ks.split(",")]
         for head in heads.split(",")
         for name in names
         for seed in range(draws)
-        if (name, k, seed, head) not in done and len(draw(sets[name][1], k, seed)[0]) <= most
+        for recipe in (OURS, *RECIPES)
+        if (name, k, seed, head, recipe) not in done and len(draw(sets[name][1], k, seed)[0]) <= most
     ]
     with out.open("a") as lines:
         found = Parallel(os.cpu_count(), return_as="generator")(delayed(compute)(sets, job) for job in jobs)
         for number_done, new in enumerate(found):
-            rows += new
-            lines.write("".join(json.dumps(row) + "\n" for row in new))
+            rows.append(new)
+            lines.write(json.dumps(new) + "\n")
             lines.flush()
-            if number_done % 50 == 0:
+            if number_done % 250 == 0:
                 click.echo(f"{number_done:,} of {len(jobs):,}", err=True)
     wanted = [row for row in rows if row["head"] in heads.split(",") and row["set"] in names]
     click.echo("\n".join(tables(wanted)))

@@ -501,6 +501,9 @@ def test_a_sweep_lists_all_that_was_tried_with_its_losses(run: Run) -> None:
     assert len(table) == 3 + 10
     accuracies = [float(line.split("alpha=")[1].split()[1]) for line in table[3:]]
     assert accuracies == sorted(accuracies, reverse=True)
+    first = max(found["trials"], key=lambda trial: trial["accuracy"])
+    other = first["params"]["scaling"] != scaling and first["accuracy"] > chosen["accuracy"]
+    assert ("is the usual scaling: so it was kept" in text) == other
     assert all(set("▁█") <= set(line) for line in table[3:])
 
 

@@ -27,8 +27,8 @@ from featcache.heads.base import (
     InterruptedFitError,
     blas_threads,
 )
-from featcache.heads.scaling import SCALING
 from featcache.records import FloatArray, Progress
+from featcache.records.experiments import SCALING
 from featcache.splits import Rows
 
 SMALL = 2**20

@@ -19,8 +19,9 @@ from featcache.experiments.fitting import Right, Trial, is_worse, temperature_of
 from featcache.experiments.prepared import ALL_EQUAL, folds, not_finite
 from featcache.experiments.streams import Stream
 from featcache.heads.base import Head
-from featcache.heads.scaling import CHOICE, SCALING
+from featcache.heads.scaling import CHOICE
 from featcache.records import Progress, Roll
+from featcache.records.experiments import SCALING
 from featcache.splits import Plan, Rows
 from featcache.store.stored import StoredRows
 

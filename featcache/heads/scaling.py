@@ -91,9 +91,6 @@ class Scaling:
         return VectorScaler(self.power, self.unit, self.columns)
 
 
-SCALING = "scaling"
-"""The name under which a scaling stands among the parameters of a head."""
-
 SCALINGS: Mapping[str, Scaling] = {
     scaling.name: scaling
     for scaling in (

@@ -7,6 +7,9 @@ from typing import Any
 
 from featcache.records import ExtractSummary, Failure
 
+SCALING = "scaling"
+"""The name under which a scaling of the vectors stands among the parameters of a head."""
+
 
 @dataclass(frozen=True)
 class Score:

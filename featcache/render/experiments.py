@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from featcache.records.experiments import (
+    SCALING,
     BenchRow,
     BenchSummary,
     CompareSummary,
@@ -29,6 +30,7 @@ from featcache.render.formats import (
 )
 from featcache.render.tables import Page, Table
 
+KEPT = "{1} is not clearly better than {0} with the first values, and {0} is the usual scaling: so it was kept"
 SHOWN_PAIRS = 10
 SHOWN_MATRIX = 12
 SHOWN_CLASSES = 20
@@ -54,9 +56,11 @@ def fit_page(rows: Sequence[FitSummary]) -> Page:
             for row in rows
         ],
     )
-    notes = dict.fromkeys(notice for row in rows for notice in row.notices)
+    tried = [row for row in rows if any(trial.loss_curve for trial in row.trials)]
+    notes = [notice for row in rows for notice in row.notices]
+    notes += [KEPT.format(*pair) for pair in map(_kept_beside, tried) if pair]
     return Page(
-        [scores, *(trials_table(row) for row in rows if any(trial.loss_curve for trial in row.trials))],
+        [scores, *map(trials_table, tried)],
         [
             ("dataset", f"{first.dataset}: {first.n_classes:,} classes; {sizes_text(first.split_sizes)}"),
             (
@@ -66,10 +70,18 @@ def fit_page(rows: Sequence[FitSummary]) -> Page:
             ),
             ("backbone", f"{first.backbone} ({first.weights}), fingerprint {first.fingerprint[:16]}"),
             *_view_facts(first.train_views, first.test_views),
-            *(("note", notice) for notice in notes),
+            *(("note", notice) for notice in dict.fromkeys(notes)),
             *(("model", row.model) for row in rows),
         ],
     )
+
+
+def _kept_beside(row: FitSummary) -> tuple[str, str] | None:
+    """Return the scaling that was kept though a try with another one has more right, and that one."""
+    best = max(row.trials, key=lambda trial: trial.accuracy)
+    kept, other = row.params.get(SCALING), best.params.get(SCALING)
+    reached = max((trial.accuracy for trial in row.trials if trial.params == row.params), default=1.0)
+    return (str(kept), str(other)) if kept != other and best.accuracy > reached else None
 
 
 def trials_table(row: FitSummary) -> Table:

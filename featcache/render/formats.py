@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from featcache.records.experiments import CompareRow, FitSummary, Setting
+from featcache.records.experiments import SCALING, CompareRow, FitSummary, Setting
 from featcache.records.finetuning import FinetuneSummary
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -25,7 +25,7 @@ def interval(value: tuple[float, float] | None) -> str:
 
 def params_text(params: Mapping[str, Any]) -> str:
     """Return parameters and their values in a few words, a scaling by its name alone."""
-    return " ".join(_value(value) if name == "scaling" else f"{name}={_value(value)}" for name, value in params.items())
+    return " ".join(_value(value) if name == SCALING else f"{name}={_value(value)}" for name, value in params.items())
 
 
 def chosen_text(params: Sequence[Mapping[str, Any]]) -> str:
