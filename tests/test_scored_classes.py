@@ -112,6 +112,12 @@ def test_the_report_says_it_on_its_page(options: featcache.Options, tmp_path: Pa
     assert found.confusion.setting.unscored == ("sky",)
 
 
+def test_two_runs_side_by_side_and_a_model_in_onnx_say_it(run: Run, options: featcache.Options) -> None:
+    made = featcache.fit(options=options)
+    assert "; val, n=8, 2 of 3 classes" in run("runs", "compare", "2", "2").out
+    assert " on val, n=8, 2 of 3 classes, seed 0" in run("export-onnx", made.model).out
+
+
 def test_the_command_line_says_it_in_text_and_in_json(run: Run, options: featcache.Options) -> None:
     assert options.cache == Path.cwd() / "cache"
     for words in (["fit"], ["compare", "--heads", "centroid", "--seeds", "1"], ["confusions", "--heads", "centroid"]):

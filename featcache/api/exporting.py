@@ -137,6 +137,7 @@ def _notes(fitted: Model, views: Sequence[str]) -> dict[str, Any]:
             "interval": (scores["accuracy_low"], scores["accuracy_high"]),
             "split": scores.get("scored_split", scores.get("split")),
             "n": scores.get("n_test", scores.get("n")),
+            "scored_classes": scores.get("scored_classes", len(fitted.classes)),
             "seed": scores.get("seed"),
         },
         "outside": f"decode the file; EXIF: {spec.exif}; colour: {spec.color}; uint8 (n, height, width, 3), any size",

@@ -23,6 +23,7 @@ from featcache.records.experiments import (
     RunList,
     RunRow,
     ScoreChange,
+    ScoredOn,
 )
 from featcache.records.finetuning import FinetuneSummary
 from featcache.render.finetuning import name_of
@@ -92,7 +93,8 @@ def runs_compare(first: int, second: int, options: Options | None = None) -> Run
         (a, a_interval), (b, b_interval) = scores.get(head, (None, None)), others.get(head, (None, None))
         change = b - a if a is not None and b is not None else None
         rows.append(ScoreChange(head, a, a_interval, b, b_interval, change))
-    return RunComparison(_row(pair[0]), _row(pair[1]), tuple(differences), tuple(rows))
+    scored = restore(ScoredOn, before), restore(ScoredOn, after)
+    return RunComparison(_row(pair[0]), _row(pair[1]), scored, tuple(differences), tuple(rows))
 
 
 def _find(cache: Cache, number: int) -> Run:

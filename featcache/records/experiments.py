@@ -346,11 +346,22 @@ class ScoreChange:
 
 
 @dataclass(frozen=True)
+class ScoredOn:
+    """What the scores of a run are of: a split, so many pictures, the classes of train and those not among them."""
+
+    scored_split: str
+    n_test: int
+    n_classes: int
+    unscored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RunComparison:
     """Two runs side by side; `differences` names what is not the same, and so may explain the scores."""
 
     first: RunRow
     second: RunRow
+    scored: tuple[ScoredOn, ScoredOn]
     differences: tuple[str, ...]
     rows: tuple[ScoreChange, ...]
 

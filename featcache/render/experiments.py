@@ -315,8 +315,8 @@ def runs_compare_page(summary: RunComparison) -> Page:
         ],
     )
     facts = [
-        (name, f"{row.command} of {row.dataset}, {row.started}")
-        for name, row in zip(names, (summary.first, summary.second), strict=True)
+        (name, f"{row.command} of {row.dataset}, {row.started}; {scored_text(scored)}")
+        for name, row, scored in zip(names, (summary.first, summary.second), summary.scored, strict=True)
     ]
     same = [("differs", line) for line in summary.differences] or [
         ("differs", "nothing but the heads and their seconds")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from featcache.records.experiments import SCALING, CompareRow, FitSummary, Setting
+from featcache.records.experiments import SCALING, CompareRow, FitSummary, ScoredOn, Setting
 from featcache.records.finetuning import FinetuneSummary
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -69,7 +69,7 @@ def classes_text(n_classes: int, unscored: Sequence[str]) -> str:
     return f"{n_classes - len(unscored):,} of {n_classes:,} classes" if unscored else f"{n_classes:,} classes"
 
 
-def scored_text(found: FitSummary | FinetuneSummary | Setting) -> str:
+def scored_text(found: FitSummary | FinetuneSummary | Setting | ScoredOn) -> str:
     """Return what was scored, and of how many classes where these are not all."""
     over = f", {classes_text(found.n_classes, found.unscored)}" if found.unscored else ""
     return f"{found.scored_split}, n={found.n_test:,}{over}"

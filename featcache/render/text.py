@@ -156,6 +156,8 @@ def onnx_text(summary: OnnxSummary) -> str:
     """Return what was written, how far it was checked, and what goes in and comes out."""
     score = summary.score
     low, high = score["interval"]
+    labels, scored = len(summary.labels), score["scored_classes"]
+    over = f", {scored:,} of {labels:,} classes" if scored < labels else ""
     seed = "" if score["seed"] is None else f", seed {score['seed']}"
     views = f", mean of {', '.join(summary.views)}" if len(summary.views) > 1 else ""
     return "\n".join(
@@ -163,7 +165,7 @@ def onnx_text(summary: OnnxSummary) -> str:
             f"file      {one_line(summary.file)}, {summary.bytes / 1e6:.1f} MB, opset {summary.opset}",
             f"backbone  {summary.backbone} ({summary.weights}), fingerprint {summary.fingerprint[:16]}",
             f"head      {summary.head}{views}: accuracy {score['accuracy']:.3f} ({low:.3f}-{high:.3f}) on "
-            f"{score['split']}, n={score['n']:,}{seed}",
+            f"{score['split']}, n={score['n']:,}{over}{seed}",
             f"outside   {summary.outside}",
             "input     pixels, uint8 (n, height, width, 3)",
             f"inside    {summary.inside}",
