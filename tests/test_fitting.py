@@ -688,7 +688,7 @@ class TestSweep:
     def test_what_is_not_named_has_its_default(self) -> None:
         assert dict(heads.get("mlp", Sweep(lr=(0.1, 0.01))).grid) == {
             "lr": (0.1, 0.01),
-            "alpha": (1.0,),
+            "alpha": (0.5,),
         }
         assert dict(heads.get("mlp", Sweep(alpha=(2.0, 3.0))).grid) == {"alpha": (2.0, 3.0)}
 
@@ -741,7 +741,7 @@ class TestSweep:
     def test_of_one_value_of_each_only_the_scaling_is_chosen(self) -> None:
         fitted = fit_head(heads.get("mlp", Sweep(hidden=((8,),), lr=(0.01,))), ready({"train": 10, "test": 2}), 0)
         assert len(fitted.trials) == 3
-        assert fitted.params == {"scaling": "unit", "hidden": (8,), "lr": 0.01, "alpha": 1.0}
+        assert fitted.params == {"scaling": "unit", "hidden": (8,), "lr": 0.01, "alpha": 0.5}
 
 
 def test_a_fitted_pipeline_leaves_the_vectors_it_is_given() -> None:

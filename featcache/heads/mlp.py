@@ -55,7 +55,7 @@ class Perceptron(Classifier):
         hidden: Sequence[int] = (256,),
         lr: float = 0.002,
         activation: str = "relu",
-        alpha: float = 1.0,
+        alpha: float = 0.5,
         *,
         variance: float = 100.0,
         max_iter: int = 100,
@@ -82,7 +82,7 @@ class Perceptron(Classifier):
                 alpha=alpha,
                 batch_size=min(200, max(32, len(X) // 16), len(X)),
                 learning_rate_init=self.lr,
-                tol=0.02,
+                tol=0.005,
                 n_iter_no_change=2,
                 max_iter=self.max_iter,
                 random_state=self.random_state,
@@ -110,10 +110,10 @@ class Perceptron(Classifier):
 HEAD = Head(
     "mlp",
     lambda seed, n_rows: Perceptron(random_state=seed),
-    {"alpha": (1.0, 0.3)},
-    {"alpha": 1.0},
+    {"alpha": (0.5, 0.2)},
+    {"alpha": 0.5},
     rough={"max_iter": 8},
-    temperature=1.8,
+    temperature=1.2,
     one_fold_from=0,
 )
 
