@@ -16,7 +16,7 @@ class NearestCentroid(LinearClassifier):
     """The class with the nearest mean; with `cosine` all vectors are drawn to unit length first.
 
     With `cosine`, on centred vectors, this is the CL2N of Wang et al. (2019, SimpleShot, arXiv:1911.04623). The means
-    stay as long as they come out: that of a class whose vectors point everywhere is short, and no class is near it.
+    keep their lengths beside each other: that of a class whose vectors point everywhere is short.
     """
 
     path = "cosine"
@@ -28,8 +28,13 @@ class NearestCentroid(LinearClassifier):
     def _fit_path(self, X: FloatArray, codes: Codes, values: Sequence[bool]) -> Iterator[dict[str, Any]]:
         for cosine in values:
             means = class_means(normalize(X) if cosine else X, codes)[0]
-            offset = -np.einsum("kd,kd->k", means, means) / 2
-            yield {"coef_": means.astype(X.dtype), "intercept_": offset.astype(X.dtype)}
+            squares = np.einsum("kd,kd->k", means, means)
+            # The shorter the means, the nearer to each other all scores would be, and no usual temperature held.
+            length = (np.sqrt(squares.mean()) if cosine else 0.0) or 1.0
+            yield {
+                "coef_": (means / length).astype(X.dtype),
+                "intercept_": (-squares / (2 * length)).astype(X.dtype),
+            }
 
     def _scores(self, X: FloatArray) -> FloatArray:
         return super()._scores(normalize(X) if self.cosine else X)

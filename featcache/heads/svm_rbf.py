@@ -108,6 +108,6 @@ HEAD = Head(
     lambda seed, n_rows: KernelSVM(),
     {"gamma": (0.25, 1.0), "C": (1.0, 10.0)},
     {"gamma": 0.25, "C": 10.0},
-    temperature=1.0,
+    temperature=1.4,
     one_fold_from=1000,
 )
