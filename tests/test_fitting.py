@@ -655,6 +655,10 @@ class TestThreads:
             fit_head(head, data, 0)
             assert inside == [[1] * len(before)] * 10 + [[2] * len(before)]
             assert blas_threads() == before
+        inside.clear()
+        with threadpool_limits(1, "blas"):  # as OMP_NUM_THREADS=1 says it
+            fit_head(head, data, 0)
+        assert inside == [[1] * len(before)] * 11
 
     @pytest.mark.parametrize("grid", [{}, {"strategy": ("prior", "uniform")}])
     def test_blas_threads_are_given_back_after_an_error(self, grid: Any) -> None:

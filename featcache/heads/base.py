@@ -181,8 +181,10 @@ def probabilities(
 
 @contextmanager
 def blas_threads(n_threads: int) -> Iterator[None]:
-    """Let BLAS use so many threads."""
-    with _controller().limit(limits=n_threads, user_api="blas"):
+    """Let BLAS use so many threads, and never more than it may already: the user has said so, or who calls."""
+    blas = _controller().select(user_api="blas")
+    allowed = [library["num_threads"] for library in blas.info()]
+    with blas.limit(limits=min([n_threads, *allowed])):
         yield
 
 
