@@ -178,7 +178,9 @@ class Trainer:
         row = EpochRow(epoch, lr, loss, accuracy, val_loss, val_accuracy, time.perf_counter() - start)
         self.history.append(row)
         best = self.history[self._best_epoch]
-        is_better = not self._best or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss)
+        # Of as many right the loss decides, on what no processor rounds otherwise.
+        lower = round(val_loss, 5) < round(best.val_loss, 5)
+        is_better = not self._best or val_accuracy > best.val_accuracy or (val_accuracy == best.val_accuracy and lower)
         if is_better and (epoch or self._has_start):
             self._best_epoch, self._best = epoch, deepcopy(self._modules())
         on_epoch(row)
