@@ -54,10 +54,10 @@ def test_the_commands_extract_one_set_of_pictures_in_six_forms(run: Callable[...
 
 
 def shown(heading: str, command: str) -> list[str]:
-    """Return the lines that the README shows for a command below a heading, the progress left out."""
+    """Return the lines that the README shows on stdout for a command below a heading."""
     section = README.read_text().partition(f"### `featcache {heading}")[2].partition("\n### ")[0]
     block = section.partition(f"$ featcache {command}\n")[2].partition("```")[0]
-    return [line for line in block.splitlines() if "step/s]" not in line]
+    return [line for line in block.splitlines() if "step/s]" not in line and not line.startswith("featcache: ")]
 
 
 def labels(lines: Iterable[str]) -> list[str]:
