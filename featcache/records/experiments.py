@@ -351,7 +351,7 @@ class ScoredOn:
 
     scored_split: str
     n_test: int
-    n_classes: int
+    n_classes: int = 0
     unscored: tuple[str, ...] = ()
 
 
