@@ -23,11 +23,10 @@ _BLOCK = 2**21
 class KernelSVM(Classifier):
     """scikit-learn's `SVC` with the kernel exp(-g |x - y|^2) of vectors drawn to unit length.
 
-    g is `gamma` over the total variance of the training vectors, unit length included.
-    The kernel matrix comes from one matrix product and serves all values of C; so do the scores of new vectors. The
-    score of a class is half the decision value beside the rival it does worst against (the maximin rule; Simpson 1969,
-    The Statistician 18, 1-25). A class that beats all others has most of SVC's votes too, but these do not tell by how
-    much.
+    g is `gamma` over the total variance of the training vectors at unit length. The kernel matrix comes from one matrix
+    product and serves all values of C; so do the scores of new vectors. The score of a class is half the decision value
+    beside the rival it does worst against (the maximin rule; Simpson 1969, The Statistician 18, 1-25). A class that
+    beats all others has most of SVC's votes too, but these do not tell by how much.
     """
 
     path = "C"
