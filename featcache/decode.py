@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from featcache.augment import draw
 from featcache.errors import PictureError
@@ -21,6 +21,26 @@ from featcache.resize import resize
 
 LARGE_PIXELS = 2**25
 """Pictures with more pixels are decoded one at a time, so that a few huge ones do not fill the memory together."""
+
+MAX_PIXELS = 2 * 89_478_485
+"""Pictures with more pixels are refused: Pillow's own limit, whatever the program around sets Pillow's to."""
+
+MAX_SCANS = 100
+MAX_SCANNED = 2**31
+"""A progressive JPEG goes over its pixels once a scan: so many scans at most, as libtiff allows, and so many pixels
+in all of them together, which takes up to half a minute."""
+
+BAND_PIXELS = 2**22
+"""A large picture is converted so many pixels at a time, since a conversion holds it several times over."""
+
+FORMATS = (
+    *("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "MPO", "QOI"),
+    *("ICO", "ICNS", "CUR", "PSD", "PCX", "SGI", "SUN", "DDS", "XBM", "MSP", "TGA"),
+)
+"""The formats that Pillow decodes itself, from the bytes it is given; HEIC, which pillow-heif decodes, beside them.
+
+Others it only hands on: EPS to Ghostscript, WMF to the system, IPTC and MIC to whatever is inside of them.
+"""
 
 MAX_ASPECT = 256
 """Beyond this ratio of its edges only the part of a picture that the crop keeps is resized."""
@@ -45,6 +65,7 @@ _FILTERS = {
 _CORNERS = {"crop-tl": (0, 0), "crop-tr": (1, 0), "crop-bl": (0, 1), "crop-br": (1, 1)}
 
 _one_large = threading.Lock()
+_SCAN = b"\xff\xda"
 _EPS = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 _HEIC_BRANDS = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
 _AVIF_BRANDS = {b"ftypavif", b"ftypavis"}
@@ -113,6 +134,9 @@ def as_file(picture: Image.Image | npt.NDArray[Any]) -> bytes:
         raise PictureError(
             f"a {type(picture).__name__} is no picture: give a PIL.Image or a uint8 array, before any transform"
         )
+    is_loaded = not getattr(picture, "tile", None) and not isinstance(picture, ImageFile.StubImageFile)
+    if not is_loaded and picture.format not in ("HEIF", *FORMATS):
+        raise PictureError(f"a picture of the format {picture.format} is not decoded here: convert it")
     try:
         rgb = _upright_rgb(picture.copy())
     except OSError as error:
@@ -136,12 +160,9 @@ def _opened(data: bytes, draft: int | None, use: Callable[[Image.Image, tuple[in
     Where its short edge may be `draft` pixels in the end, a large JPEG is decoded in fewer pixels.
     """
     try:
-        if data[4:12] in _HEIC_BRANDS:
-            _allow_heic()
-        elif data.startswith(_EPS):  # Pillow would start Ghostscript on it
-            raise PictureError("EPS is a program, not a photograph: convert it")
-        with Image.open(io.BytesIO(data)) as image:
+        with identified(data) as image:
             size = image.size
+            _check_work(image, data)
             if draft is not None:
                 scale = 2 * draft / min(size)
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
@@ -159,6 +180,36 @@ def _opened(data: bytes, draft: int | None, use: Callable[[Image.Image, tuple[in
         raise PictureError(f"broken picture: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
+def identified(data: bytes) -> Image.Image:
+    """Open a picture of one of our `FORMATS`, or a HEIC; no other decoder is asked. Raises `PictureError`, `OSError`."""
+    if data[4:12] in _HEIC_BRANDS:
+        heif = _heif_plugin()
+        if heif is None:
+            raise PictureError("HEIC picture: install pillow-heif (pip install 'featcache[heic]')")
+        try:
+            opened: Image.Image = heif.HeifImageFile(io.BytesIO(data))
+        except (SyntaxError, IndexError, TypeError) as error:
+            raise PictureError("broken picture: HEIC that pillow-heif cannot identify") from error
+        return opened
+    if data.startswith(_EPS):
+        raise PictureError("EPS is a program, not a photograph: convert it")
+    Image.init()
+    return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+def _check_work(image: Image.Image, data: bytes) -> None:
+    """Refuse what would take a very long time or very much memory to decode, before it is begun."""
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise PictureError(f"too many pixels to be a photograph: {pixels:,}, at most {MAX_PIXELS:,} are decoded")
+    if image.format in ("JPEG", "MPO") and data.count(_SCAN) > 1:
+        scans = data.count(_SCAN)
+        if scans > MAX_SCANS or scans * pixels > MAX_SCANNED:
+            raise PictureError(
+                f"{scans:,} scans of {pixels:,} pixels are made to take long, no photograph: save it anew"
+            )
+
+
 def _upright_rgb(image: Image.Image) -> Image.Image:
     if "transparency" in image.info and "RGB;16B" in str(getattr(image, "tile", "")):
         # Pillow keeps 8 bits of the pixels and all 16 of the transparent colour, so they cannot be compared.
@@ -169,14 +220,33 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return the picture as RGB: alpha over white, 16-bit grey scaled to 8 bit, ICC profiles ignored."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # 0-65535 in both
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode in ("I", "F") and not _is_16_bit(image):
+        raise PictureError(f"32-bit picture (mode {image.mode}) without a known brightness range: convert it to 8 bit")
+    if image.width * image.height <= BAND_PIXELS:
+        return _band_to_rgb(image)
+    out = Image.new("RGB", image.size)
+    rows = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        band.format = image.format
+        out.paste(_band_to_rgb(band), (0, top))
+    return out
+
+
+def _is_16_bit(image: Image.Image) -> bool:
+    """Tell whether pixels are grey values of 16 bits, 0 to 65,535."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+
+
+def _band_to_rgb(image: Image.Image) -> Image.Image:
+    if _is_16_bit(image):
         grey = np.asarray(image)
         scaled = np.round(grey / 257).astype(np.uint8)
         if "transparency" in image.info:  # one grey value of a PNG
             scaled[grey == image.info["transparency"]] = 255
         image = Image.fromarray(scaled)
-    elif image.mode in ("I", "F"):
-        raise PictureError(f"32-bit picture (mode {image.mode}) without a known brightness range: convert it to 8 bit")
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -226,21 +296,16 @@ def _room_for(image: Image.Image) -> AbstractContextManager[object]:
     return _one_large if image.width * image.height > LARGE_PIXELS else nullcontext()
 
 
-def _allow_heic() -> bool:
-    """Let Pillow read HEIC if pillow-heif is installed, and tell whether it is; called only for such a picture."""
+def _heif_plugin() -> Any:
+    """Return pillow-heif, or `None` where it is not installed; it is not made known to Pillow, which others use too."""
     try:
-        from pillow_heif import register_heif_opener
+        import pillow_heif
     except ImportError:
-        return False
-    register_heif_opener()
-    return True
+        return None
+    return pillow_heif
 
 
 def _unidentified(data: bytes) -> str:
-    if data[4:12] in _HEIC_BRANDS:
-        if _allow_heic():
-            return "broken picture: HEIC that pillow-heif cannot identify"
-        return "HEIC picture: install pillow-heif (pip install 'featcache[heic]')"
     if data[4:12] in _AVIF_BRANDS and not features.check("avif"):
         return "AVIF picture, and this Pillow was built without AVIF: install a wheel of pillow>=11.3"
-    return "not a picture that Pillow can identify" if data else "empty file"
+    return "not a picture in a format that is decoded here" if data else "empty file"

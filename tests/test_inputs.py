@@ -403,7 +403,7 @@ def bytes_of(values: list[bytes]) -> Any:
 
 
 def test_an_unknown_scheme_is_named() -> None:
-    with pytest.raises(DatasetError, match="foo://bar: unknown scheme foo://: use a path, or a scheme of fsspec"):
+    with pytest.raises(DatasetError, match="foo://bar: foo:// is not read: use a path, or one of s3, "):
         discover("foo://bar")
 
 
@@ -413,7 +413,7 @@ def test_an_unknown_scheme_is_named() -> None:
         ("s3://bucket/x", "s3fs", "pip install 'featcache[s3]'"),
         ("gs://bucket/x", "gcsfs", "pip install 'featcache[gs]'"),
         ("hdfs://host/x", "pyarrow", "pip install 'featcache[hdfs]'"),
-        ("abfs://box/x", "adlfs", "pip install adlfs"),
+        ("https://host/x", "aiohttp", "pip install 'featcache[http]'"),
     ],
 )
 def test_a_package_that_is_missing_is_said_with_its_command(

@@ -230,7 +230,7 @@ class TestPictures:
         (tmp_path / "broken.png").write_text("no picture")
         (tmp_path / "folder").mkdir()
         for name, reason in (
-            ("broken.png", "not a picture that Pillow can identify"),
+            ("broken.png", "not a picture in a format that is decoded here"),
             ("absent.png", "no such file or directory"),
             ("folder", "is a directory"),
         ):

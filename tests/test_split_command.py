@@ -193,7 +193,7 @@ class TestRubbish:
             (photos / "leaf" / f"bad\n{number:02}.txt").write_text("not a picture")
         text = run("split", photos).out
         assert "unreadable  12" in text
-        assert text.count("not a picture that Pillow can identify") == 10
+        assert text.count("not a picture in a format that is decoded here") == 10
         assert "bad\\n09.txt" in text
 
     def test_a_class_of_rubbish_is_left_out_with_a_notice(self, photos: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from featcache.sources import exists
 from featcache.sources.addresses import folder_of, joined
 from featcache.sources.containers import opened
 
+LONGEST_LINE = 2**20
+
 Row = tuple[str, str, str | None, str | None]
 """Where it stands, the path as it stands there, label and split."""
 
@@ -55,8 +57,16 @@ def listed(root: str, rows: Iterable[Row], folder: str | None = None) -> Iterato
             )
 
 
+def _lines(root: str, stream: TextIO) -> Iterator[str]:
+    """Yield the lines of a manifest; one without end would be read into memory whole."""
+    while line := stream.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise DatasetError(f"{root} has a line of more than {LONGEST_LINE:,} characters: it is no list of pictures")
+        yield line
+
+
 def _rows(root: str, stream: TextIO, labelled: bool, columns: Columns, labels: Labels) -> Iterator[Row]:
-    rows = csv.DictReader(stream, strict=True)
+    rows = csv.DictReader(_lines(root, stream), strict=True)
     path, label, split = (columns.get(name, name) for name in ("path", "label", "split"))
     needed = [path, *([label] if labelled or "label" in columns else []), *([split] if "split" in columns else [])]
     for name in needed:

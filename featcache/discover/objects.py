@@ -7,13 +7,17 @@ import json
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from featcache.decode import as_file
+from PIL import ImageOps
+
+from featcache.decode import as_file, identified
 from featcache.discover.labels import Labels
 from featcache.discover.manifests import listed
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Access, Dataset, FileStat, Item
+from featcache.sources import local
 from featcache.sources.addresses import GIVEN, named
 
 _LABELS = ("targets", "labels", "_labels", "y")
@@ -92,6 +96,9 @@ class HuggingFaceDataset:
                 " label, with select_columns and rename_column"
             )
         self._source, self._picture = source, pictures[0]
+        kind = source.features[self._picture]
+        self._mode = kind.mode
+        self._undecoded = source.cast_column(self._picture, replace(kind, decode=False))
         self.targets = [None] * len(source) if label is None else list(source[label])
         self.classes = tuple(getattr(source.features.get(label), "names", ()))
         self.root, self.split = source._fingerprint, getattr(source, "split", None)
@@ -101,8 +108,13 @@ class HuggingFaceDataset:
         return len(self._source)
 
     def __getitem__(self, at: int) -> tuple[Any, Any]:
-        """Return a picture and its label."""
-        return self._source[at][self._picture], self.targets[at]
+        """Return a picture and its label; the picture is decoded here, since `datasets` would do it in any format."""
+        picture = self._undecoded[at][self._picture]
+        if isinstance(picture, dict):
+            data, path = picture["bytes"], picture["path"]
+            picture = identified(local.read(path)[0] if data is None else data)
+            picture = picture if self._mode is None else ImageOps.exif_transpose(picture).convert(self._mode)
+        return picture, self.targets[at]
 
 
 class _Given:

@@ -1,7 +1,7 @@
 """What a user named, or a part of it, enters; the address of it, one string that says where its bytes are, leaves.
 
-An address is an absolute path, a URL of fsspec (`s3://bucket/a.jpg`), or in fsspec's notation of chains a part of a
-container: `zip://ants/a.jpg::/data/x.zip`, `tar://0001.jpg::s3://bucket/x.tar`, `row://image/17::/data/x.parquet`.
+An address is an absolute path, a URL with one of `SCHEMES` (`s3://bucket/a.jpg`), or in fsspec's notation of chains a part
+of a container: `zip://ants/a.jpg::/data/x.zip`, `tar://0001.jpg::s3://bucket/x.tar`, `row://image/17::/data/x.parquet`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import re
 
 CHAIN = "::"
 CONTAINERS = ("zip", "tar", "row")
+SCHEMES = ("s3", "s3a", "gs", "gcs", "hdfs", "http", "https", "memory")
+"""Where files may lie besides this computer. Other file systems of fsspec start programs or evaluate what they read."""
+
 GIVEN = "object"
 """The scheme of what was given in Python: there is nothing to open it from."""
 
@@ -31,9 +34,7 @@ def is_remote(address: str) -> bool:
 
 def named(source: str | os.PathLike[str]) -> str:
     """Return the address of what a user named: paths are made absolute, links in them kept."""
-    text = os.fspath(source)
-    if scheme(text) == "file":
-        text = text.split("://", 1)[1]
+    text = _without_file(os.fspath(source))
     if scheme(text) is None:
         return os.path.abspath(text)  # noqa: PTH100 - resolve() would rename a dataset behind a symbolic link
     if scheme(text) in CONTAINERS and CHAIN in text:
@@ -41,6 +42,10 @@ def named(source: str | os.PathLike[str]) -> str:
         return part(kind, name, named(container))
     kind, _, inside = text.partition("://")
     return f"{kind}://{inside.rstrip('/')}"
+
+
+def _without_file(text: str) -> str:
+    return text.split("://", 1)[1] if scheme(text) == "file" else text
 
 
 def part(kind: str, name: str, container: str) -> str:
@@ -73,6 +78,7 @@ def joined(folder: str, path: str) -> str:
     if scheme(path) in CONTAINERS:
         kind, name, container = split_part(path)
         return part(kind, name, joined(folder, container))
+    path = _without_file(path)
     if scheme(path) is not None:
         return path
     if scheme(folder) is None:

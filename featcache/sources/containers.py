@@ -9,13 +9,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from io import BufferedReader
 from typing import BinaryIO, Generic, TypeVar
 
 from featcache.errors import DatasetError, DatasetNotFoundError, PictureError
 from featcache.records import FileStat
 from featcache.sources import remote
 from featcache.sources.addresses import is_remote
-from featcache.sources.local import FRESH_NS, regular
+from featcache.sources.local import FRESH_NS, open_regular, regular
 
 MOST_OPEN = 32
 """How many containers are kept open; of large ones their lists of names stay in memory."""
@@ -77,8 +78,7 @@ def opened(address: str) -> BinaryIO:
     if is_remote(address):
         return remote.opened(address)
     with _explained(address):
-        regular(os.stat(address))  # a fifo would block for ever
-        return open(address, "rb")
+        return BufferedReader(open_regular(address)[0])
 
 
 def stat(address: str) -> FileStat | None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 import time
+from io import FileIO
 
 from featcache.errors import PictureError
 from featcache.records import FileStat
@@ -33,21 +34,39 @@ def read(path: str) -> tuple[bytes, bytes, FileStat]:
     Raises `PictureError` where the file cannot be read, is not regular, or changes under the reader.
     """
     try:
-        # A fifo would block open() for ever without O_NONBLOCK; on regular files the flag does nothing.
-        with open(path, "rb", buffering=0, opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
-            before = regular(os.fstat(file.fileno()))
+        file, before = open_regular(path)
+        with file:
             check_size(before.size)
-            data = file.readall()
+            data = _read(file, before.size)
             after = regular(os.fstat(file.fileno()))
             # A change within one tick of the file system's clock does not show in the stat.
             is_fresh = time.time_ns() - before.mtime_ns < FRESH_NS
-            if is_fresh and file.seek(0) == 0 and file.readall() != data:
+            if is_fresh and file.seek(0) == 0 and _read(file, before.size) != data:
                 raise PictureError(CHANGED)
     except OSError as error:
         raise PictureError(reason(error)) from error
     if before != after or len(data) != before.size:
         raise PictureError(CHANGED)
     return data, hashlib.sha256(data).digest(), before
+
+
+def open_regular(path: str) -> tuple[FileIO, FileStat]:
+    """Open a file for reading, and return its stat; raises `PictureError` for a fifo, a device or a folder, `OSError`."""
+    # A fifo would block open() for ever without O_NONBLOCK; on regular files the flag does nothing.
+    file = FileIO(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY))
+    try:
+        return file, regular(os.fstat(file.fileno()))
+    except PictureError:
+        file.close()
+        raise
+
+
+def _read(file: FileIO, size: int) -> bytes:
+    """Return what a file holds, at most one byte more than `size`: some of /proc never end."""
+    data = file.read(size + 1)
+    while len(data) <= size and (more := file.read(size + 1 - len(data))):
+        data += more
+    return data
 
 
 def check_size(size: int) -> None:

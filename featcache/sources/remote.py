@@ -6,17 +6,25 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from textwrap import shorten
 from typing import Any, BinaryIO, cast
 
 from featcache.errors import DatasetError, DatasetNotFoundError, FeatcacheError, PictureError
 from featcache.records import FileStat
-from featcache.sources.addresses import scheme
+from featcache.sources.addresses import CHAIN, SCHEMES, scheme
 from featcache.sources.local import CHANGED, check_size
 
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hdfs": "hdfs"}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hdfs": "hdfs", "http": "http", "https": "http"}
+_WEB = ("http", "https")
 _MARKS = ("ETag", "etag", "md5Hash", "checksum", "crc32c", "version_id", "generation", "inode")
 _TIMES = ("mtime", "LastModified", "last_modified", "modified", "updated", "created")
+
+READ_SECONDS = 300
+LIST_SECONDS = 3600
+"""How long a file system may take to give a file, and to list a folder."""
+
+PIECE_BYTES = 2**20
 
 _used: dict[Any, None] = {}
 
@@ -26,9 +34,10 @@ def read(url: str) -> tuple[bytes, bytes, FileStat | None]:
     try:
         fs, path = file_system(url)
         with explained(url):
-            info = fs.info(path)
+            info = _ask(fs, "info", path)
             check_size(int(info.get("size") or 0))
-            data: bytes = fs.cat_file(path)
+            data: bytes = _body(fs, path) if scheme(url) in _WEB else _ask(fs, "cat_file", path)
+            check_size(len(data))
     except DatasetError as error:
         raise PictureError(str(error)) from error
     if info.get("size") not in (None, len(data)):
@@ -36,25 +45,45 @@ def read(url: str) -> tuple[bytes, bytes, FileStat | None]:
     return data, hashlib.sha256(data).digest(), stat_of(info)
 
 
+def _body(fs: Any, url: str) -> bytes:
+    """Read what a web server sends, which may be more than it said, or have no end."""
+    data = bytearray()
+    # Without blocks, and with a size that nobody uses, it is one request.
+    with fs.open(url, "rb", block_size=0, size=1) as file:
+        while piece := file.read(PIECE_BYTES):
+            data += piece
+            check_size(len(data))
+    return bytes(data)
+
+
+def _ask(fs: Any, what: str, path: str, seconds: float = READ_SECONDS, **details: Any) -> Any:
+    """Call a file system, which has to answer in time; what is not asynchronous has time limits of its own."""
+    if not getattr(fs, "async_impl", False):
+        return getattr(fs, what)(path, **details)
+    from fsspec.asyn import sync
+
+    return sync(fs.loop, getattr(fs, f"_{what}"), path, timeout=seconds, **details)
+
+
 def stat(url: str) -> FileStat | None:
     """Return what tells an unchanged object, `None` where nothing does; raises `DatasetError`."""
     fs, path = file_system(url)
     with explained(url):
-        return stat_of(fs.info(path))
+        return stat_of(_ask(fs, "info", path))
 
 
 def is_folder(url: str) -> bool:
     """Tell whether there is a folder; raises `DatasetError` where there is nothing, or it cannot be asked."""
     fs, path = file_system(url)
     with explained(url):
-        return bool(fs.info(path)["type"] == "directory")
+        return bool(_ask(fs, "info", path)["type"] == "directory")
 
 
 def listing(url: str) -> dict[str, FileStat | None]:
     """Return all files below a folder, by their paths relative to it, with what tells unchanged ones."""
     fs, path = file_system(url)
     with explained(url):
-        found: Mapping[str, Mapping[str, Any]] = fs.find(path, detail=True)
+        found: Mapping[str, Mapping[str, Any]] = _ask(fs, "find", path, LIST_SECONDS, detail=True)
     skipped = len(str(path).rstrip("/")) + 1
     return {name[skipped:]: stat_of(info) for name, info in found.items() if not name.endswith("/")}
 
@@ -68,23 +97,47 @@ def opened(url: str) -> BinaryIO:
 
 def file_system(url: str) -> tuple[Any, str]:
     """Return the file system of a URL, and the path on it; raises `DatasetError` where its package is missing."""
-    from fsspec.core import url_to_fs
-    from fsspec.registry import known_implementations
-
     kind = scheme(url) or ""
-    if kind not in known_implementations:
-        raise DatasetError(f"{url}: unknown scheme {kind}://: use a path, or a scheme of fsspec such as s3, gs or hdfs")
+    if kind not in SCHEMES:
+        raise DatasetError(f"{url}: {kind}:// is not read: use a path, or one of {', '.join(SCHEMES)}")
+    if CHAIN in url:
+        raise DatasetError(
+            f"{url}: only parts of archives have {CHAIN!r} in their address, and those by zip, tar or row"
+        )
     try:
-        fs, path = url_to_fs(url)
+        from fsspec.core import url_to_fs
+
+        fs, path = url_to_fs(url, **(_web_options() if kind in _WEB else {}))
     except ImportError as error:
-        package = known_implementations[kind]["class"].split(".")[0]
-        package = (error.name or kind) if package == "fsspec" else package
-        wanted = f"'featcache[{_EXTRAS[kind]}]'" if kind in _EXTRAS else package
-        raise DatasetError(f"{url} needs a package that is not installed: pip install {wanted}") from error
+        package = f"'featcache[{_EXTRAS[kind]}]'"
+        raise DatasetError(f"{url} needs a package that is not installed: pip install {package}") from error
     except Exception as error:
         raise DatasetError(f"cannot use {url}: {_said(error)}") from error
     _used[fs] = None
     return fs, str(path)
+
+
+class _RedirectError(Exception):
+    """A web server that leads to another one, which nobody named."""
+
+
+@cache
+def _web_options() -> dict[str, Any]:
+    """Return how the web is asked: no answer may take for ever, and none leads to a server that was not named."""
+    import aiohttp
+
+    async def check(_session: Any, _context: Any, asked: Any) -> None:
+        leads_to = asked.response.headers.get("Location", "")
+        host = asked.url.join(URL(leads_to)).host
+        if host != asked.url.host:
+            raise _RedirectError(f"it leads to {leads_to}, on another server: name that address if it is meant")
+
+    from yarl import URL
+
+    traces = aiohttp.TraceConfig()
+    traces.on_request_redirect.append(check)
+    timeout = aiohttp.ClientTimeout(total=READ_SECONDS, sock_connect=30)
+    return {"client_kwargs": {"timeout": timeout, "trace_configs": [traces]}}
 
 
 def forget() -> None:
@@ -101,6 +154,8 @@ def explained(url: str) -> Iterator[None]:
     except FeatcacheError:
         raise
     except FileNotFoundError as error:
+        if isinstance(error.__cause__, _RedirectError):
+            raise DatasetError(f"cannot read {url}: {error.__cause__}") from error
         raise DatasetNotFoundError(f"no such folder, manifest or picture: {url}") from error
     except Exception as error:  # each file system has errors of its own
         raise DatasetError(f"cannot read {url}: {_said(error)}") from error
@@ -118,4 +173,5 @@ def stat_of(info: Mapping[str, Any]) -> FileStat | None:
 
 
 def _said(error: Exception) -> str:
-    return shorten(f"{type(error).__name__}: {error}", 300)  # libhdfs names every place where it looked
+    said = str(error) if isinstance(error, _RedirectError) else f"{type(error).__name__}: {error}"
+    return shorten(said, 300)  # libhdfs names every place where it looked

@@ -40,6 +40,7 @@ class Table:
                 self._parquet = pq.ParquetFile(opened(address))
                 self.schema = self._parquet.schema_arrow
             else:
+                opened(address).close()  # a fifo would be waited for
                 self._arrow = pa.ipc.open_stream(pa.memory_map(address)).read_all()
                 self.schema = self._arrow.schema
         except DatasetNotFoundError:

@@ -29,7 +29,7 @@ class Share:
         place = named(url)
         self.url = place if scheme(place) else f"file://{place}"
         self._folder = folder
-        self._fs, self._root = file_system(self.url)
+        self._fs, self._root = file_system(place) if scheme(place) else _here(place)
         with self._explained("use", "", CacheWriteError):
             self._fs.makedirs(self._root, exist_ok=True)
 
@@ -81,3 +81,9 @@ class Share:
             raise kind(
                 f"cannot {what} {self.url}/{name} ({said}): check the place, and what you may do there"
             ) from error
+
+
+def _here(folder: str) -> tuple[Any, str]:
+    from fsspec import filesystem
+
+    return filesystem("file"), folder

@@ -306,9 +306,9 @@ def flipped_bit_png() -> bytes:
     return bytes(data)
 
 
-NOT_A_PICTURE = r"^not a picture that Pillow can identify$"
+NOT_A_PICTURE = r"^not a picture in a format that is decoded here$"
 CUT_OFF = r"^broken picture: .*truncated"
-CUT_EARLY = r"^broken picture: .|^not a picture that Pillow can identify$"
+CUT_EARLY = r"^broken picture: .|^not a picture in a format that is decoded here$"
 ISO_MEDIA = b"\x00\x00\x00\x18ftyp%b\x00\x00\x00\x00mif1heic" + bytes(200)
 HEIC_HINT = r"^broken picture: .|^not a picture" if find_spec("pillow_heif") else r"HEIC.*pillow-heif"
 

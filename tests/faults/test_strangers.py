@@ -1,0 +1,317 @@
+"""Pictures, lists and addresses that somebody made to run a program, to reach further, or to have no end."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socketserver
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featcache.decode import FORMATS, as_file, decode
+from featcache.discover import discover
+from featcache.errors import DatasetError, PictureError
+from featcache.records import Preprocess
+from featcache.sources import local, read, remote
+
+STEPS = Preprocess(32, 32, "bilinear", (0, 0, 0), (1, 1, 1))
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n9 9 moveto showpage\n"
+
+
+def iptc(content: bytes) -> bytes:
+    """Return an IPTC container whose picture is `content`, as Pillow's plug-in for them reads it."""
+    field = b"\x1c%b" + b"%b%b"
+    parts = {(3, 20): b"\0\x09", (3, 30): b"\0\x09", (3, 60): b"\1\0", (3, 65): b"\0\1\0", (3, 120): b"\0\0\1\0"}
+    head = b"".join(field % (bytes(tag), struct.pack(">H", len(text)), text) for tag, text in parts.items())
+    return head + b"\x1c\x08\x0a" + struct.pack(">H", len(content)) + content
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a program called as Ghostscript is before all others, and return the file that it would make."""
+    ran = tmp_path / "ran"
+    for name in ("gs", "gswin64c", "gswin32c"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    return ran
+
+
+@pytest.mark.parametrize("content", [EPS, iptc(EPS), b"\xc5\xd0\xd3\xc6" + EPS], ids=["eps", "iptc", "dos eps"])
+def test_no_picture_starts_a_program(content: bytes, programs: Path) -> None:
+    code = "import sys; from PIL import Image; Image.open(sys.stdin.buffer).load()"
+    subprocess.run([sys.executable, "-c", code], input=EPS, capture_output=True)
+    assert programs.exists(), "Pillow alone does not start it: the test tries nothing"
+    programs.unlink()
+    with pytest.raises(PictureError):
+        decode(content, STEPS)
+    assert not programs.exists()
+
+
+def test_a_picture_object_that_is_not_yet_decoded_starts_no_program(programs: Path) -> None:
+    with pytest.raises(PictureError, match="^a picture of the format EPS is not decoded here: convert it$"):
+        as_file(Image.open(io.BytesIO(EPS)))
+    assert not programs.exists()
+
+
+def test_only_formats_are_decoded_that_pillow_decodes_itself() -> None:
+    Image.init()
+    handed_on = {"EPS", "IPTC", "WMF", "MIC", "FPX", "BUFR", "GRIB", "HDF5", "MPEG", "PCD"}
+    assert not handed_on & set(FORMATS)
+    assert set(FORMATS) - {"AVIF", "MPO"} <= set(Image.OPEN)  # AVIF may not be built in, an MPO is opened as a JPEG
+
+
+def jpeg(scans: int, edge: int = 500) -> bytes:
+    """Return a progressive JPEG with about so many scans, all but the first few the same."""
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((edge, edge), np.uint8)).save(out, "JPEG", progressive=True)
+    data = out.getvalue()
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * (scans - data.count(b"\xff\xda")) + data[-2:]
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_at_once() -> None:
+    start = time.perf_counter()
+    with pytest.raises(PictureError, match=r"^4,000 scans of 250,000 pixels are made to take long, no photograph"):
+        decode(jpeg(4000), STEPS)
+    assert time.perf_counter() - start < 0.5
+    assert decode(jpeg(100), STEPS).shape == (32, 32, 3)
+
+
+LARGE = """
+import io, resource, sys
+import numpy as np
+from PIL import Image
+from featcache.decode import decode
+from featcache.records import Preprocess
+out = io.BytesIO()
+picture = Image.new(sys.argv[1], (9000, 9000))
+picture.save(out, "PNG", compress_level=1)
+need = len(picture.tobytes())
+del picture
+data = out.getvalue()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+limit = 2 * need + 81_000_000 * 3 + 400 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (before * 1024 + limit, -1))
+decode(data, Preprocess(32, 32, "bilinear", (0, 0, 0), (1, 1, 1)))
+print("decoded")
+"""
+
+
+@pytest.mark.parametrize("mode", ["I;16", "LA"])
+def test_a_large_picture_takes_little_more_memory_than_its_pixels(mode: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LARGE, mode], capture_output=True, text=True)
+    assert done.stdout == "decoded\n", done.stderr
+
+
+@pytest.mark.parametrize("mode", ["I;16", "LA", "P", "1", "CMYK", "RGBA"])
+def test_a_picture_converted_in_bands_is_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (70, 90, 4), np.uint8)
+    picture = Image.fromarray(noise.view(np.uint16)[..., 0]) if mode == "I;16" else Image.fromarray(noise).convert(mode)
+    if mode == "P":
+        picture.info["transparency"] = 7
+    out = io.BytesIO()
+    picture.save(out, "TIFF" if mode == "CMYK" else "PNG")
+    whole = decode(out.getvalue(), STEPS)
+    monkeypatch.setattr("featcache.decode.BAND_PIXELS", 1000)
+    assert np.array_equal(decode(out.getvalue(), STEPS), whole)
+
+
+def test_pillow_is_left_as_it_was(tmp_path: Path) -> None:
+    code = (
+        "from PIL import Image, ImageFile; import io, pillow_heif\n"
+        "from featcache.decode import decode; from featcache.records import Preprocess\n"
+        "out = io.BytesIO(); pillow_heif.from_pillow(Image.new('RGB', (64, 48))).save(out)\n"
+        "decode(out.getvalue(), Preprocess(16, 16, 'bilinear', (0, 0, 0), (1, 1, 1)))\n"
+        "print('HEIF' in Image.OPEN, Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)"
+    )
+    pytest.importorskip("pillow_heif")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "89478485", "False"]
+
+
+def listed(folder: Path, address: str) -> Path:
+    """Return a manifest with a picture at an address, and one beside it."""
+    Image.new("RGB", (9, 9)).save(folder / "a.png")
+    manifest = folder / "list.csv"
+    manifest.write_text(f'path,label\na.png,a\n"{address}",b\n')
+    return manifest
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "reference://x::{here}/evil.json",
+        "simplecache::file://{here}/a.png",
+        "s3://bucket/x::reference://y",
+        "github://user:repo@main/a.png",
+        "ssh://host/a.png",
+        "local://{here}/a.png",
+        "dir://x::file://{here}",
+        "zip://a.png::reference://x",
+        "tar://a.png::zip://b.tar::{here}/c.zip",
+        "blockcache::http://127.0.0.1:9/a.png",
+    ],
+)
+def test_an_address_of_another_kind_is_no_picture(address: str, tmp_path: Path) -> None:
+    templates = {"a": "{{ cycler.__init__.__globals__.os.system('touch " + str(tmp_path / "ran") + "') }}"}
+    refs = {"version": 1, "templates": templates, "gen": [], "refs": {"x": ["{{a}}"]}}
+    (tmp_path / "evil.json").write_text(json.dumps(refs))
+    manifest = listed(tmp_path, address.format(here=tmp_path))
+    try:
+        items = discover(manifest).items
+    except DatasetError:
+        items = ()
+    for item in items[1:]:
+        with pytest.raises(PictureError):
+            read(item.path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["path", "file url", "list", "archive", "table"])
+@pytest.mark.parametrize("what", ["/dev/zero", "fifo", "/proc/kmsg"])
+def test_devices_and_fifos_are_refused_however_they_are_named(kind: str, what: str, tmp_path: Path) -> None:
+    place = Path(what)
+    if what == "fifo":
+        place = tmp_path / "fifo"
+        os.mkfifo(place)
+    start = time.perf_counter()
+    with pytest.raises((PictureError, DatasetError)):
+        if kind == "path":
+            read(str(place))
+        elif kind == "file url":
+            read(discover(f"file://{place}").items[0].path)
+        elif kind == "list":
+            read(discover(listed(tmp_path, f"FILE://{place}")).items[1].path)
+        else:
+            link = tmp_path / {"archive": "x.tar", "table": "x.parquet"}[kind]
+            link.symlink_to(place)
+            discover(link)
+    assert time.perf_counter() - start < 5
+
+
+def test_a_file_that_has_no_end_is_read_no_further_than_its_size(tmp_path: Path) -> None:
+    endless = Path("/proc/self/pagemap")  # a regular file of zero bytes that gives as many as are asked for
+    if not endless.exists() or not stat.S_ISREG(endless.stat().st_mode):
+        pytest.skip("no such file on this system")
+    with pytest.raises(PictureError):
+        local.read(str(endless))
+
+
+def test_a_list_of_one_endless_line_is_refused(tmp_path: Path) -> None:
+    manifest = tmp_path / "list.csv"
+    with manifest.open("wb") as file:
+        file.write(b"path,label\n")
+        file.truncate(2**40)
+    with pytest.raises(DatasetError, match="has a line of more than 1,048,576 characters: it is no list of pictures$"):
+        discover(manifest)
+
+
+class Web(BaseHTTPRequestHandler):
+    """A server of a picture, of one that never ends, of one that lies about its size, of redirects, and of silence."""
+
+    def do_GET(self) -> None:
+        place = self.path.strip("/")
+        if place.startswith("to-"):
+            self.send_response(302)
+            self.send_header("Location", place.removeprefix("to-") if "://" in place else f"/{place[3:]}")
+            self.end_headers()
+            return
+        self.send_response(200)
+        if place == "picture.png":
+            self.send_header("Content-Length", str(len(PICTURE)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if place == "picture.png":
+            self.wfile.write(PICTURE)
+        try:
+            while place == "endless":
+                self.wfile.write(bytes(2**16))
+            if place == "silent":
+                time.sleep(20)
+        except OSError:
+            pass
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+_picture = io.BytesIO()
+Image.new("RGB", (40, 40), (1, 2, 3)).save(_picture, "PNG")
+PICTURE = _picture.getvalue()
+
+
+@contextmanager
+def serving() -> Iterator[int]:
+    """Serve `Web` on a port of this computer, which has two names."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Web) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+@pytest.fixture
+def web() -> Iterator[int]:
+    pytest.importorskip("aiohttp")
+    with serving() as port:
+        yield port
+
+
+def test_a_picture_on_the_web_is_read_also_behind_a_redirect_on_its_server(web: int) -> None:
+    for name in ("picture.png", "to-picture.png"):
+        assert read(f"http://127.0.0.1:{web}/{name}")[0] == PICTURE
+
+
+def test_an_answer_without_end_is_read_to_its_bound(web: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "MAX_BYTES", 2**22)
+    with pytest.raises(PictureError, match=r"^larger than 4 MiB \([45],...,... bytes\)$"):
+        read(f"http://127.0.0.1:{web}/endless")
+
+
+def test_a_server_that_leads_to_another_one_is_not_followed(web: int) -> None:
+    with pytest.raises(PictureError, match=r"it leads to http://localhost:\d+/picture.png, on another server: name "):
+        read(f"http://127.0.0.1:{web}/to-http://localhost:{web}/picture.png")
+
+
+def test_a_server_that_says_nothing_is_left_in_time(web: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "READ_SECONDS", 1)
+    remote._web_options.cache_clear()
+    start = time.perf_counter()
+    with pytest.raises(PictureError, match="Timeout"):
+        read(f"http://127.0.0.1:{web}/silent")
+    assert time.perf_counter() - start < 10
+    remote._web_options.cache_clear()
+
+
+def test_a_dataset_of_hugging_face_starts_no_program_and_keeps_the_pixels(programs: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image()})
+    rows = [{"bytes": PICTURE, "path": None}, {"bytes": iptc(EPS), "path": None}, {"bytes": EPS, "path": None}]
+    source = datasets.Dataset.from_dict({"image": rows}, features=features)
+    dataset = discover(source)
+    assert dataset.access is not None
+    data = dataset.access.read(dataset.items[0].path)[0]
+    assert data == as_file(source[0]["image"])
+    for item in dataset.items[1:]:
+        with pytest.raises(PictureError):
+            dataset.access.read(item.path)
+    assert not programs.exists()
