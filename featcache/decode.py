@@ -181,7 +181,7 @@ def _opened(data: bytes, draft: int | None, use: Callable[[Image.Image, tuple[in
 
 
 def identified(data: bytes) -> Image.Image:
-    """Open a picture of one of our `FORMATS`, or a HEIC; no other decoder is asked. Raises `PictureError`, `OSError`."""
+    """Open a picture of one of our `FORMATS`, or a HEIC: no other decoder is asked. Raises `PictureError`, `OSError`."""
     if data[4:12] in _HEIC_BRANDS:
         heif = _heif_plugin()
         if heif is None:
@@ -206,7 +206,7 @@ def _check_work(image: Image.Image, data: bytes) -> None:
         scans = data.count(_SCAN)
         if scans > MAX_SCANS or scans * pixels > MAX_SCANNED:
             raise PictureError(
-                f"{scans:,} scans of {pixels:,} pixels are made to take long, no photograph: save it anew"
+                f"{scans:,} scans of {pixels:,} pixels are made to take long: no photograph, save it anew"
             )
 
 

@@ -1,7 +1,7 @@
 """What a user named, or a part of it, enters; the address of it, one string that says where its bytes are, leaves.
 
-An address is an absolute path, a URL with one of `SCHEMES` (`s3://bucket/a.jpg`), or in fsspec's notation of chains a part
-of a container: `zip://ants/a.jpg::/data/x.zip`, `tar://0001.jpg::s3://bucket/x.tar`, `row://image/17::/data/x.parquet`.
+An address is an absolute path, a URL with one of `SCHEMES` (`s3://bucket/a.jpg`), or in fsspec's notation of chains a
+part of a container: `zip://ants/a.jpg::/data/x.zip`, `tar://0001.jpg::s3://bucket/x.tar`, `row://image/17::/data/x.parquet`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from typing import BinaryIO, Generic, TypeVar
 
 from featcache.errors import DatasetError, DatasetNotFoundError, PictureError
@@ -78,7 +78,8 @@ def opened(address: str) -> BinaryIO:
     if is_remote(address):
         return remote.opened(address)
     with _explained(address):
-        return BufferedReader(open_regular(address)[0])
+        file, stat = open_regular(address)
+        return BufferedReader(file) if stat.size else BytesIO()  # some of /proc say 0, and never end
 
 
 def stat(address: str) -> FileStat | None:

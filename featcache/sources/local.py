@@ -51,7 +51,7 @@ def read(path: str) -> tuple[bytes, bytes, FileStat]:
 
 
 def open_regular(path: str) -> tuple[FileIO, FileStat]:
-    """Open a file for reading, and return its stat; raises `PictureError` for a fifo, a device or a folder, `OSError`."""
+    """Open a file for reading, and return its stat; raises `PictureError` for a fifo, device or folder, and `OSError`."""
     # A fifo would block open() for ever without O_NONBLOCK; on regular files the flag does nothing.
     file = FileIO(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY))
     try:
@@ -63,7 +63,7 @@ def open_regular(path: str) -> tuple[FileIO, FileStat]:
 
 def _read(file: FileIO, size: int) -> bytes:
     """Return what a file holds, at most one byte more than `size`: some of /proc never end."""
-    data = file.read(size + 1)
+    data = file.read(size + 1) or b""  # nothing yet, where others would wait
     while len(data) <= size and (more := file.read(size + 1 - len(data))):
         data += more
     return data

@@ -102,7 +102,7 @@ def file_system(url: str) -> tuple[Any, str]:
         raise DatasetError(f"{url}: {kind}:// is not read: use a path, or one of {', '.join(SCHEMES)}")
     if CHAIN in url:
         raise DatasetError(
-            f"{url}: only parts of archives have {CHAIN!r} in their address, and those by zip, tar or row"
+            f"{url}: {CHAIN!r} stands in addresses of parts only, which begin with zip://, tar:// or row://"
         )
     try:
         from fsspec.core import url_to_fs
