@@ -181,7 +181,7 @@ def _opened(data: bytes, draft: int | None, use: Callable[[Image.Image, tuple[in
 
 
 def identified(data: bytes) -> Image.Image:
-    """Open a picture of one of our `FORMATS`, or a HEIC: no other decoder is asked. Raises `PictureError`, `OSError`."""
+    """Open a picture of one of our `FORMATS`, or a HEIC; raises `PictureError` or `OSError`."""
     if data[4:12] in _HEIC_BRANDS:
         heif = _heif_plugin()
         if heif is None:

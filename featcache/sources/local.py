@@ -51,7 +51,7 @@ def read(path: str) -> tuple[bytes, bytes, FileStat]:
 
 
 def open_regular(path: str) -> tuple[FileIO, FileStat]:
-    """Open a file for reading, and return its stat; raises `PictureError` for a fifo, device or folder, and `OSError`."""
+    """Open a regular file for reading, and return its stat; raises `PictureError` for anything else, and `OSError`."""
     # A fifo would block open() for ever without O_NONBLOCK; on regular files the flag does nothing.
     file = FileIO(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY))
     try:
