@@ -209,7 +209,7 @@ def write_manifest(file: Path, rows: Sequence[tuple[str, str, str]]) -> None:
                 return
         raise OutputError(f"{file} is there already, and says something else: remove it, or name another file")
     try:
-        write_atomic(file, content)
+        write_atomic(file, content, folders=len(file.parts))
     except CacheWriteError as error:
         raise OutputError(str(error)) from error
 

@@ -79,7 +79,12 @@ def regular(status: os.stat_result) -> FileStat:
     """Return the stat of a regular file; raises `PictureError` for anything else."""
     if not stat.S_ISREG(status.st_mode):
         raise PictureError("not a regular file")
-    return FileStat(status.st_size, status.st_mtime_ns, status.st_ino)
+    return FileStat(*map(in_64_bits, (status.st_size, status.st_mtime_ns, status.st_ino)))
+
+
+def in_64_bits(value: int) -> int:
+    """Return a number as what a signed one of 64 bits makes of it: some inodes and times are beyond that."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def reason(error: OSError) -> str:

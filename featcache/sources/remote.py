@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
+from math import isfinite
 from textwrap import shorten
 from typing import Any, BinaryIO, cast
 
 from featcache.errors import DatasetError, DatasetNotFoundError, FeatcacheError, PictureError
 from featcache.records import FileStat
 from featcache.sources.addresses import CHAIN, SCHEMES, scheme
-from featcache.sources.local import CHANGED, check_size
+from featcache.sources.local import CHANGED, check_size, in_64_bits
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hdfs": "hdfs", "http": "http", "https": "http"}
 _WEB = ("http", "https")
@@ -169,7 +170,8 @@ def stat_of(info: Mapping[str, Any]) -> FileStat | None:
     changed = next((info[name] for name in _TIMES if info.get(name) is not None), None)
     seconds = changed.timestamp() if isinstance(changed, datetime) else changed
     mark = int.from_bytes(hashlib.sha256("\n".join(marks).encode()).digest()[:7])
-    return FileStat(int(info["size"]), int(seconds * 1e9) if isinstance(seconds, int | float) else 0, mark)
+    is_time = isinstance(seconds, int | float) and isfinite(seconds)
+    return FileStat(in_64_bits(int(info["size"])), in_64_bits(int(seconds * 1e9)) if is_time else 0, mark)
 
 
 def _said(error: Exception) -> str:

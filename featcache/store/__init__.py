@@ -6,11 +6,11 @@ import contextlib
 import json
 import logging
 import platform
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from featcache.errors import CacheError, CacheVersionError, CacheWriteError, CatalogError
 from featcache.records import FeatureSpec, Progress
@@ -18,7 +18,17 @@ from featcache.store.catalog import Catalog, Row
 from featcache.store.cells import Cells
 from featcache.store.checkpoints import Checkpoint
 from featcache.store.features import FeatureStore
-from featcache.store.files import exclusive, move, remove, remove_abandoned, shared, sync_names, write_atomic
+from featcache.store.files import (
+    exclusive,
+    move,
+    read_bounded,
+    read_json,
+    remove,
+    remove_abandoned,
+    shared,
+    sync_names,
+    write_atomic,
+)
 from featcache.store.networks import Indexes, Networks
 from featcache.store.runs import EXTRACTIONS, Run, Runs
 from featcache.store.segment import declared_fingerprint
@@ -48,10 +58,11 @@ _MARKS = {
     ".gitignore": b"*\n!.gitignore\n",
     "CACHEDIR.TAG": b"Signature: 8a477f597d28d172789f06886806bc55\n# A featcache cache.\n",
 }
-_OWN = {
-    *("format.json", "segments", "bad", "models", "runs", "splits", "cells", "demo", "catalog.sqlite"),
-    *("networks", "backbones", "trainings", "shards", "shares", "indexes", *_MARKS),
-}
+_FOLDERS = (
+    *("segments", "bad", "models", "runs", "splits", "cells", "demo"),
+    *("networks", "backbones", "trainings", "shards", "shares", "indexes"),
+)
+_OWN = {"format.json", "catalog.sqlite", *_FOLDERS, *_MARKS}
 
 
 class Cache:
@@ -76,11 +87,12 @@ class Cache:
                 _check_version(marker)
             else:
                 _refuse_foreign(self.folder)
-                self.put("format.json", json.dumps({"format": "featcache", "version": FORMAT_VERSION}).encode())
-            for name, content in _MARKS.items():
+                content = json.dumps({"format": "featcache", "version": FORMAT_VERSION}).encode()
+                write_atomic(marker, content, folders=len(marker.parts))
+            for name, text in _MARKS.items():
                 if not (self.folder / name).exists():
-                    self.put(name, content)
-            remove_abandoned(self.folder)
+                    self.put(name, text)
+            remove_abandoned(self.folder, _FOLDERS)
         except OSError as error:
             if isinstance(error, CacheWriteError):
                 raise
@@ -143,8 +155,8 @@ class Cache:
         folder = self._segments(spec.fingerprint)
         note = folder / "spec.json"
         content = json.dumps({"fingerprint": spec.fingerprint, "spec": spec.to_dict()}, indent=2).encode()
-        if not note.exists() or note.read_bytes() != content:
-            write_atomic(note, content)
+        if not _holds(note, content):
+            write_atomic(note, content, folders=2)
         sync_names(folder.parent, self.folder)
         return self.store(spec.fingerprint)
 
@@ -165,10 +177,11 @@ class Cache:
         """Return the spec that was kept beside the vectors of a fingerprint; raises `CacheError`."""
         note = self._segments(fingerprint) / "spec.json"
         try:
-            spec = FeatureSpec.from_json(json.dumps(json.loads(note.read_bytes())["spec"]))
+            spec = FeatureSpec.from_json(json.dumps(read_json(note)["spec"]))
+            found = spec.fingerprint
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CacheError(f"{note} is missing or broken: run `featcache extract` again") from error
-        if spec.fingerprint != fingerprint:
+        if found != fingerprint:
             raise CacheError(f"{note} is not the spec of {fingerprint}: run `featcache extract` again")
         return spec
 
@@ -192,7 +205,7 @@ class Cache:
 
     def size(self, folder: Path | None = None) -> int:
         """Return the bytes of all files in the cache, or in one folder of it."""
-        return sum(path.stat().st_size for path in (folder or self.folder).rglob("*") if path.is_file())
+        return sum(map(_size, (folder or self.folder).rglob("*")))
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -218,7 +231,7 @@ class Cache:
     def put(self, name: str, data: bytes) -> Path:
         """Write one file of the cache, whole or not at all, and return its path."""
         path = self.folder / name
-        write_atomic(path, data)
+        write_atomic(path, data, folders=len(Path(name).parts) - 1)
         return path
 
     def _segments(self, fingerprint: str) -> Path:
@@ -231,21 +244,33 @@ def _runs(folder: Path, catalog: Path | None) -> Runs:
 
 
 def _fingerprint_of(folder: Path) -> str | None:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        fingerprint = json.loads((folder / "spec.json").read_bytes())["fingerprint"]
-        if str(fingerprint)[:16] == folder.name:
-            return str(fingerprint)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        fingerprint = FeatureSpec.from_json(json.dumps(read_json(folder / "spec.json")["spec"])).fingerprint
+        if fingerprint[:16] == folder.name:
+            return fingerprint
     for path in sorted(folder.glob("seg-*.h5")):
         with contextlib.suppress(CacheError, OSError):
             return declared_fingerprint(path)
     return None
 
 
+def _holds(path: Path, content: bytes) -> bool:
+    with contextlib.suppress(OSError):
+        return read_bounded(path) == content
+    return False
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):  # another command may delete it meanwhile
+        status = path.lstat()
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return 0
+
+
 def _check_version(marker: Path) -> None:
     try:
-        content: dict[str, Any] = json.loads(marker.read_bytes())
-        version = content["version"]
-    except (ValueError, KeyError, TypeError) as error:
+        version = read_json(marker)["version"]
+    except (ValueError, KeyError) as error:
         raise CacheError(f"{marker} is broken: remove it, and the next command writes it anew") from error
     if version != FORMAT_VERSION:
         raise CacheVersionError(

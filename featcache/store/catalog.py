@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
+import re
 import sqlite3
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,11 +16,11 @@ from pathlib import Path
 
 from featcache.errors import CacheVersionError, CacheWriteError, CatalogError
 from featcache.records import FileStat, Item, Look
-from featcache.store.files import no_room
+from featcache.store.files import create, no_room
 
-SCHEMA = 3
-COMPLETED = 2
-"""The schema that lacks tables only; a catalog of it gets them when it is opened."""
+SCHEMA = 4
+COMPLETED = (2, 3)
+"""The schemas that lack tables only; a catalog of them gets those when it is opened."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS files (
@@ -30,8 +34,15 @@ CREATE TABLE IF NOT EXISTS items (
     dataset INTEGER REFERENCES datasets(id), position INTEGER, path TEXT, label TEXT, split TEXT, key BLOB, reason TEXT,
     PRIMARY KEY (dataset, position)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS commits (number INTEGER PRIMARY KEY, root TEXT, run INTEGER, digest BLOB);
 """
 
+KEY_BYTES = 32
+
+_STATEMENTS = {text.split("(")[0].split()[-1]: text.strip() for text in _TABLES.split(";") if text.strip()}
+
+PATIENCE = 120
+"""Seconds to wait for another command that is writing."""
 
 _READABLE = "FROM items JOIN datasets ON dataset = id WHERE root = CAST(? AS TEXT) AND key IS NOT NULL"
 
@@ -51,7 +62,9 @@ class Catalog:
     def __init__(self, path: Path) -> None:
         self._path = path
         with self._errors():
-            self._connection = sqlite3.connect(path, timeout=60)
+            self._identity = _identity_of(path)
+            self._connection = sqlite3.connect(path, timeout=PATIENCE)
+            self._connection.execute("PRAGMA trusted_schema = OFF")
             # Names of files are bytes; as text they keep whatever cannot be decoded, like os.fsdecode does.
             self._connection.text_factory = os.fsdecode
             self._create()
@@ -67,7 +80,7 @@ class Catalog:
             db.execute("DELETE FROM asked")
             db.executemany("INSERT OR IGNORE INTO asked VALUES (CAST(? AS TEXT))", ((_text(path),) for path in paths))
             rows = db.execute("SELECT path, size, mtime_ns, inode, key FROM files NATURAL JOIN asked")
-            return {path: (FileStat(*stat), key) for path, *stat, key in rows}
+            return {path: (FileStat(*stat), key) for path, *stat, key in rows if _is_key(key)}
 
     def remember_files(self, files: Iterable[tuple[str, FileStat, bytes]]) -> None:
         """Keep the stat and content key of files, so that unchanged ones need not be read again."""
@@ -93,8 +106,12 @@ class Catalog:
             )
 
     def save_dataset(self, root: str, rows: Iterable[Row], run: int) -> None:
-        """Replace what is kept of the dataset at `root` by what the run with this number found."""
+        """Replace what is kept of the dataset at `root` by what the run with this number found.
+
+        Of several at once the last one counts, whichever began first.
+        """
         with self._transaction() as db:
+            db.execute("BEGIN IMMEDIATE")
             db.execute("INSERT OR IGNORE INTO datasets (root) VALUES (CAST(? AS TEXT))", (_text(root),))
             (dataset,) = db.execute("SELECT id FROM datasets WHERE root = CAST(? AS TEXT)", (_text(root),)).fetchone()
             db.execute("DELETE FROM items WHERE dataset = ?", (dataset,))
@@ -113,6 +130,24 @@ class Catalog:
                     for at, r in enumerate(rows)
                 ),
             )
+            _commit(db, dataset, root, run)
+
+    def commits(self, root: str) -> list[int]:
+        """Return the numbers of the runs that saved the dataset at `root`, in the order in which they did."""
+        with self._transaction() as db:
+            rows = db.execute("SELECT run FROM commits WHERE root = CAST(? AS TEXT) ORDER BY number", (_text(root),))
+            return [run for (run,) in rows]
+
+    def check_dataset(self, root: str) -> None:
+        """Raise `CatalogError` where what is kept of a dataset is not what was saved; of old ones nobody can tell."""
+        with self._transaction() as db:
+            found = db.execute(
+                "SELECT id, digest FROM datasets JOIN commits USING (root) WHERE root = CAST(? AS TEXT)"
+                " ORDER BY number DESC LIMIT 1",
+                (_text(root),),
+            ).fetchone()
+            if found and found[1] is not None and _digest(db, found[0]) != found[1]:
+                raise CatalogError(self._damaged(f"the pictures of {root} are not those that were saved"))
 
     def dataset(self, root: str) -> list[Row]:
         """Return the pictures of the dataset at `root` as last extracted, in order; empty where there is none."""
@@ -122,7 +157,7 @@ class Catalog:
                 " WHERE root = CAST(? AS TEXT) ORDER BY position",
                 (_text(root),),
             )
-            return [Row(Item(path, label, split), key, reason) for path, label, split, key, reason in rows]
+            return [self._row(*row) for row in rows]
 
     def key_at(self, root: str, path: str) -> bytes | None:
         """Return the content key of the picture at `path` of the dataset at `root`, `None` where there is none."""
@@ -145,6 +180,8 @@ class Catalog:
                 (_text(root), _text(besides)),
             )
             for position, key in rows:
+                if not _is_key(key):
+                    raise CatalogError(self._damaged(f"a content key is {key!r:.100}"))
                 positions.append(position)
                 keys += key
         return positions, bytes(keys)
@@ -155,12 +192,17 @@ class Catalog:
             (dataset,) = db.execute("SELECT id FROM datasets WHERE root = CAST(? AS TEXT)", (_text(root),)).fetchone()
             asked = "SELECT path, label, split, key, reason FROM items WHERE dataset = ? AND position = ?"
             found = (db.execute(asked, (dataset, position)).fetchone() for position in positions)
-            return [Row(Item(path, label, split), key, reason) for path, label, split, key, reason in found]
+            return [self._row(*row) for row in found]
 
     def labels(self, root: str) -> Iterator[tuple[str | None, str | None, bytes]]:
         """Yield label, split and key of the readable pictures of the dataset at `root`, in order, none kept."""
         with self._transaction() as db:
-            yield from db.execute(f"SELECT label, split, key {_READABLE} ORDER BY position", (_text(root),))
+            for label, split, key in db.execute(
+                f"SELECT label, split, key {_READABLE} ORDER BY position", (_text(root),)
+            ):
+                if not _is_key(key):
+                    raise CatalogError(self._damaged(f"a content key is {key!r:.100}"))
+                yield label, split, key
 
     def path(self, root: str, number: int) -> str:
         """Return the path of one readable picture of the dataset at `root`, counted as `labels` yields them."""
@@ -199,7 +241,8 @@ class Catalog:
                 "DELETE FROM items WHERE dataset IN (SELECT id FROM datasets WHERE root = CAST(? AS TEXT))",
                 (_text(root),),
             )
-            db.execute("DELETE FROM datasets WHERE root = CAST(? AS TEXT)", (_text(root),))
+            for table in ("datasets", "commits"):
+                db.execute(f"DELETE FROM {table} WHERE root = CAST(? AS TEXT)", (_text(root),))
 
     def check(self) -> None:
         """Read the whole catalog; raises `CatalogError` where it is damaged."""
@@ -208,30 +251,73 @@ class Catalog:
         if said != ["ok"]:
             raise CatalogError(self._damaged("; ".join(said)))
 
+    def _row(self, path: str, label: str | None, split: str | None, key: bytes | None, reason: str | None) -> Row:
+        texts = isinstance(path, str) and all(text is None or isinstance(text, str) for text in (label, split, reason))
+        if not texts or not (key is None or _is_key(key)):
+            raise CatalogError(self._damaged(f"it has a picture with the values {(path, label, split, key)!r:.200}"))
+        return Row(Item(path, label, split), key, reason)
+
     def _create(self) -> None:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if version in (0, COMPLETED):
-            with self._connection as db:
-                db.execute("BEGIN EXCLUSIVE")
-                if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA:  # else another process was faster
-                    for statement in [*_TABLES.split(";"), f"PRAGMA user_version = {SCHEMA}"]:
-                        db.execute(statement)
-        elif version != SCHEMA:
+        if version not in (0, *COMPLETED, SCHEMA):
             raise CacheVersionError(
                 f"{self._path} has catalog version {version}, this featcache reads {SCHEMA}: "
                 "use the featcache that wrote it, or another --cache"
             )
+        known = {_normalized(statement): name for name, statement in _STATEMENTS.items()}
+        for name, kind, sql in self._connection.execute("SELECT name, type, sql FROM sqlite_schema"):
+            # Triggers, views and other tables would run statements of whoever made them.
+            is_ours = kind == "table" and known.get(_normalized(sql)) == name
+            if not is_ours and not name.startswith("sqlite_autoindex_"):
+                raise CatalogError(self._damaged(f"it has the {kind} {name}, which featcache did not make"))
+        if version != SCHEMA:
+            self._complete()
+
+    def _complete(self) -> None:
+        """Make the tables that are missing; a disk that cannot be written to keeps the old ones, for reading."""
+        try:
+            with self._connection as db:
+                db.execute("BEGIN EXCLUSIVE")
+                if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA:  # else another process was faster
+                    for statement in _STATEMENTS.values():
+                        db.execute(statement)
+                    for dataset, root, run in db.execute("SELECT id, root, run FROM datasets").fetchall():
+                        _commit(db, dataset, root, run)
+                    db.execute(f"PRAGMA user_version = {SCHEMA}")
+        except OSError as error:
+            raise CacheWriteError(f"cannot use the catalog {self._path}: {error.strerror or error}") from error
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise CacheWriteError(
+                    f"another command has written to the catalog {self._path} for more than {PATIENCE} seconds: "
+                    "wait until it is done, or end it, then run the same command again"
+                ) from error
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+                raise
+            self._connection.execute("ATTACH ':memory:' AS added")
+            self._connection.execute(_STATEMENTS["commits"].replace("commits", "added.commits", 1))
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._errors(), self._connection:
+            if self._identity != _identity_of(self._path):
+                raise CatalogError(
+                    f"the catalog {self._path} was moved or replaced while it was in use: run the same command again"
+                )
             yield self._connection
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except OSError as error:
+            raise CacheWriteError(f"cannot use the catalog {self._path}: {error.strerror or error}") from error
         except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise CacheWriteError(
+                    f"another command has written to the catalog {self._path} for more than {PATIENCE} seconds: "
+                    "wait until it is done, or end it, then run the same command again"
+                ) from error
             if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
                 raise CacheWriteError(no_room(self._path, self._needed(), str(error))) from error
             raise CacheWriteError(
@@ -248,6 +334,40 @@ class Catalog:
 
     def _damaged(self, said: str) -> str:
         return f"the catalog {self._path} is damaged ({said}): run `featcache cache verify --repair`; no vector is lost"
+
+
+def _identity_of(path: Path) -> tuple[int, int]:
+    """Return what tells the file at `path`, made where there is none; raises `OSError`, also for what is no file."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        create(path)
+        status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return status.st_dev, status.st_ino
+
+
+def _normalized(sql: str | None) -> str:
+    return re.sub(r"\s+", " ", (sql or "").replace("IF NOT EXISTS ", "")).strip()
+
+
+def _is_key(value: object) -> bool:
+    return isinstance(value, bytes) and len(value) == KEY_BYTES
+
+
+def _commit(db: sqlite3.Connection, dataset: int, root: str, run: int) -> None:
+    values = (_text(root), run, _digest(db, dataset))
+    db.execute("INSERT INTO commits (root, run, digest) VALUES (CAST(? AS TEXT), ?, ?)", values)
+
+
+def _digest(db: sqlite3.Connection, dataset: int) -> bytes:
+    """Return a digest of what is kept of a dataset."""
+    rows = hashlib.sha256()
+    asked = "SELECT position, CAST(path AS BLOB), CAST(label AS BLOB), CAST(split AS BLOB), key FROM items"
+    for row in db.execute(f"{asked} WHERE dataset = ? ORDER BY position", (dataset,)):
+        rows.update(repr(row).encode())
+    return rows.digest()
 
 
 def _want(db: sqlite3.Connection, keys: Iterable[bytes]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featcache.store.files import write_atomic
+from featcache.store.files import read_json, write_atomic
 
 
 class Cells:
@@ -19,10 +19,9 @@ class Cells:
     def get(self, digest: str) -> dict[str, Any] | None:
         """Return what is kept, or `None` where there is nothing that can be read."""
         try:
-            found = json.loads(self._path(digest).read_bytes())
+            return read_json(self._path(digest))
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) else None
 
     def put(self, digest: str, result: Mapping[str, Any]) -> None:
         """Keep values, whole or not at all."""

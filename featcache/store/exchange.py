@@ -52,7 +52,7 @@ def write(path: Path, content: Exchange) -> int:
         "weights": content.weights,
     }
     data = _format(path)[0](arrays, json.dumps(note | {"spec": content.spec.to_json()}))
-    write_atomic(path, data)
+    write_atomic(path, data, folders=len(path.parts))
     return len(data)
 
 

@@ -6,18 +6,58 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from featcache.errors import CacheWriteError
 
 TEMPORARY_PREFIX = ".tmp-"
+_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + "[0-9a-f]{16}")
+MODE = 0o666
+"""What files may be at most: the user's umask takes from it, so that those of a group can share a cache."""
+
+MOST_BYTES = 2**28
+"""A JSON file of a cache is smaller: a split of a million pictures has 70 MB."""
+
 BLOCK = 4096
 """What a file without content is said to need: it has a name, and a disk counts in blocks."""
+
+
+def create(path: Path) -> None:
+    """Make an empty file as the umask says, where there is none; raises `OSError`."""
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, MODE))
+
+
+def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the bytes of a small file of the cache; raises `OSError`, also for what is no regular file, or larger."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a fifo would be waited for
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes")
+    return data
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a small JSON file; raises `OSError`, and `ValueError` for anything else in it."""
+    try:
+        found = json.loads(read_bounded(path))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError("it holds no JSON object")
+    return found
 
 
 def dataset_name(root: str) -> str:
@@ -25,14 +65,14 @@ def dataset_name(root: str) -> str:
     return hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
 
 
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
+def write_atomic(path: Path, data: bytes | memoryview, folders: int = 1) -> None:
     """Write `data` so that `path` is always absent, the old file or the whole new one, also after a power loss.
 
-    Temporary file in the same folder, fsync, rename, fsync of the folder. Raises `CacheWriteError`, with the
-    temporary file removed.
+    Temporary file in the same folder, fsync, rename, fsync of the folder. At most so many `folders` are made: where
+    more are missing, the cache was moved away. Raises `CacheWriteError`, with the temporary file removed.
     """
     try:
-        _make_folder(path.parent)
+        _make_folder(path.parent, folders)
         with _temporary(path.parent) as (descriptor, temporary):
             rest = memoryview(data)
             while rest:
@@ -59,22 +99,29 @@ def remove(path: Path) -> int:
 def move(source: Path, target: Path) -> None:
     """Move a file to a folder on any file system, made where it is missing; raises `CacheWriteError`."""
     try:
-        _make_folder(target.parent)
+        _make_folder(target.parent, 1)
         shutil.move(source, target)
     except OSError as error:
         raise CacheWriteError(f"cannot move {source} to {target}: {error.strerror}") from error
 
 
-def remove_abandoned(folder: Path) -> int:
-    """Remove temporary files below `folder` whose writer is gone, and return how many; a live one holds a lock."""
-    removed = 0
-    for temporary in folder.rglob(TEMPORARY_PREFIX + "*"):
+def remove_abandoned(folder: Path, inside: Iterable[str]) -> None:
+    """Remove temporary files in `folder`, and below the folders `inside` of it, whose writer is gone.
+
+    One of a live writer is locked. Other folders may hold pictures, whose names are their own affair.
+    """
+    pattern = f"{TEMPORARY_PREFIX}*"
+    for temporary in chain(folder.glob(pattern), *((folder / name).rglob(pattern) for name in inside)):
+        if not _TEMPORARY.fullmatch(temporary.name):
+            continue
         # Where locks are not supported nobody can tell, so the file stays.
-        with contextlib.suppress(OSError), temporary.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            temporary.unlink()
-            removed += 1
-    return removed
+        with contextlib.suppress(OSError):
+            descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                temporary.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def claim_number(folder: Path, suffix: str) -> int:
@@ -83,12 +130,12 @@ def claim_number(folder: Path, suffix: str) -> int:
     No two processes get the same one, and none that any file's name begins with. Raises `CacheWriteError`.
     """
     try:
-        _make_folder(folder)
+        _make_folder(folder, 1)
         taken = (re.match("[0-9]+", name) for name in os.listdir(folder))
         number = max((int(found[0]) for found in taken if found), default=0) + 1
         while True:
             try:
-                os.close(os.open(folder / f"{number:06d}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+                os.close(os.open(folder / f"{number:06d}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE))
                 return number
             except FileExistsError:
                 number += 1
@@ -126,7 +173,7 @@ def shared(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _lock_file(path: Path) -> Iterator[int]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, MODE)
     except OSError as error:
         raise CacheWriteError(_explain(path, BLOCK, error)) from error
     try:
@@ -140,7 +187,7 @@ def _temporary(folder: Path) -> Iterator[tuple[int, Path]]:
     """Yield a locked, unique temporary file (descriptor, path), removed on the way out unless it was renamed."""
     while True:
         temporary = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
         try:
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -154,9 +201,11 @@ def _temporary(folder: Path) -> Iterator[tuple[int, Path]]:
             os.close(descriptor)
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, folders: int) -> None:
     if not folder.is_dir():
-        _make_folder(folder.parent)
+        if not folders:
+            raise FileNotFoundError(errno.ENOENT, f"{folder} is gone, was it moved or deleted meanwhile?")
+        _make_folder(folder.parent, folders - 1)
         folder.mkdir(exist_ok=True)
         _sync_folder(folder.parent)
 

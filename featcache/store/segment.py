@@ -109,7 +109,7 @@ def commit(
     name = writer.next_name(created_ns)
     if share is not None:
         share.put(f"segments/{folder.name}", name, image)
-    write_atomic(folder / name, image)
+    write_atomic(folder / name, image, folders=2)
 
 
 def build_image(

@@ -35,7 +35,7 @@ class Shards:
         np.savez(
             out,
             addresses=np.frombuffer(b"\0".join(map(os.fsencode, files)), np.uint8),
-            stats=np.array([(s.size, s.mtime_ns, s.inode) for s, _ in files.values()], np.uint64).reshape(-1, 3),
+            stats=np.array([(s.size, s.mtime_ns, s.inode) for s, _ in files.values()], np.int64).reshape(-1, 3),
             keys=stack_keys([key for _, key in files.values()]),
         )
         name = f"{dataset_name(root)}-{shard[0]}-of-{shard[1]}.npz"

@@ -14,7 +14,7 @@ from typing import Any
 from featcache.errors import CacheError, CacheWriteError, FeatcacheError
 from featcache.sources.addresses import named, scheme
 from featcache.sources.remote import file_system
-from featcache.store.files import TEMPORARY_PREFIX, write_atomic
+from featcache.store.files import TEMPORARY_PREFIX, read_bounded, write_atomic
 
 
 class Share:
@@ -53,14 +53,14 @@ class Share:
             if not (self._folder / folder / name).exists():
                 with self._explained("read", f"{folder}/{name}"):
                     data: bytes = self._fs.cat_file(there[name])
-                write_atomic(self._folder / folder / name, data)
+                write_atomic(self._folder / folder / name, data, folders=2)
         self._note(folder, set(new))
         return len(new)
 
     def _had(self, folder: str) -> set[str]:
         """Return the files that were put or fetched: they may have been merged since, and are not wanted again."""
         known = self._known(folder)
-        return set(json.loads(known.read_bytes())) if known.exists() else set()
+        return set(json.loads(read_bounded(known))) if known.exists() else set()
 
     def _note(self, folder: str, names: set[str]) -> None:
         if names:

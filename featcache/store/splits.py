@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from featcache.errors import CacheError
-from featcache.store.files import dataset_name, write_atomic
+from featcache.store.files import dataset_name, read_json, write_atomic
 
 
 class Splits:
@@ -20,8 +20,8 @@ class Splits:
         """Return the split made for a dataset with this seed, content key -> name; raises `CacheError`."""
         path = self._path(root, seed)
         try:
-            splits = json.loads(path.read_bytes())["splits"]
-            return {bytes.fromhex(key): name for name, keys in splits.items() for key in keys}
+            splits = read_json(path)["splits"]
+            return {bytes.fromhex(key): str(name) for name, keys in splits.items() for key in keys}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
