@@ -82,6 +82,7 @@ def test_a_run_is_plain_json(runs: Runs, tmp_path: Path) -> None:
     runs.finish(runs.start("extract", ODD, "f" * 64), {"found": 1})
     content = json.loads((tmp_path / "runs" / "000001.json").read_text())
     assert (content["root"], content["summary"]) == (ODD, {"found": 1})
+    assert len(content.pop("sha256")) == 64
     assert Run(**content) == runs.all()[0]
 
 

@@ -79,15 +79,17 @@ def _break_even(extracting: float, costs: Sequence[float], network: float) -> in
 def _network_seconds(cache: Cache, runs: list[Run], extraction: Run) -> float:
     """Return the seconds of one run of the network over the dataset, by the extraction that computed the most."""
     summaries = [run.summary or {} for run in runs if run.command == "extract"]
-    most: Mapping[str, Any] = max(
-        summaries, key=lambda summary: int(summary["computed"]), default={"computed": 0, "seconds": {}}
-    )
+    most: Mapping[str, Any] = max(summaries, key=lambda summary: int(summary.get("computed", 0)), default={})
     pictures = len({row.key for row in cache.catalog.dataset(extraction.root) if row.key is not None})
-    return pictures * float(most["seconds"]["total"]) / int(most["computed"]) if most["computed"] else 0.0
+    return pictures * _total(most) / int(most["computed"]) if most.get("computed") else 0.0
 
 
 def _seconds(run: Run) -> float:
     summary = run.summary or {}
     if run.command == "extract":
-        return float(summary["seconds"]["total"])
-    return (run.finished or run.started) - run.started
+        return _total(summary)
+    return max(0.0, (run.finished or run.started) - run.started)  # a clock may have been set back
+
+
+def _total(summary: Mapping[str, Any]) -> float:
+    return float(summary.get("seconds", {}).get("total", 0.0))

@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -20,6 +21,9 @@ from featcache.store import Cache, Run
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_noted: ContextVar[list[str]] = ContextVar("noted")
+"""The extractions that the command at hand has asked for; other threads and processes ask for their own."""
+
 
 @contextmanager
 def asked(command: str, source: Source, options: Options) -> Iterator[Run | None]:
@@ -29,6 +33,7 @@ def asked(command: str, source: Source, options: Options) -> Iterator[Run | None
     `CacheWriteError`.
     """
     runs = Cache.runs_at(*places(options))
+    _noted.get([]).append(command)
     run = None if runs is None else runs.start(command, _name(source))
     try:
         yield run
@@ -46,16 +51,19 @@ def asking(source: Source | None, options: Options | None) -> Iterator[None]:
     Of a dataset that is used as it is nothing is kept, since it is not extracted.
     """
     runs = None if source is None else Cache.runs_at(*places(options or Options()))
-    before = 0 if runs is None else runs.newest()
+    noted: list[str] = []
+    token = _noted.set(noted)
     try:
         yield
     except BaseException as error:
         with suppress(FeatcacheError):
-            if runs is not None and runs.newest() == before and used_as_it_is(source, options or Options()) is None:
+            if runs is not None and not noted and used_as_it_is(source, options or Options()) is None:
                 run = runs.start("extract", _name(source))
                 if isinstance(error, Exception):
                     runs.fail(run.id, str(error))
         raise
+    finally:
+        _noted.reset(token)
 
 
 def asks(command: Callable[P, T]) -> Callable[P, T]:

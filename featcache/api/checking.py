@@ -10,10 +10,10 @@ from pathlib import Path
 from featcache.api.exchange import import_into
 from featcache.api.extraction import extract_into
 from featcache.api.options import Options, moved, open_cache, places
-from featcache.api.usage import FOR_TRAINING, newest_uses, unknown, unused, uses, without_runs
+from featcache.api.usage import FOR_TRAINING, is_behind, newest_uses, unknown, unused, uses, without_runs
 from featcache.backbones import Backbone, on_demand, resolve
 from featcache.discover import discover
-from featcache.errors import CacheError, FeatcacheError, PictureError
+from featcache.errors import CacheError, CatalogError, FeatcacheError, PictureError
 from featcache.records import POOLED, FeatureSpec, Progress
 from featcache.records.cache import BackboneInfo, CacheInfo, DatasetCheck, DatasetInfo, RowCheck, VerifySummary
 from featcache.sources import exists, file_stat, read
@@ -123,7 +123,11 @@ class _Check:
         if not rows:
             self._problem(root, f"the pictures of {root} are not in the catalog {self.cache.catalog_path}")
             return
-        if self.cache.catalog.roots()[root] < newest.id:
+        try:
+            self.cache.catalog.check_dataset(root)
+        except CatalogError as error:
+            self._problem(root, str(error))
+        if is_behind(self.cache, root, [newest]):
             self._problem(root, f"the catalog {self.cache.catalog_path} is older than the last extraction of {root}")
         try:
             self.cache.spec(newest.fingerprint)

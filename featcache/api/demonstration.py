@@ -27,7 +27,7 @@ def demo(source: Source | None = None, options: Options | None = None, progress:
         source = _write_digits(options)
         options = replace(options, backbone="efficientnet_lite0")
     extracted = extract(source, options, progress)
-    return DemoSummary(extracted, compare(n_seeds=1, options=Options(cache=options.cache), progress=progress))
+    return DemoSummary(extracted, compare(source, n_seeds=1, options=Options(cache=options.cache), progress=progress))
 
 
 def _write_digits(options: Options) -> Path:

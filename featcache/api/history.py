@@ -10,35 +10,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from featcache.api.options import Options, open_cache
 from featcache.errors import RunNotFoundError
-from featcache.records import ORIGINAL, ExtractSummary
-from featcache.records.audits import AuditSummary
-from featcache.records.cache import ExchangeSummary
-from featcache.records.experiments import (
-    BenchSummary,
-    CompareSummary,
-    ConfusionSummary,
-    FitSummary,
-    RunComparison,
-    RunDetail,
-    RunList,
-    RunRow,
-    ScoreChange,
-    ScoredOn,
-)
-from featcache.records.finetuning import FinetuneSummary
+from featcache.records import ORIGINAL
+from featcache.records.experiments import RunComparison, RunDetail, RunList, RunRow, ScoreChange, ScoredOn
+from featcache.records.runs import RECORDS
 from featcache.render.finetuning import name_of
 from featcache.store import Cache, Run
 
-_RECORDS: dict[str, Any] = {
-    "extract": ExtractSummary,
-    "import": ExchangeSummary,
-    "fit": FitSummary,
-    "compare": CompareSummary,
-    "bench": BenchSummary,
-    "confusions": ConfusionSummary,
-    "finetune": FinetuneSummary,
-    "audit": AuditSummary,
-}
 _SAME = (
     "dataset",
     "fingerprint",
@@ -62,7 +39,7 @@ def runs_show(number: int, options: Options | None = None) -> RunDetail:
     """Return one run with the record that it gave; raises `RunNotFoundError`."""
     with open_cache(options or Options(), create=False) as cache:
         run = _find(cache, number)
-    kind = _RECORDS.get(run.command)
+    kind = RECORDS.get(run.command)
     if run.summary is None or kind is None:
         return RunDetail(_row(run), None)
     try:
@@ -79,7 +56,11 @@ def runs_compare(first: int, second: int, options: Options | None = None) -> Run
     with open_cache(options or Options(), create=False) as cache:
         pair = [_find(cache, number) for number in (first, second)]
     for run in pair:
-        if not _scores(run):
+        try:
+            has_scores = bool(_scores(run))
+        except KeyError:  # made by another version, or by hand
+            has_scores = False
+        if not has_scores:
             raise RunNotFoundError(f"run {run.id} ({run.command}) has no scores: `featcache runs` lists others")
     before, after = map(_setting, pair)
     differences = [
@@ -120,6 +101,13 @@ def _result(run: Run) -> str:
     summary: Mapping[str, Any] | None = run.summary
     if summary is None:
         return f"failed: {run.error}" if run.error else "not finished"
+    try:
+        return _said(run, summary)
+    except KeyError as error:  # made by another version, or by hand
+        return f"no {error.args[0]!r} in it"
+
+
+def _said(run: Run, summary: Mapping[str, Any]) -> str:
     if run.command in ("extract", "import"):
         counts = [f"{summary[name]:,} {name}" for name in ("computed", "reused", "rows") if name in summary]
         view = summary.get("view", ORIGINAL)

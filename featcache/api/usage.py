@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -38,7 +38,8 @@ def uses(cache: Cache) -> list[Run]:
     """
     kinds: dict[str, Hashable] = {}
     found: dict[str, dict[Hashable, list[Run]]] = {}
-    for run in cache.runs.all():
+    order = _order(cache)
+    for run in sorted(cache.runs.all(), key=order):
         if run.command == FORGET:
             found.pop(run.root, None)
         elif _has_begun(run) and run.catalog == cache.runs.catalog:
@@ -46,7 +47,25 @@ def uses(cache: Cache) -> list[Run]:
                 kinds[run.fingerprint] = _kind(cache, run.fingerprint)
             before = found.setdefault(run.root, {}).setdefault(kinds[run.fingerprint], [])
             before[:] = [run] if run.summary else [*(old for old in before if old.summary), run]
-    return sorted((run for of_root in found.values() for runs in of_root.values() for run in runs), key=lambda r: r.id)
+    return sorted((run for of_root in found.values() for runs in of_root.values() for run in runs), key=order)
+
+
+def _order(cache: Cache) -> Callable[[Run], tuple[int, int]]:
+    """Return what sorts runs: a finished extraction stands where it was committed, any other run where it began."""
+    places: dict[int, tuple[int, int]] = {}
+    for root in cache.catalog.roots():
+        latest = 0
+        for number, run in enumerate(cache.catalog.commits(root), 1):
+            latest = max(latest, run)
+            places[run] = latest, number
+    return lambda run: places.get(run.id, (run.id, 0)) if run.summary else (run.id, 0)
+
+
+def is_behind(cache: Cache, root: str, runs: Iterable[Run]) -> bool:
+    """Tell whether the catalog is older than a finished extraction of the dataset at `root`, as a restored one is."""
+    saved = cache.catalog.commits(root)
+    known = cache.catalog.roots().get(root, 0)
+    return any(run.id > known and run.id not in saved for run in runs if run.root == root and run.summary)
 
 
 def _has_begun(run: Run) -> bool:
@@ -130,6 +149,10 @@ def last_extraction(cache: Cache, root: str | None = None) -> Run:
         roots = ", ".join(dict.fromkeys(run.root for run in known))
         raise DatasetError(f"the cache holds no extraction of {root}: it knows {roots}")
     run = runs[-1]
+    finished = [run for run in runs if run.summary]
+    if run.summary is None and root is not None and finished:
+        run = finished[-1]
+        _logger.warning("%s; what was extracted before is used: %s", _began(runs[-1]), described(cache, run))
     if run.summary is None:
         raise DatasetError(_not_finished(cache, run, known))
     if root is None:
@@ -247,7 +270,14 @@ def unused(cache: Cache, forgotten: Collection[str] = ()) -> list[Unused]:
         known = used.setdefault(run.fingerprint, [])
         if known is not None:
             known += keys
-    return [found for name in cache.fingerprints() if (found := _unused(cache, name, used.get(name, []))) is not None]
+    there = cache.fingerprints()
+    for name, keys in used.items():
+        if keys and name not in there:
+            raise CacheError(
+                f"a run uses the features {name[:16]}, of which the cache holds none, so that nobody knows which vectors "
+                "are used: extract its dataset again, or give up on it with `featcache cache gc --forget`"
+            )
+    return [found for name in there if (found := _unused(cache, name, used.get(name, []))) is not None]
 
 
 def _unused(cache: Cache, fingerprint: str, used: list[bytes] | None) -> Unused | None:
@@ -300,7 +330,7 @@ def _reason(cache: Cache, store: FeatureStore, kept: int) -> str:
 
 def _keys(cache: Cache, run: Run) -> list[bytes]:
     root, rows = run.root, cache.catalog.dataset(run.root)
-    if rows and cache.catalog.roots()[root] < run.id:
+    if rows and is_behind(cache, root, [run]):
         raise CacheError(
             f"the catalog {cache.catalog_path} is older than the last extraction of {root}, so that nobody knows which "
             "vectors it uses: run `featcache cache verify --repair`"
@@ -310,6 +340,7 @@ def _keys(cache: Cache, run: Run) -> list[bytes]:
             f"the pictures of {root} are not in the catalog {cache.catalog_path}, so that nobody knows which vectors "
             "they use: run `featcache cache verify --repair`, extract them again, or give up on them with --forget"
         )
+    cache.catalog.check_dataset(root)
     return [row.key for row in rows if row.key is not None]
 
 

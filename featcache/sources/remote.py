@@ -170,8 +170,9 @@ def stat_of(info: Mapping[str, Any]) -> FileStat | None:
     changed = next((info[name] for name in _TIMES if info.get(name) is not None), None)
     seconds = changed.timestamp() if isinstance(changed, datetime) else changed
     mark = int.from_bytes(hashlib.sha256("\n".join(marks).encode()).digest()[:7])
-    is_time = isinstance(seconds, int | float) and isfinite(seconds)
-    return FileStat(in_64_bits(int(info["size"])), in_64_bits(int(seconds * 1e9)) if is_time else 0, mark)
+    if not isinstance(seconds, int | float) or not isfinite(seconds):
+        seconds = 0
+    return FileStat(in_64_bits(int(info["size"])), in_64_bits(int(seconds * 1e9)), mark)
 
 
 def _said(error: Exception) -> str:

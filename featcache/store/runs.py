@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from featcache.errors import CacheWriteError
-from featcache.store.files import claim_number, remove, write_atomic
+from featcache.records.runs import RECORDS, misfit
+from featcache.store.files import claim_number, read_json, remove, write_atomic
 
 EXTRACTIONS = ("extract", "import")
 """The commands that bring a dataset into the cache."""
 
 _NOT_NOTED = ".asked"
 _NO_ROOM = "it could not be noted which dataset it was of"
+_SUM = "sha256"
+"""The field of a run's file with the checksum over all others; old files have none."""
+
+_LAST = datetime.max.replace(tzinfo=UTC).timestamp()
 _logger = logging.getLogger(__name__)
 
 
@@ -102,10 +109,6 @@ class Runs:
         ours = (run for run in self._newest_first() if run.catalog == self.catalog and run.fingerprint)
         return next((run for run in ours if run.command in commands), None)
 
-    def newest(self) -> int:
-        """Return the number of the newest run, 0 where there is none."""
-        return next((run.id for run in self._newest_first()), 0)
-
     def made_model(self, sha256: str) -> bool:
         """Tell whether a run of this cache made the model file with this digest."""
         return any(run.model_sha256 == sha256 for run in self._newest_first())
@@ -126,14 +129,40 @@ class Runs:
                     asked = path.stat().st_mtime
                     yield path, Run(int(path.stem), EXTRACTIONS[0], "", "", asked, catalog=self.catalog, error=_NO_ROOM)
                     continue
-                text = path.read_bytes()
-                if text:  # empty: a run that was stopped before it began
-                    yield path, Run(**json.loads(text))
+                if path.stat().st_size:  # empty: a run that was stopped before it began
+                    yield path, _restored(path)
             except (OSError, ValueError, TypeError) as error:
                 yield path, str(error)
 
     def _write(self, run: Run) -> None:
-        write_atomic(self._path(run.id), json.dumps(asdict(run), indent=1).encode())
+        content = json.loads(json.dumps(asdict(run)))
+        write_atomic(self._path(run.id), json.dumps({**content, _SUM: _checksum(content)}, indent=1).encode())
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:06d}.json"
+
+
+def _restored(path: Path) -> Run:
+    """Return the run in a file, checked; raises `OSError`, `TypeError`, and `ValueError` that says what is wrong."""
+    content = read_json(path)
+    checksum = content.pop(_SUM, None)
+    if checksum not in (None, _checksum(content)):
+        raise ValueError("its checksum does not match")
+    wrong = misfit(Run, {**content, "summary": None})
+    if wrong:
+        raise ValueError(f"its {wrong} is {content.get(wrong)!r:.100}")
+    run = Run(**content)
+    if run.id != int(path.stem):
+        raise ValueError(f"it is run {run.id}")
+    if not all(-_LAST < moment < _LAST for moment in (run.started, run.finished or 0.0)):
+        raise ValueError("its times are beyond what a calendar has")
+    wrong = (
+        misfit(RECORDS.get(run.command, dict[str, Any]), run.summary, "summary") if run.summary is not None else None
+    )
+    if wrong:
+        raise ValueError(f"its {wrong} is not what a summary of {run.command} has there")
+    return run
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
