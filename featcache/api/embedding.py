@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 import numpy as np
+import numpy.typing as npt
 
 from featcache.api.options import Options
 from featcache.api.reading import Picture
@@ -59,6 +60,8 @@ class Embedder:
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._size = 0
+        self.undefined: set[bytes] = set()
+        """The contents for which the network gives values that are not finite: they get no vector."""
 
     @property
     def waiting(self) -> int:
@@ -120,8 +123,11 @@ class Embedder:
         batch, future = self._flying[0]
         vectors = future.result()  # most of the time is spent here, and so it is here that Ctrl-C arrives
         self._flying.popleft()
+        is_finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
+        self.undefined |= {key for (_, key, _), is_sound in zip(batch, is_finite, strict=True) if not is_sound}
         for view in sorted({view for view, _, _ in batch}):
-            rows = [row for row, entry in enumerate(batch) if entry[0] == view]
+            rows = [row for row, entry in enumerate(batch) if entry[0] == view and is_finite[row]]
+            self._writers[view].expect(vectors.shape[1])
             self._writers[view].append([batch[row][1] for row in rows], vectors[rows])
 
     def _run(self, engine: Engine, pixels: list[Pixels]) -> FloatArray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from featcache.api.asking import asked
 from featcache.api.options import Options, open_cache
 from featcache.api.usage import extracted_at, last_extraction
+from featcache.backbones import vector_length
 from featcache.errors import DatasetError, ExchangeError
 from featcache.load import load
 from featcache.records import Item
@@ -65,8 +66,11 @@ def import_into(cache: Cache, path: Path, content: Exchange, run: Run | None = N
     features, spec = content.features, content.spec
     store = cache.features(spec)
     store.verify()
-    if store.dim not in (None, features.X.shape[1]):
-        raise ExchangeError(f"{path} has vectors of length {features.X.shape[1]}, the cache of length {store.dim}")
+    length = store.dim or vector_length(spec)
+    if length not in (None, features.X.shape[1]):
+        raise ExchangeError(
+            f"{path} has vectors of length {features.X.shape[1]}, and {spec.backbone} of length {length}"
+        )
     run = cache.runs.begin(run or cache.runs.start("import", str(path)), str(path), spec.fingerprint)
     held = store.contains(features.keys)
     new = list({key: at for at, key in enumerate(features.keys) if not held[at]}.values())

@@ -88,6 +88,8 @@ def compute(
             account.note(picture.path, picture.key, picture.reason)
             remember(picture)
             embedder.add(picture)
+    for key in embedder.undefined:
+        account.note_content(key, "the network gives values that are not finite for it")
     rows = missing.settle(items)
     used, total = embedder.engine, perf_counter() - start
     computed = [writer.committed for writer in writers]
@@ -186,6 +188,10 @@ class Account:
             self._undecodable[key] = reason
         elif reason is not None:
             self._reasons[path] = reason
+
+    def note_content(self, key: bytes, reason: str) -> None:
+        """Note why a content has no vector, whichever files hold it."""
+        self._undecodable[key] = reason
 
     def row(self, item: Item) -> Row:
         """Return the item with its key, or with the reason why it has none."""

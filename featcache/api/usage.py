@@ -271,11 +271,11 @@ def unused(cache: Cache, forgotten: Collection[str] = ()) -> list[Unused]:
         if known is not None:
             known += keys
     there = cache.fingerprints()
-    for name, keys in used.items():
-        if keys and name not in there:
+    for name, wanted in used.items():
+        if wanted and name not in there:
             raise CacheError(
-                f"a run uses the features {name[:16]}, of which the cache holds none, so that nobody knows which vectors "
-                "are used: extract its dataset again, or give up on it with `featcache cache gc --forget`"
+                f"a run uses the features {name[:16]}, of which the cache holds none, so that nobody knows which "
+                "vectors are used: extract its dataset again, or give up on it with `featcache cache gc --forget`"
             )
     return [found for name in there if (found := _unused(cache, name, used.get(name, []))) is not None]
 

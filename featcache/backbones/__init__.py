@@ -10,9 +10,9 @@ from featcache.backbones.base import Backbone
 from featcache.backbones.notes import Notes, note, recall
 from featcache.backbones.weights import hub_file
 from featcache.errors import BackboneError, WeightsError, WeightsUnavailableError
-from featcache.records import FeatureSpec
+from featcache.records import POOLED, FeatureSpec
 
-__all__ = ["AUTO", "Backbone", "at_hand", "note", "on_demand", "reproduce", "resolve"]
+__all__ = ["AUTO", "Backbone", "at_hand", "note", "on_demand", "reproduce", "resolve", "vector_length"]
 
 AUTO = "auto"
 _logger = logging.getLogger(__name__)
@@ -60,6 +60,24 @@ def at_hand() -> tuple[str, str]:
     if file.exists():
         return "resnet18", ""
     return efficientnet_lite0.NAME, f"the weights of resnet18 are not on this computer, as {file}"
+
+
+def vector_length(spec: FeatureSpec) -> int | None:
+    """Return how long the vectors of a well-known network are, `None` of others; no weights are read."""
+    if spec.layer != POOLED or spec.backbone.startswith((finetuned.PREFIX, scratch_cnn.NAME)):
+        return None
+    import torch
+
+    size = spec.preprocess.crop
+    try:
+        with torch.device("meta"), torch.no_grad():  # shapes alone
+            if spec.backbone == efficientnet_lite0.NAME or spec.backbone.startswith(timm_models.PREFIX):
+                network = timm_models.network(spec.backbone.removeprefix(timm_models.PREFIX))
+            else:
+                network, _ = torchvision_models.network(spec.backbone)
+            return int(network.eval()(torch.empty(1, 3, size, size)).shape[-1])
+    except Exception:  # a network of somebody's own, which cannot be asked
+        return None
 
 
 def reproduce(spec: FeatureSpec, weights: Path | None = None, notes: Notes | None = None) -> Backbone:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "timm:"
+_ALIASES = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 
 _logger = logging.getLogger(__name__)
 
@@ -90,6 +91,17 @@ def _download(name: str, config: Mapping[str, Any]) -> Path:
     if url:
         return obtain(url)
     raise WeightsUnavailableError(f"timm has no pretrained weights for {name}: give --weights FILE")
+
+
+def network(model: str) -> nn.Module:
+    """Return an untrained model that ends at the input of its classification layer; raises `BackboneError`."""
+    import_torchvision()
+    import timm
+
+    if not timm.is_model(_ALIASES.get(model, model)):  # others, as hf-hub:NAME, would be looked for on the web
+        raise BackboneError(f"timm has no model {model!r}")
+    made: nn.Module = timm.create_model(_ALIASES.get(model, model), pretrained=False, num_classes=0)
+    return made
 
 
 def _build(model: str, path: Path) -> nn.Module:

@@ -87,17 +87,20 @@ def discard(store: FeatureStore, unwanted: Keys, progress: Progress | None = Non
         for done, segment in enumerate(segments, 1):
             kept = index.find(segment.keys) < 0
             with store.mending():
-                if kept.any() and not kept.all():
-                    _rewrite(store, [segment], [kept])
-                elif not kept.any():
-                    remove(store.folder / segment.name)
+                if kept.all():
+                    continue
+                if kept.any():  # what holds less replaces nothing, so that both are there for a moment
+                    _rewrite(store, [segment], [kept], replaces=False)
+                remove(store.folder / segment.name)
             if progress:
                 progress("delete", done, len(segments))
         store.remove_replaced()
 
 
-def _rewrite(store: FeatureStore, group: Sequence[Segment], kept: Sequence[npt.NDArray[np.bool_]]) -> None:
-    """Commit one segment with the kept rows of a group, which it replaces; of a key held twice the first stays."""
+def _rewrite(
+    store: FeatureStore, group: Sequence[Segment], kept: Sequence[npt.NDArray[np.bool_]], replaces: bool = True
+) -> None:
+    """Commit one segment with the kept rows of a group, which it `replaces`; of a key held twice the first stays."""
     keys = np.concatenate([segment.keys for segment in group])
     features = np.empty((len(keys), group[0].header.dim), group[0].header.dtype)
     at = 0
@@ -108,4 +111,5 @@ def _rewrite(store: FeatureStore, group: Sequence[Segment], kept: Sequence[npt.N
     rows = rows[KeyIndex(keys[rows]).find(keys[rows]) == np.arange(len(rows))]
     if len(rows) < len(keys):
         keys, features = keys[rows], features[rows]
-    commit(store.folder, Writer(), store.fingerprint, keys, features, [segment.name for segment in group])
+    names = [segment.name for segment in group] if replaces else []
+    commit(store.folder, Writer(), store.fingerprint, keys, features, names)

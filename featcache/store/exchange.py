@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import secrets
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ from featcache.store.segment import KEY_BYTES
 
 FORMAT = "featcache-export"
 FORMAT_VERSION = 1
+MOST_COMPRESSED = 200
+_TEXTS = ("paths", "labels", "splits")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -58,8 +62,12 @@ def write(path: Path, content: Exchange) -> int:
 
 def read(path: Path) -> Exchange:
     """Read what `write` wrote, checked; raises `ExchangeError` for anything else."""
+    reader = _format(path)[1]
     try:
-        arrays, text = _format(path)[1](path)
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ExchangeError(f"{path} is no regular file")
+        arrays, text = reader(path)
         note = json.loads(text)
         if note["format"] != FORMAT or note["version"] != FORMAT_VERSION:
             raise ExchangeError(f"{path} has an export format that this featcache does not read: {note['version']}")
@@ -67,9 +75,17 @@ def read(path: Path) -> Exchange:
         keys, X = arrays["keys"], arrays["features"]
         if spec.fingerprint != note["fingerprint"]:
             raise ExchangeError(f"{path} holds features of another fingerprint than its spec has")
-        if keys.shape != (len(X), KEY_BYTES) or X.ndim != 2 or X.dtype != np.dtype(spec.dtype):
+        if (
+            keys.shape != (len(X), KEY_BYTES)
+            or keys.dtype != np.uint8
+            or X.ndim != 2
+            or X.dtype != np.dtype(spec.dtype)
+        ):
             raise ExchangeError(f"{path} has vectors and keys that do not belong together")
-        if any(len(arrays[name]) != len(X) for name in ("paths", "labels", "splits")):
+        if not X.size or not np.isfinite(X).all():
+            what = "values that are not finite" if X.size else f"{len(X):,} vectors of length {X.shape[1]:,}"
+            raise ExchangeError(f"{path} has {what}: export it again from where its pictures are")
+        if any(arrays[name].shape != (len(X),) or arrays[name].dtype.kind != "U" for name in _TEXTS):
             raise ExchangeError(f"{path} has not one path, label and split a vector")
         features = Features(
             X=X,
@@ -79,13 +95,16 @@ def read(path: Path) -> Exchange:
             keys=tuple(key.tobytes() for key in keys),
             fingerprint=spec.fingerprint,
         )
-        return Exchange(features, spec, note["weights"])
-    except (ExchangeError, MemoryError):
+        return Exchange(features, spec, str(note["weights"]))
+    except ExchangeError:
         raise
     except FileNotFoundError as error:
         raise ExchangeError(f"no such file: {path}") from error
+    except MemoryError as error:
+        raise ExchangeError(f"{path} does not fit into memory") from error
     except Exception as error:  # three libraries raise almost anything on broken bytes
-        raise ExchangeError(f"{path} is no file that `featcache cache export` wrote: {error}") from error
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ExchangeError(f"{path} is no file that `featcache cache export` wrote: {said:.300}") from error
 
 
 def _format(path: Path) -> tuple[Callable[[Arrays, str], bytes], Callable[[Path], tuple[Arrays, str]]]:
@@ -103,7 +122,8 @@ def _npz(arrays: Arrays, note: str) -> bytes:
 
 def _from_npz(path: Path) -> tuple[Arrays, str]:
     with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+        _check_size(path, sum(member.file_size for member in file.zip.infolist()))
+        arrays = {name: file[name] for name in ("note", "features", "keys", *_TEXTS)}
     return arrays, str(arrays.pop("note"))
 
 
@@ -124,7 +144,9 @@ def _h5(arrays: Arrays, note: str) -> bytes:
 
 def _from_h5(path: Path) -> tuple[Arrays, str]:
     with h5py.File(path, "r", locking=False) as file:
-        arrays = {name: file[name][()] for name in file}
+        sets = {name: _own(file, name, path) for name in ("features", "keys", *_TEXTS)}
+        _check_size(path, sum(found.nbytes for found in sets.values()))
+        arrays = {name: found[()] for name, found in sets.items()}
         for name, array in arrays.items():
             if crc32(array.tobytes()) != int(file.attrs[f"crc32_{name}"]):
                 raise ExchangeError(f"{path}: the checksum of {name!r} does not match its bytes")
@@ -149,7 +171,10 @@ def _parquet(arrays: Arrays, note: str) -> bytes:
 
 def _from_parquet(path: Path) -> tuple[Arrays, str]:
     _, parquet = _arrow()
-    table = parquet.read_table(path, page_checksum_verification=True, memory_map=False).combine_chunks()
+    with parquet.ParquetFile(path, page_checksum_verification=True, memory_map=False) as file:
+        columns = [file.schema_arrow.field(name).type for name in ("path", "label", "split", "key", "features")]
+        _check_size(path, file.metadata.num_rows * (KEY_BYTES + 4 * columns[-1].list_size))
+        table = file.read(columns=["path", "label", "split", "key", "features"]).combine_chunks()
     note = table.schema.metadata[b"featcache"].decode()
     vectors = table["features"].combine_chunks()
     arrays: dict[str, npt.NDArray[Any]] = {
@@ -158,6 +183,20 @@ def _from_parquet(path: Path) -> tuple[Arrays, str]:
     arrays["keys"] = stack_keys(table["key"].to_pylist())
     arrays["features"] = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(table), vectors.type.list_size)
     return arrays, note
+
+
+def _own(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
+    """Return a data set of numbers or short texts that is in this file, and reaches into no other."""
+    is_own = isinstance(file.get(name, getlink=True), h5py.HardLink) and isinstance(file[name], h5py.Dataset)
+    if not is_own or file[name].is_virtual or file[name].external or file[name].dtype.kind not in "fuS":
+        raise ExchangeError(f"{path} has no data set {name!r} of its own")
+    return file[name]
+
+
+def _check_size(path: Path, size: int) -> None:
+    """Refuse a file that says to be far more than its bytes could be."""
+    if size > max(2**24, MOST_COMPRESSED * path.stat().st_size):
+        raise ExchangeError(f"{path} says that it holds {size:,} bytes, far more than fit into it")
 
 
 def _utf8(texts: list[str]) -> list[str]:

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from featcache.errors import CacheError, MissingFeaturesError
 from featcache.records import FloatArray, Progress
 from featcache.store import compaction
 from featcache.store.files import sync_folder
-from featcache.store.index import SegmentIndex, stack_keys
+from featcache.store.index import KeyIndex, SegmentIndex, stack_keys
 from featcache.store.segment import (
     Header,
     Keys,
@@ -80,8 +81,13 @@ class FeatureStore:
             raise CacheError(f"{self.folder} lists segments that cannot be opened: look for broken links in it")
         if self._live is not None and found.keys() == self._live.keys():
             return
-        if len({(segment.header.dim, segment.header.dtype) for segment in found.values()}) > 1:
-            raise CacheError(f"{self.folder} holds vectors of different shapes: move it away and extract again")
+        shapes = Counter[tuple[int, str]]()
+        for segment in found.values():
+            shapes[segment.header.dim, segment.header.dtype] += segment.header.n_rows
+        if len(shapes) > 1:
+            self._put_others_aside(found, shapes.most_common(1)[0][0])
+            self.refresh()
+            return
         self._offsets = np.cumsum([0, *(segment.header.n_rows for segment in found.values())])
         self._live, self._built, self._before = found, None, self._built or self._before
 
@@ -228,8 +234,7 @@ class FeatureStore:
                 break
             listing = self._listing()
         found = {name: found[name] for name in sorted(listing.intersection(found))}
-        replaced = {name for segment in found.values() for name in segment.header.replaces}
-        self._replaced = {name: found.pop(name).header for name in replaced.intersection(found)}
+        self._replaced = {name: found.pop(name).header for name in _replaced(found)}
         return found
 
     def _listing(self) -> set[str]:
@@ -287,6 +292,21 @@ class FeatureStore:
             return None
         return None
 
+    def set_aside(self, why: str) -> None:
+        """Move all segments to `bad`: their vectors are not those of the network."""
+        for name in self.segments:
+            self._quarantine(name, SegmentError(f"{self.folder / name} {why}"))
+        self.refresh()
+
+    def _put_others_aside(self, found: Mapping[str, Segment], shape: tuple[int, str]) -> None:
+        """Move to `bad` what has not the shape that most vectors have: of one network they all have the same."""
+        for name, segment in found.items():
+            other = segment.header.dim, segment.header.dtype
+            if other != shape:
+                said = "vectors of length {} in {}".format(*other)
+                most = "others of length {} in {}".format(*shape)
+                self._quarantine(name, SegmentError(f"{self.folder / name} has {said} among {most}"))
+
     def _quarantine(self, name: str, error: SegmentError) -> None:
         kept = self._bad / f"{self.folder.name}-{name}"
         if kept.exists():  # a segment that was restored, and broke again
@@ -307,6 +327,21 @@ class FeatureStore:
             kept,
             self.folder.name,
         )
+
+
+def _replaced(found: Mapping[str, Segment]) -> list[str]:
+    """Return the segments whose rows are all in one that says to replace them; what holds less replaces nothing."""
+    by: dict[str, str] = {}
+    for name in sorted(found, reverse=True):
+        there = [other for other in found[name].header.replaces if other in found]
+        index = KeyIndex(found[name].keys) if there else None
+        for other in there:
+            above = name
+            while above != other and above in by:  # two that say it of each other would both be gone
+                above = by[above]
+            if above != other and index is not None and (index.find(found[other].keys) >= 0).all():
+                by.setdefault(other, name)
+    return sorted(by)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from featcache.store.shares import Share
 FORMAT = "featcache-segment"
 FORMAT_VERSION = 1
 KEY_BYTES = 32
+DTYPES = ("float32", "float16")
 CHUNK_BYTES = 2**20
 """Vectors are read in pieces of this size, so that the checksum finds them in the processor's cache."""
 
@@ -223,7 +225,7 @@ def _stream(path: Path, header: Header, target: Callable[[int, int], FloatArray]
 
     Past HDF5, whose lock lets one thread read at a time: a contiguous data set is its bytes at an offset.
     """
-    checksum, step = 0, max(1, CHUNK_BYTES // header.row_bytes)
+    checksum, is_finite, step = 0, True, max(1, CHUNK_BYTES // header.row_bytes)
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(header.features_at)
@@ -236,6 +238,7 @@ def _stream(path: Path, header: Header, target: Callable[[int, int], FloatArray]
                         raise SegmentError(f"{path} is cut short")
                     rest = rest[got:]
                 checksum = crc32(vectors.reshape(-1).view(np.uint8).data, checksum)
+                is_finite = is_finite and bool(np.isfinite(vectors).all())
                 yield first, vectors
     except FileNotFoundError:
         raise
@@ -243,14 +246,18 @@ def _stream(path: Path, header: Header, target: Callable[[int, int], FloatArray]
         raise CacheError(f"cannot read {path}: {error.strerror}") from error
     if checksum != header.crc32_features:
         raise SegmentError(f"{path}: the checksum of 'features' does not match its bytes")
+    if not is_finite:
+        raise SegmentError(f"{path} has vectors with values that are not finite")
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise SegmentError(f"{path} is no regular file")
         with h5py.File(path, "r", locking=False) as file:
             yield file
-    except (CacheError, FileNotFoundError, MemoryError):
+    except (CacheError, FileNotFoundError):
         raise
     except Exception as error:  # h5py raises many types on broken bytes
         if isinstance(error, OSError) and error.errno is not None:  # the system's refusal says nothing of the bytes
@@ -271,7 +278,7 @@ def _header(file: h5py.File, path: Path, fingerprint: str | None) -> Header:
             f"{path} has segment format {attributes['format_version']}, this featcache reads {FORMAT_VERSION}: "
             "use the featcache that wrote it, or another --cache"
         )
-    features, keys = file["features"], file["keys"]
+    features, keys = (_plain(file, name, path) for name in ("features", "keys"))
     replaces = (name.decode() for name in _checked(file, "replaces", path)) if "crc32_replaces" in attributes else ()
     header = Header(
         n_rows=int(attributes["n_rows"]),
@@ -288,6 +295,8 @@ def _header(file: h5py.File, path: Path, fingerprint: str | None) -> Header:
         raise SegmentError(f"{path} holds features of another fingerprint ({header.fingerprint[:16]})")
     if (
         features.shape != (header.n_rows, header.dim)
+        or header.dtype not in DTYPES
+        or header.dim < 1
         or features.dtype != np.dtype(header.dtype)
         or keys.shape != (header.n_rows, KEY_BYTES)
         or keys.dtype != np.uint8
@@ -296,8 +305,19 @@ def _header(file: h5py.File, path: Path, fingerprint: str | None) -> Header:
     return header
 
 
+def _plain(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
+    """Return a data set whose bytes stand in this file in one piece; others may reach elsewhere, or be bombs."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+        raise SegmentError(f"{path} has no data set {name!r} of its own")
+    found = file[name]
+    offset = None if found.is_virtual or found.external or found.chunks else found.id.get_offset()
+    if offset is None or found.dtype.hasobject or offset + found.nbytes > os.stat(path).st_size:
+        raise SegmentError(f"{path} does not hold {name!r} as plain bytes, as featcache writes it")
+    return found
+
+
 def _checked(file: h5py.File, name: str, path: Path) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = file[name][()]
+    array: npt.NDArray[Any] = _plain(file, name, path)[()]
     if _crc32(array) != int(file.attrs[f"crc32_{name}"]):
         raise SegmentError(f"{path}: the checksum of {name!r} does not match its bytes")
     return array

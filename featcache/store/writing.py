@@ -47,7 +47,7 @@ class FeatureWriter:
         """
         with np.errstate(over="ignore"):
             rows = vectors.astype(self._dtype)
-        if rows.dtype != vectors.dtype and not np.isfinite(rows).all():
+        if not np.isfinite(rows).all():
             raise TooLargeValuesError(f"values up to {np.abs(vectors).max():g} do not fit into {self._dtype}")
         dim = self._vectors[0].shape[1] if self._vectors else self._store.dim
         if rows.ndim != 2 or len(rows) != len(keys) or any(len(key) != KEY_BYTES for key in keys):
@@ -61,6 +61,11 @@ class FeatureWriter:
         is_full = len(self._keys) >= COMMIT_ROWS or len(self._keys) * rows.shape[1] * rows.itemsize >= COMMIT_BYTES
         if is_full or time.monotonic() - self._oldest >= COMMIT_SECONDS:
             self.flush()
+
+    def expect(self, dim: int) -> None:
+        """Put aside vectors of another length than `dim`, which the network gives: somebody else put them there."""
+        if self._store.dim not in (None, dim):
+            self._store.set_aside(f"has vectors of length {self._store.dim}, and the network gives {dim}")
 
     def flush(self) -> None:
         """Commit the buffer as one segment; after this the rows survive a kill and a power loss."""

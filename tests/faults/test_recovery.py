@@ -82,8 +82,8 @@ def test_every_row_reported_committed_survives_sigkill(tmp_path: Path, seed: int
 
 def test_an_abandoned_temporary_file_is_removed_on_opening_and_a_live_one_stays(cache: Cache) -> None:
     folder = cache.features(SPEC).folder
-    abandoned = [cache.folder / ".tmp-0123", folder / ".tmp-4567"]
-    live = [cache.folder / ".tmp-89ab", folder / ".tmp-cdef"]
+    abandoned = [cache.folder / ".tmp-0123012301230123", folder / ".tmp-4567456745674567"]
+    live = [cache.folder / ".tmp-89ab89ab89ab89ab", folder / ".tmp-cdefcdefcdefcdef"]
     for path in abandoned + live:
         path.write_bytes(b"half a file")
     with live[0].open("rb") as first, live[1].open("rb") as second:
