@@ -1,0 +1,516 @@
+"""Files that somebody else put into a cache, or that one bit was flipped in: nothing is lost, run, or believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import Result, write_picture
+from store_rows import DIM, SPEC, assert_holds, commit, make_rows, segment_files
+
+from featcache.errors import CacheError, CatalogError, ExchangeError
+from featcache.records import FileStat, Item
+from featcache.store import Cache, Catalog, FeatureStore, Row
+from featcache.store.exchange import read
+from featcache.store.segment import _crc32, attributes_crc, build_image
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    found = Cache(tmp_path / "cache").features(SPEC)
+    commit(found, make_rows(0, 10))
+    return found.reopened()
+
+
+def put(store: FeatureStore, image: bytes, name: str = "seg-09999999999999999999-ffffffff-00000001.h5") -> Path:
+    path = store.folder / name
+    path.write_bytes(image)
+    return path
+
+
+def image(rows: tuple[list[bytes], np.ndarray], replaces: tuple[str, ...] = ()) -> bytes:  # type: ignore[type-arg]
+    keys = np.frombuffer(b"".join(rows[0]), np.uint8).reshape(-1, 32)
+    print_ = SPEC.fingerprint
+    return build_image(keys, rows[1], fingerprint=print_, writer="ffffffff", created_ns=0, replaces=replaces)
+
+
+# --- segments ---
+
+
+def test_a_segment_that_holds_less_replaces_nothing(store: FeatureStore) -> None:
+    (mine,) = segment_files(store.folder)
+    put(store, image(make_rows(50, 1), (mine.name,)))
+    found = store.reopened()
+    found.remove_replaced()
+    found.compact()
+    assert_holds(found, make_rows(0, 10))
+    assert_holds(found, make_rows(50, 1))
+
+
+def test_segments_that_say_to_replace_each_other_are_not_both_gone(store: FeatureStore) -> None:
+    (mine,) = segment_files(store.folder)
+    names = [f"seg-0999999999999999999{n}-ffffffff-00000001.h5" for n in range(3)]
+    for at, name in enumerate(names):
+        put(store, image(make_rows(0, 10), (names[at - 1], mine.name)), name)
+    found = store.reopened()
+    found.remove_replaced()
+    assert_holds(found.reopened(), make_rows(0, 10))
+
+
+@pytest.mark.parametrize("names", [("../../../precious.h5",), ("../spec.json", "/etc/hostname"), ("",)])
+def test_names_in_a_segment_reach_no_other_file(store: FeatureStore, names: tuple[str, ...], tmp_path: Path) -> None:
+    precious = tmp_path / "precious.h5"
+    precious.write_bytes(b"x")
+    put(store, image(make_rows(0, 12), (*names, segment_files(store.folder)[0].name)))
+    found = store.reopened()
+    found.remove_replaced()
+    found.compact()
+    assert precious.exists()
+    assert_holds(found.reopened(), make_rows(0, 12))
+
+
+def damaged(kind: str, store: FeatureStore, folder: Path) -> None:
+    """Put a segment into the store that is valid HDF5, and not what featcache writes."""
+    path = put(store, image(make_rows(50, 4)))
+    with h5py.File(path, "r+") as file:
+        rows = file["features"][()]
+        if kind == "another length":
+            del file["features"]
+            file.create_dataset("features", data=np.zeros((4, DIM + 1), np.float32))
+            file.attrs["dim"] = DIM + 1
+        elif kind == "NaN":
+            file["features"][1, 2] = np.nan
+        elif kind in ("external", "virtual", "link", "chunked", "fill"):
+            del file["features"]
+        if kind == "external":
+            (folder / "raw").write_bytes(rows.tobytes())
+            file.create_dataset("features", rows.shape, rows.dtype, external=[(str(folder / "raw"), 0, rows.nbytes)])
+        elif kind in ("virtual", "link"):
+            with h5py.File(folder / "other.h5", "w") as other:
+                other["x"] = rows
+            if kind == "link":
+                file["features"] = h5py.ExternalLink(str(folder / "other.h5"), "x")
+            else:
+                layout = h5py.VirtualLayout(rows.shape, rows.dtype)
+                layout[:] = h5py.VirtualSource(str(folder / "other.h5"), "x", rows.shape)
+                file.create_virtual_dataset("features", layout)
+        elif kind == "chunked":  # as h5repack makes it
+            file.create_dataset("features", data=rows, chunks=(2, DIM), compression="gzip")
+        elif kind == "fill":
+            file.create_dataset("features", (2**40, DIM), np.float32, chunks=(2**10, DIM))
+            file.attrs["n_rows"] = 2**40
+        if kind not in ("fill", "external", "virtual", "link"):
+            file.attrs["crc32_features"] = np.uint32(_crc32(file["features"][()]))
+        file.attrs["crc32_attributes"] = np.uint32(attributes_crc(dict(file.attrs)))
+
+
+KINDS = ["another length", "NaN", "external", "virtual", "link", "chunked", "fill"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_segment_of_another_make_is_put_aside_and_the_others_are_used(
+    kind: str, store: FeatureStore, tmp_path: Path
+) -> None:
+    damaged(kind, store, tmp_path)
+    found = store.reopened()
+    found.verify()
+    assert len(found.segments) == 1
+    assert len(list((tmp_path / "cache" / "bad").iterdir())) == 1
+    assert_holds(found, make_rows(0, 10))
+
+
+@pytest.mark.parametrize("what", ["fifo", "device", "folder", "broken link"])
+def test_what_is_no_file_is_no_segment_and_nobody_waits_for_it(what: str, store: FeatureStore, tmp_path: Path) -> None:
+    place = store.folder / "seg-09999999999999999999-ffffffff-00000001.h5"
+    if what == "fifo":
+        os.mkfifo(place)
+    elif what == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to("/dev/zero" if what == "device" else tmp_path / "nowhere")
+    start = time.perf_counter()
+    try:
+        found = store.reopened()
+        assert_holds(found, make_rows(0, 10))
+    except CacheError as error:
+        assert what == "broken link", error  # noqa: PT017
+    assert time.perf_counter() - start < 10
+
+
+def test_vectors_of_another_length_than_the_network_gives_are_put_aside(run: Run, photos: Path, tmp_path: Path) -> None:
+    assert run("extract", photos, network=True).code == 0
+    (folder,) = (tmp_path / "cache" / "segments").iterdir()
+    for path in segment_files(folder):
+        path.unlink()
+    spec = json.loads((folder / "spec.json").read_text())["fingerprint"]
+    wrong = np.ones((3, 7), np.float32)
+    keys = np.random.default_rng(0).integers(0, 256, (3, 32), np.uint8)
+    data = build_image(keys, wrong, fingerprint=spec, writer="ffffffff", created_ns=0)
+    (folder / "seg-00000000000000000001-ffffffff-00000001.h5").write_bytes(data)
+    result = run("extract", photos, "--json", network=True)
+    assert (result.code, result.json["computed"], result.json["dim"]) == (0, 30, 512)
+    assert "has vectors of length 7, and the network gives 512" in result.err
+    assert run("cache", "verify").code == 0
+
+
+# --- runs ---
+
+
+def runs_of(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "runs").glob("*.json"))
+
+
+def test_no_bit_of_a_run_makes_gc_delete_a_vector_in_use(run: Run, photos: Path, tmp_path: Path) -> None:
+    assert run("extract", photos, network=True).code == 0
+    (file,) = runs_of(tmp_path)
+    whole = file.read_bytes()
+    (folder,) = (tmp_path / "cache" / "segments").iterdir()
+    before = {path.name: path.read_bytes() for path in segment_files(folder)}
+    for bit in np.random.default_rng(0).choice(len(whole) * 8, 60, replace=False).tolist():
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(data)
+        result = run("cache", "gc", "--yes")
+        assert {path.name: path.read_bytes() for path in segment_files(folder)} == before, (bit, result.out)
+        assert result.code in (0, 1)
+        assert "Traceback" not in result.err
+    at = whole.index(folder.name.encode())
+    file.write_bytes(whole[:at] + (b"0" if whole[at : at + 1] != b"0" else b"1") + whole[at + 1 :])
+    result = run("cache", "gc", "--yes")
+    assert (result.code, {path.name for path in segment_files(folder)}) == (1, set(before))
+    assert "cannot be read as a run" in result.err
+    file.write_bytes(whole)
+    assert run("cache", "gc", "--yes").code == 0
+    assert {path.name: path.read_bytes() for path in segment_files(folder)} == before
+
+
+def test_no_bit_of_a_spec_makes_gc_delete_a_vector_in_use(run: Run, photos: Path, tmp_path: Path) -> None:
+    assert run("extract", photos, network=True).code == 0
+    (folder,) = (tmp_path / "cache" / "segments").iterdir()
+    note = folder / "spec.json"
+    whole = note.read_bytes()
+    for bit in np.random.default_rng(0).choice(len(whole) * 8, 60, replace=False).tolist():
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        note.write_bytes(data)
+        result = run("cache", "gc", "--yes")
+        assert segment_files(folder), (bit, result.out)
+
+
+def test_a_key_that_changed_in_the_catalog_stops_gc(run: Run, photos: Path, tmp_path: Path) -> None:
+    assert run("extract", photos, network=True).code == 0
+    with sqlite3.connect(tmp_path / "cache" / "catalog.sqlite") as db:
+        db.execute("UPDATE items SET key = ? WHERE position = 7", (bytes(32),))
+    db.close()
+    result = run("cache", "gc", "--yes")
+    assert result.code == 1
+    assert "the pictures of" in result.err
+    assert "are not those that were saved" in result.err
+    assert run("cache", "verify").code == 1
+    assert run("cache", "verify", "--repair").code == 0
+    assert run("cache", "gc", "--yes").code == 0
+    assert run("extract", photos, "--json", network=True).json["reused"] == 30
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "1"},
+        {"root": ["a"]},
+        {"fingerprint": None},
+        {"started": "now"},
+        {"started": 1e300},
+        {"started": float("nan")},
+        {"finished": float("inf")},
+        {"summary": [1]},
+        {"summary": {"seconds": 3}},
+        {"summary": {"found": "many"}},
+        {"summary": {"columns": {"path": 1}}},
+        {"unknown": 1},
+        {"catalog": 7},
+    ],
+    ids=str,
+)
+def test_a_run_with_wrong_types_is_named_and_no_command_ends_in_a_traceback(
+    change: dict[str, object], run: Run, photos: Path, tmp_path: Path
+) -> None:
+    assert run("extract", photos, network=True).code == 0
+    (file,) = runs_of(tmp_path)
+    content = {**json.loads(file.read_text()), **change}
+    del content["sha256"]
+    file.write_text(json.dumps(content))
+    for command in (["runs"], ["cache", "info"], ["cache", "verify"], ["cache", "gc", "--yes"], ["ledger"], ["fit"]):
+        result = run(*command)
+        assert result.code in (0, 1), command
+        assert "cannot be read as a run" in result.err or command == ["cache", "verify"], command
+    assert len(segment_files(next((tmp_path / "cache" / "segments").iterdir()))) == 1
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe", b"null", b"1e999", b" " * 10])
+@pytest.mark.parametrize("name", ["runs/000001.json", "format.json", "segments/{print}/spec.json", "splits/x-0.json"])
+def test_json_of_any_kind_ends_in_one_line(text: bytes, name: str, run: Run, photos: Path, tmp_path: Path) -> None:
+    assert run("extract", photos, network=True).code == 0
+    (folder,) = (tmp_path / "cache" / "segments").iterdir()
+    file = tmp_path / "cache" / name.format(print=folder.name)
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(text)
+    for command in (["cache", "info"], ["cache", "verify"], ["cache", "gc", "--yes"]):
+        assert run(*command).code in (0, 1), command
+    assert segment_files(folder)
+
+
+# --- the catalog ---
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON items BEGIN DELETE FROM files; END",
+        "CREATE VIEW v AS SELECT * FROM items",
+        "CREATE TABLE further (x)",
+        "CREATE INDEX i ON items (label)",
+        "DROP TABLE files; CREATE VIEW files AS SELECT 1 AS path, 2 AS size, 3 AS mtime_ns, 4 AS inode, x'00' AS key",
+    ],
+)
+def test_a_catalog_with_more_than_our_tables_is_not_used(statement: str, tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    Catalog(path).close()
+    db = sqlite3.connect(path)
+    db.executescript(statement)
+    db.close()
+    with pytest.raises(CatalogError, match=r"is damaged \(it has the (table|view|trigger|index)"):
+        Catalog(path)
+
+
+@pytest.mark.parametrize("value", [b"short", "text", 7, 2.5])
+def test_values_of_other_types_in_the_catalog_are_one_error(value: object, tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path / "catalog.sqlite")
+    catalog.save_dataset("root", [Row(Item("a.png", "a", None), bytes(32), None)], 1)
+    catalog.remember_files([("a.png", FileStat(1, 2, 3), bytes(32))])
+    with sqlite3.connect(tmp_path / "catalog.sqlite") as db:
+        db.execute("UPDATE items SET key = ?", (value,))
+        db.execute("UPDATE files SET key = ?", (value,))
+    db.close()
+    for read_it in (lambda: catalog.dataset("root"), lambda: list(catalog.labels("root"))):
+        with pytest.raises(CatalogError, match="is damaged"):
+            read_it()
+    with pytest.raises(CatalogError, match="is damaged"):
+        catalog.keys_of("root", "")
+    assert catalog.known_files(["a.png"]) == {}
+
+
+@pytest.mark.parametrize("what", ["fifo", "device", "folder"])
+def test_a_catalog_that_is_no_file_is_one_error(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    if what == "fifo":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(CacheError, match=r"cannot use the catalog .*: it is no regular file"):
+        Catalog(path)
+
+
+def test_a_catalog_of_before_is_completed_and_then_checked(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    rows = [Row(Item("a.png", "a", None), bytes(32), None)]
+    catalog = Catalog(path)
+    catalog.save_dataset("root", rows, 1)
+    catalog.close()
+    with sqlite3.connect(path) as db:
+        db.executescript("DROP TABLE commits; PRAGMA user_version = 3")
+    db.close()
+    again = Catalog(path)
+    assert (again.dataset("root"), again.commits("root")) == (rows, [1])
+    again.check_dataset("root")
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE items SET label = 'b'")
+    db.close()
+    with pytest.raises(CatalogError, match="are not those that were saved"):
+        again.check_dataset("root")
+
+
+def test_a_catalog_of_before_on_a_disk_for_reading_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    path = folder / "catalog.sqlite"
+    catalog = Catalog(path)
+    catalog.save_dataset("root", [Row(Item("a.png", "a", None), bytes(32), None)], 1)
+    catalog.close()
+    with sqlite3.connect(path) as db:
+        db.executescript("DROP TABLE commits; PRAGMA user_version = 3")
+    db.close()
+    path.chmod(0o444)
+    folder.chmod(0o555)
+    try:
+        if os.access(path, os.W_OK):
+            pytest.skip("this user may write everywhere")
+        again = Catalog(path)
+        assert len(again.dataset("root")) == 1
+        assert again.commits("root") == []
+    finally:
+        folder.chmod(0o755)
+
+
+# --- files as file systems have them ---
+
+
+@pytest.mark.parametrize("value", [2**63, 2**64 - 1, -1, -(10**18), 25 * 10**19])
+def test_inodes_and_times_of_any_size_are_kept(value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from featcache.sources import local
+
+    path = write_picture(tmp_path / "a.png", 0)
+    real = os.fstat
+
+    def odd(descriptor: int) -> os.stat_result:
+        fields = list(real(descriptor))
+        fields[stat.ST_INO] = abs(value)
+        return os.stat_result([*fields, *([0.0] * 3), *([value] * 3)][:19])
+
+    monkeypatch.setattr(os, "fstat", odd)
+    found = local.read(str(path))[2]
+    catalog = Catalog(tmp_path / "catalog.sqlite")
+    catalog.remember_files([(str(path), found, bytes(32))])
+    assert catalog.known_files([str(path)]) == {str(path): (found, bytes(32))}
+
+
+def test_files_of_a_cache_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        cache = Cache(tmp_path / "cache")
+        commit(cache.features(SPEC), make_rows(0, 3))
+        cache.runs.start("extract", "root")
+        with cache.in_use():
+            pass
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in cache.folder.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {0o664}, modes
+
+
+def test_a_source_inside_the_cache_keeps_its_files(run: Run, tmp_path: Path) -> None:
+    assert run("cache", "info").code == 1
+    Cache(tmp_path / "cache")
+    inside = tmp_path / "cache" / "mine"
+    kept = [inside / "a" / ".tmp-note", inside / "a" / ".tmp-0123456789abcdef", inside / ".tmp-x.png"]
+    for path in kept:
+        write_picture(path.with_suffix(".png"), 0)
+        path.write_bytes(b"x")
+    run("extract", inside, network=True)
+    assert all(path.exists() for path in kept)
+
+
+# --- imports ---
+
+
+@pytest.fixture
+def exported(run: Run, photos: Path, tmp_path: Path) -> Callable[[str], Path]:
+    assert run("extract", photos, network=True).code == 0
+
+    def export(suffix: str) -> Path:
+        path = tmp_path / f"out{suffix}"
+        assert run("cache", "export", path).code == 0
+        return path
+
+    return export
+
+
+def changed(path: Path, features: np.ndarray | None = None, **arrays: np.ndarray) -> Path:  # type: ignore[type-arg]
+    """Write an exported `.npz` anew with other arrays."""
+    with np.load(path) as file:
+        content = {name: file[name] for name in file.files}
+    content |= arrays | ({} if features is None else {"features": features})
+    np.savez(path, **content)
+    return path
+
+
+@pytest.mark.parametrize("wrong", ["NaN", "infinite", "no length", "another length", "no rows", "keys", "texts"])
+def test_an_import_of_vectors_that_are_none_is_refused_and_leaves_the_cache_as_it_was(
+    wrong: str, run: Run, exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = exported(".npz")
+    with np.load(path) as file:
+        X = file["features"]
+    if wrong in ("NaN", "infinite"):
+        X[3, 4] = np.nan if wrong == "NaN" else np.inf
+        changed(path, X)
+    elif wrong == "keys":
+        changed(path, keys=np.zeros((30, 31), np.uint8))
+    elif wrong == "texts":
+        changed(path, labels=np.arange(30))
+    elif wrong == "no rows":
+        changed(
+            path,
+            X[:0],
+            keys=np.zeros((0, 32), np.uint8),
+            **dict.fromkeys(("paths", "labels", "splits"), X[:0, 0].astype("U")),
+        )
+    else:
+        changed(path, X[:, : 0 if wrong == "no length" else 100])
+    for cache in (tmp_path / "cache", tmp_path / "fresh"):
+        result = run("cache", "import", path, "--cache", cache)
+        assert result.code == 1, result.out
+        assert result.err.count("\n") == 1, result.err
+    assert run("cache", "verify", "--cache", tmp_path / "cache").code == 0
+    assert not list((tmp_path / "fresh").rglob("seg-*.h5"))
+
+
+@pytest.mark.parametrize("kind", ["external", "virtual", "link", "soft link", "fill"])
+def test_an_import_reads_no_other_file_and_is_no_bomb(
+    kind: str, exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = exported(".h5")
+    with h5py.File(path, "r+") as file:
+        X = file["features"][()]
+        del file["features"]
+        with h5py.File(tmp_path / "other.h5", "w") as other:
+            other["x"] = X
+        if kind == "external":
+            (tmp_path / "raw").write_bytes(X.tobytes())
+            file.create_dataset("features", X.shape, X.dtype, external=[(str(tmp_path / "raw"), 0, X.nbytes)])
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(X.shape, X.dtype)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", X.shape)
+            file.create_virtual_dataset("features", layout)
+        elif kind == "link":
+            file["features"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "x")
+        elif kind == "soft link":
+            file["features"] = h5py.SoftLink("/keys")
+        else:
+            file.create_dataset("features", (2**38, 512), np.float32, chunks=(2**10, 512))
+    with pytest.raises(ExchangeError, match=r"of its own|far more than fit into it"):
+        read(path)
+
+
+def test_an_import_that_unpacks_to_far_more_than_it_is_is_refused(
+    exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = exported(".npz")
+    with np.load(path) as file:
+        content = {name: file[name] for name in file.files}
+    np.savez_compressed(tmp_path / "bomb.npz", **(content | {"features": np.zeros((40_000, 512), np.float32)}))
+    with pytest.raises(ExchangeError, match="far more than fit into it"):
+        read(tmp_path / "bomb.npz")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5", ".parquet"])
+@pytest.mark.parametrize("what", ["fifo", "device"])
+def test_an_import_waits_for_no_fifo_and_reads_no_device(what: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix}"
+    if what == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(ExchangeError, match="is no regular file"):
+        read(path)
