@@ -63,9 +63,8 @@ def poisoned(given: Features, rows: Any, seed: int = 99) -> Features:
 
 def dummy_head(name: str, kind: type = DummyClassifier, **kwargs: Any) -> Head:
     """A head that looks at no vector, or what else `kind` does."""
-    return Head(
-        name, lambda seed, n_rows: kind(), **{"grid": {}, "default": {}, "restore": dummy.HEAD.restore, **kwargs}
-    )
+    usual: dict[str, Any] = {"grid": {}, "default": {}, "restore": dummy.HEAD.restore}
+    return Head(name, lambda seed, n_rows: kind(), **usual | kwargs)
 
 
 class Failing(DummyClassifier):
