@@ -33,6 +33,12 @@ _SAID: dict[str, Any] = {
     "versions": dict,
 }
 
+_SCORES = {
+    (int, float): ("accuracy", "accuracy_low", "accuracy_high"),
+    (int,): ("n", "n_test", "scored_classes", "seed"),
+    (str,): ("head", "split", "scored_split"),
+}
+
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that can change a result."""
@@ -109,7 +115,7 @@ def load_model(cache: Cache, path: Path, trust: bool) -> Model:
         return _finetuned(path, finetuned.parse(data))
     except BackboneError as error:
         raise ModelError(str(error)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be used as a model: {error}") from error
 
 
@@ -149,9 +155,13 @@ def _check_spec(spec: FeatureSpec) -> None:
 
 def _check_scores(scores: Mapping[str, Any]) -> None:
     """Raise `ModelError` where what is used of the scores is not of its kind."""
-    for name in ("accuracy", "accuracy_low", "accuracy_high"):
-        if type(scores.get(name)) not in (int, float):
-            raise ModelError(f"the {name} among its scores is {scores.get(name)!r:.80}")
+    for kinds, names in _SCORES.items():
+        for name in names:
+            is_needed = name.startswith("accuracy")
+            if (is_needed or name in scores) and type(scores.get(name)) not in kinds:
+                raise ModelError(f"the {name} among its scores is {scores.get(name)!r:.80}")
+    if not {"n", "n_test"} & scores.keys() or not {"split", "scored_split"} & scores.keys():
+        raise ModelError("its scores do not say on how many pictures of which split")
     views = scores.get("test_views", [])
     if not isinstance(views, list) or not all(view in _views() for view in views):
         raise ModelError(f"the views that it looks at are {views!r:.80}")
@@ -166,6 +176,8 @@ def _finetuned(path: Path, known: finetuned.Finetuned) -> Model:
     from featcache.heads.keeping import Parts
     from featcache.heads.logreg import LogisticRegression
 
+    _check_spec(known.spec)
+    _check_scores(known.scores)
     backbone = resolve(f"{finetuned.PREFIX}{known.run}", path).making(known.spec)
     if backbone.spec.weights_sha256 != known.sha256:
         raise ModelError(f"{path} has changed while it was read: run the same command again")

@@ -77,7 +77,7 @@ def read(path: Path) -> Finetuned:
         return parse(sealed.read_whole(path))
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not a network that featcache fine-tuned ({error})") from error
 
 

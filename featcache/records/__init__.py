@@ -171,7 +171,7 @@ class FeatureSpec:
             known = values.pop("calibration", None)
             calibration = Calibration(**known | {"keys": tuple(known["keys"])}) if known else None
             spec = cls(preprocess=Preprocess(**steps), calibration=calibration, **values)
-        except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"the spec of the features is none ({type(error).__name__})") from error
         if not _is_a(cls, spec):
             raise ValueError("the spec of the features holds a value of another type")
