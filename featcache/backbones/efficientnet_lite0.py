@@ -60,7 +60,7 @@ def _timm_name(name: str) -> str:
     if part in _TOP:
         return f"{_TOP[part]}.{rest}"
     number, _, rest = rest.partition(".")
-    if part != "_blocks" or not number.isdecimal() or int(number) >= sum(_BLOCKS):
+    if part != "_blocks" or number not in map(str, range(sum(_BLOCKS))):
         return name
     places = [(stage, block) for stage, count in enumerate(_BLOCKS) for block in range(count)]
     stage, block = places[int(number)]

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import sys
+import warnings
 import zipfile
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -20,7 +21,7 @@ from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
 from featcache import sealed
-from featcache.errors import WeightsError, WeightsUnavailableError
+from featcache.errors import WeightsError, WeightsUnavailableError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -117,12 +118,19 @@ def read_state(path: Path, digest: str | None = None) -> dict[str, Tensor]:
     import torch
 
     if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) and _is_plain(tensor)
+        for name, tensor in state.items()
     ):
         raise WeightsError(
             f"{path} holds no plain state dict (name -> tensor): save it with torch.save(model.state_dict(), FILE)"
         )
     return dict(state)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    import torch
+
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_complex())
 
 
 def of_torch(tensor: Tensor) -> sealed.Tensor:
@@ -186,7 +194,9 @@ def _unpickled(data: bytearray) -> object:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > len(data):  # torch packs nothing
             raise ValueError(f"it would unpack to {size:,} bytes")
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old kinds of pickles, which are read or refused
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], droppable: Collection[str], source: str) -> None:
@@ -213,4 +223,6 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], droppable: Collection[
 
 
 def _listed(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(one_line(name)[:80] for name in names[:most]) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )

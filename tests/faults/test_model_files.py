@@ -33,7 +33,7 @@ import featcache
 from featcache import Options, api, sealed
 from featcache.api import Training
 from featcache.api.models import Model, load_model, save_model
-from featcache.backbones import finetuned, weights
+from featcache.backbones import finetuned, resolve, weights
 from featcache.embed.onnx_engine import open_session
 from featcache.errors import CacheError, EngineError, FeatcacheError, ModelError, WeightsError
 from featcache.heads import FLOOR, HEADS, get
@@ -373,8 +373,6 @@ def test_a_file_that_is_swapped_between_check_and_use_is_not_used(tmp_path: Path
     path = tmp_path / "mine.safetensors"
     network = toy(seed=0).state_dict()
     path.write_bytes(sealed.pack({name: weights.of_torch(tensor) for name, tensor in network.items()}, {}))
-    from featcache.backbones import resolve
-
     found = resolve("scratch-cnn", path)
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(WeightsError, match=r"mine\.safetensors has changed since its weights were looked up"):
@@ -610,6 +608,31 @@ def test_broken_pth_files_end_in_one_line(files: dict[str, Path], data: st.DataO
             assert all(isinstance(tensor, torch.Tensor) for tensor in weights.read_state(path).values())
         except WeightsError as error:
             check_line(error)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.eye(3).to_sparse(),
+        torch.zeros(3, device="meta"),
+        torch.zeros(3, dtype=torch.complex64),
+    ],
+    ids=["sparse", "meta", "complex"],
+)
+def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path: Path, tensor: torch.Tensor) -> None:
+    torch.save({"a": tensor}, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match=r"odd\.pth"):
+        weights.read_state(tmp_path / "odd.pth")
+
+
+def test_names_of_tensors_stay_in_the_line(tmp_path: Path) -> None:
+    state = toy().state_dict() | {"a\nTraceback": torch.zeros(1), "b" * 10**5: torch.zeros(1)}
+    with pytest.raises(WeightsError, match="unexpected") as caught:
+        weights.fill(toy(), state, (), "odd.pth")
+    check_line(caught.value)
+    torch.save({f"_blocks.{'9' * 5000}.x": torch.zeros(1)}, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match="unexpected"):
+        resolve("efficientnet_lite0", tmp_path / "odd.pth").build()
 
 
 # --- what else the cache opens ---
