@@ -286,6 +286,7 @@ def note_again(cache: Path, model: Path, name: str | None = None) -> None:
     """Let the run of a model note the file that lies there now."""
     path = cache / "runs" / f"{model.name[:6]}.json"
     run = json.loads(path.read_text())
+    run.pop("sha256", None)  # of the run itself: one without is read as it is
     run["model_sha256"] = hashlib.sha256(model.read_bytes()).hexdigest()
     run["summary"]["model"] = str(model)
     path.write_text(json.dumps(run))
