@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from isal.isal_zlib import crc32
 
-from featcache.errors import DatasetError, UsageError
+from featcache.errors import CacheError, DatasetError, UsageError
 from featcache.records import FloatArray
 
 PROBED = 32
@@ -91,8 +91,14 @@ class Index:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Index:
-        """Return the index that `to_bytes` wrote."""
-        return cls(load_faiss().deserialize_index(np.frombuffer(data, np.uint8)))
+        """Return the index that `to_bytes` wrote; raises `CacheError` for what is none."""
+        faiss = load_faiss()
+        try:
+            index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+        except RuntimeError as error:
+            said = " ".join(str(error).split())
+            raise CacheError(f"an index of the cache cannot be read ({said}): remove its folder `indexes`") from error
+        return cls(index)
 
     def to_bytes(self) -> memoryview:
         """Return all of the index."""

@@ -123,6 +123,15 @@ def write_picture(path: Path, seed: int, tint: tuple[int, int, int] = (128, 128,
     return path
 
 
+def load_saved(model: str | Path) -> Any:
+    """Return the model that lies in the cache of the run that made it."""
+    from featcache.api.models import load_model
+    from featcache.store import Cache
+
+    with Cache(Path(model).parent.parent) as cache:
+        return load_model(cache, Path(model), trust=False)
+
+
 TINTS = {"leaf": (60, 180, 60), "sky": (70, 110, 220), "sand": (210, 180, 110)}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.dummy import DummyClassifier
 
+from featcache.heads import dummy
 from featcache.heads.base import Head
 from featcache.records import Features
 from featcache.splits import Plan, plan
@@ -62,7 +63,8 @@ def poisoned(given: Features, rows: Any, seed: int = 99) -> Features:
 
 def dummy_head(name: str, kind: type = DummyClassifier, **kwargs: Any) -> Head:
     """A head that looks at no vector, or what else `kind` does."""
-    return Head(name, lambda seed, n_rows: kind(), **{"grid": {}, "default": {}, **kwargs})
+    usual: dict[str, Any] = {"grid": {}, "default": {}, "restore": dummy.HEAD.restore}
+    return Head(name, lambda seed, n_rows: kind(), **usual | kwargs)
 
 
 class Failing(DummyClassifier):

@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pytest
-from conftest import TINTS, Result, write_picture
+from conftest import TINTS, Result, load_saved, write_picture
 
 import featcache
 from featcache.heads import FLOOR, HEADS
@@ -467,7 +466,7 @@ def test_every_head_fits_and_predicts_probabilities(run: Run, photos: Path, head
     assert fitted["accuracy"] == 0.25 if head == FLOOR else fitted["accuracy"] > 0.5
     assert fitted["log_loss"] >= 0
     assert 0 <= fitted["calibration_error"] <= 1
-    assert f"{head}.joblib" in fitted["model"]
+    assert f"{head}.safetensors" in fitted["model"]
     predicted = run("predict", fitted["model"], photos, "--json").json["predictions"]
     assert len(predicted) == 40
     for row in predicted:
@@ -810,7 +809,6 @@ def test_odd_class_names_stay_what_they_are(run: Run, photos: Path, tmp_path: Pa
     for line in markdown.split("the classes")[1].splitlines():
         assert line.replace(r"\|", "").count("|") in (0, 10)
     model = run("fit", "--json").json["model"]
-    content = joblib.load(model)
-    assert sorted(content["classes"]) == sorted(ODD)
+    assert sorted(load_saved(model).classes) == sorted(ODD)
     text = run("confusions", "--heads", "knn").out
     assert "new\\nline" in text

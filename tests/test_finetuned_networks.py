@@ -16,7 +16,7 @@ from finetune_rows import STEPS, TINTS, install, key_of, make_old, refused, tens
 from safetensors.torch import safe_open, save_file
 
 import featcache
-from featcache import Options, api
+from featcache import Options, api, sealed
 from featcache.api import Training
 from featcache.backbones import finetuned, resolve, scratch_cnn
 from featcache.backbones.finetuned import Finetuned
@@ -83,10 +83,10 @@ def model(photos: Path, tmp_path: Path) -> Path:
 
 
 def changed(source: Path, target: Path, **said: Any) -> Path:
-    """Write the file with other words beside the same tensors."""
-    with safe_open(source, "pt") as file:
-        known = json.loads(file.metadata()["featcache"])
-    save_file(tensors(source), target, {"featcache": json.dumps(known | said)})
+    """Write the file with other words beside the same tensors, and a seal of its own."""
+    content = sealed.unpack(source.read_bytes())
+    assert content.known is not None
+    target.write_bytes(sealed.pack(content.tensors, {**content.known, **said}))
     return target
 
 
@@ -144,16 +144,17 @@ def test_a_file_that_is_no_fine_tuned_network_is_one_line(model: Path, tmp_path:
     elif kind == "broken words":
         changed(model, file, spec="{}")
     elif kind == "no top":
-        held = {name: tensor for name, tensor in tensors(model).items() if not name.startswith("featcache_top.")}
-        with safe_open(model, "pt") as source:
-            save_file(held, file, source.metadata())
+        content = sealed.unpack(model.read_bytes())
+        held = {name: tensor for name, tensor in content.tensors.items() if not name.startswith("featcache_top.")}
+        file.write_bytes(sealed.pack(held, content.known or {}))
     elif kind != "gone":
         file.write_bytes(model.read_bytes()[:-100])
-    said = "cannot read the model" if kind == "gone" else "is not a network that featcache fine-tuned"
+    said = "cannot read the model" if kind == "gone" else "cannot be used as a model"
     photos = tmp_path / "some"
     write_folder(photos, {"": 1}, ["leaf"])
     assert refused(run("predict", file, photos), said, str(file))
     if kind != "gone":
+        said = "is not a network that featcache fine-tuned"
         assert refused(run("extract", photos, "--backbone", "runs:2", "--weights", file), said, str(file))
 
 
@@ -186,14 +187,13 @@ def test_a_network_that_was_changed_is_not_taken_for_the_one_that_made_the_vecto
     assert refused(run("predict", head, photos / "test"), "needs runs:2 with weights of sha256")
 
 
-def test_the_file_needs_no_trust_and_a_head_of_another_cache_does(
+def test_neither_the_file_nor_a_head_needs_trust_in_another_cache(
     photos: Path, model: Path, tmp_path: Path, run: Run
 ) -> None:
     head = run("fit", "--json").json["model"]
     other = ["--cache", tmp_path / "another"]
     assert run("predict", model, photos / "test", *other).code == 0
-    assert refused(run("predict", head, photos / "test", *other), "add --trust")
-    assert run("predict", head, photos / "test", "--trust", *other).code == 0
+    assert run("predict", head, photos / "test", *other).code == 0
 
 
 def test_probabilities_are_those_of_the_networks_top(photos: Path, model: Path, tmp_path: Path) -> None:

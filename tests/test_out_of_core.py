@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pytest
 import torch
-from conftest import Result
+from conftest import Result, load_saved
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
@@ -202,13 +201,13 @@ def test_the_saved_model_gives_the_scores_that_are_told(tmp_path: Path) -> None:
     make_cache(tmp_path)
     for head in out_of_core.LOSSES:
         found = fit(tmp_path, head)
-        model = joblib.load(found.model)
+        model = load_saved(found.model)
         X, codes = vectors(600, 4)
         X = X.astype(np.float16)[2::3]
-        assert (model["pipeline"].predict(X) == codes[2::3]).mean() == pytest.approx(found.accuracy)
-        probabilities = model["pipeline"].predict_proba(X)
+        assert (model.estimator.predict(X) == codes[2::3]).mean() == pytest.approx(found.accuracy)
+        probabilities = model.estimator.predict_proba(X)
         assert -np.log(probabilities[np.arange(200), codes[2::3]]).mean() == pytest.approx(found.log_loss, rel=1e-3)
-        assert model["classes"] == tuple(f"class-{code}" for code in range(4))
+        assert model.classes == tuple(f"class-{code}" for code in range(4))
 
 
 def test_a_head_that_does_not_converge_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

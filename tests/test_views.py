@@ -12,11 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import Result, write_picture
+from conftest import Result, load_saved, write_picture
 from PIL import Image, ImageOps
 
 import featcache
@@ -320,14 +319,14 @@ def test_predict_with_views_is_the_mean_of_their_probabilities(
     assert [row["path"] for row in predicted] == [str(path) for path in new]
     assert ("extract:" in result.err) == (head == "logreg")
     steps = resolve("resnet18", seeded_weights).spec.preprocess
-    content = joblib.load(fitted["model"])
+    saved = load_saved(fitted["model"])
     views = [ORIGINAL, *NAMES]
     X = embed(seeded_weights, [decode(path.read_bytes(), steps, view) for view in views for path in new])
-    seen = [content["pipeline"].predict_proba(part.astype(np.float32)) for part in np.split(X, len(views))]
+    seen = [saved.estimator.predict_proba(part.astype(np.float32)) for part in np.split(X, len(views))]
     for row, expected in zip(predicted, np.mean(seen, axis=0), strict=True):
-        assert list(row["probabilities"]) == list(content["classes"])
+        assert list(row["probabilities"]) == list(saved.classes)
         assert list(row["probabilities"].values()) == pytest.approx(expected, abs=1e-3)
-        assert row["label"] == content["classes"][int(expected.argmax())]
+        assert row["label"] == saved.classes[int(expected.argmax())]
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 

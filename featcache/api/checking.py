@@ -12,8 +12,9 @@ from featcache.api.extraction import extract_into
 from featcache.api.options import Options, moved, open_cache, places
 from featcache.api.usage import FOR_TRAINING, is_behind, newest_uses, unknown, unused, uses, without_runs
 from featcache.backbones import Backbone, on_demand, resolve
+from featcache.backbones.weights import sha256
 from featcache.discover import discover
-from featcache.errors import CacheError, CatalogError, FeatcacheError, PictureError
+from featcache.errors import CacheError, CatalogError, FeatcacheError, PictureError, WeightsError
 from featcache.records import POOLED, FeatureSpec, Progress
 from featcache.records.cache import BackboneInfo, CacheInfo, DatasetCheck, DatasetInfo, RowCheck, VerifySummary
 from featcache.sources import exists, file_stat, read
@@ -94,6 +95,7 @@ class _Check:
         for root in dict.fromkeys(run.root for run in used if run.summary):
             self._dataset(root, [run for run in used if run.root == root and run.summary])
         self._orphans()
+        self._models()
 
     def summary(self) -> VerifySummary:
         return VerifySummary(
@@ -185,6 +187,21 @@ class _Check:
                 self._found.append(
                     RowCheck("orphaned", paths.get(key), key.hex(), item.account.fingerprint, item.account.reason)
                 )
+
+    def _models(self) -> None:
+        """Compare each model file with what its run noted of it."""
+        models = self.cache.models()
+        for path, run in models.items():
+            if not path.exists():
+                self.problems.append(f"the model {path} of run {run.id} is missing: put it back, or fit again")
+                continue
+            try:
+                if sha256(path) != run.model_sha256:
+                    self.problems.append(
+                        f"the model {path} is not the one that run {run.id} made: put that back, or fit again"
+                    )
+            except WeightsError as error:
+                self.problems.append(str(error))
 
     def _problem(self, root: str, text: str) -> None:
         self.problems.append(text)

@@ -60,6 +60,7 @@ def export_onnx(
         backbone = same_backbone(cache, fitted, path, options.weights)
         views = (ORIGINAL, *fitted.scores.get("test_views", ()))
         engine = open_engine(backbone, "cpu", "onnx" if fitted.spec.calibration else "torch", cache.networks)
+        fitted.check_dim(path, engine.embed(probe(fitted.spec.preprocess.crop)[:1]).shape[1])
         made = _whole(cache, fitted, backbone, views)
         notes = _notes(fitted, views)
         texts = {name: note if isinstance(note, str) else json.dumps(note) for name, note in notes.items()}
@@ -95,9 +96,9 @@ def _whole(cache: Cache, fitted: Model, backbone: Backbone, views: Sequence[str]
     from featcache.heads.graphs import graphs, mean_of_views
 
     spec = fitted.spec
-    file = cache.networks.find(spec.calibrated.fingerprint) if spec.calibration else exported(backbone, cache.networks)
-    assert file is not None  # or the engine had not opened
-    network = onnx.load(file)
+    data = cache.networks.read(spec.calibrated.fingerprint) if spec.calibration else exported(backbone, cache.networks)
+    assert data is not None  # or the engine had not opened
+    network = onnx.load_model_from_string(data)
     del network.graph.value_info[:]  # their n is not that of the pictures where there are several views
     for named in (*network.graph.node, *network.graph.input, *network.graph.output, *network.graph.initializer):
         del named.metadata_props[:]  # the exporter's notes, with paths of this computer
@@ -149,11 +150,10 @@ def _notes(fitted: Model, views: Sequence[str]) -> dict[str, Any]:
 
 def _difference(content: bytes, engine: Engine, fitted: Model, views: Sequence[str]) -> float:
     """Return how far probabilities of ONNX Runtime are at most from those of the model, on made-up pictures."""
-    import onnxruntime
-
+    from featcache.embed.onnx_engine import open_session
     from featcache.heads.base import probabilities
 
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    session = open_session(content, fitted.spec.backbone)
     most = 0.0
     for height, width in _SIZES:
         pixels = np.ascontiguousarray(probe(max(height, width))[:, :height, :width])

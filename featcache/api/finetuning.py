@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from featcache.api.feeding import Feed, Feeder
 from featcache.api.models import versions
 from featcache.api.options import Options, moved
 from featcache.backbones import Backbone, finetuned, reproduce, scratch_cnn
-from featcache.backbones.weights import sha256
 from featcache.errors import TrainingError
 from featcache.heads import get
 from featcache.records import Progress, Source
@@ -70,8 +68,7 @@ def finetune(
         with experiment.run("finetune") as run:
             work = _Work(experiment, backbone, training, seed, options, run)
             summary = work.do(partial_cache_limit, progress, on_epoch)
-            digest = sha256(Path(summary.model))
-            experiment.cache.runs.finish(run, asdict(summary), digest)
+            experiment.cache.runs.finish(run, asdict(summary), work.model_sha256)
             work.checkpoint.drop()
             return summary
 
@@ -119,6 +116,7 @@ class _Work:
         self.identity = hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
         self.checkpoint = experiment.cache.checkpoint(self.identity[:16])
         self.history_file = f"runs/{run.id:06d}-epochs.csv"
+        self.model_sha256: str | None = None
 
     def do(self, limit: int, progress: Progress | None, on_epoch: Callable[[EpochRow], None]) -> FinetuneSummary:
         from featcache.embed import keep_freed_memory
@@ -246,7 +244,9 @@ class _Work:
             top=(linear.weight.detach().cpu().numpy(), linear.bias.detach().cpu().numpy()),
         )
         name = f"models/{self.run.id:06d}-finetune{finetuned.SUFFIX}"
-        return str(self.experiment.cache.put(name, finetuned.pack(classifier.cut_.network, known)))
+        data = finetuned.pack(classifier.cut_.network, known)
+        self.model_sha256 = hashlib.sha256(data).hexdigest()
+        return str(self.experiment.cache.put(name, data))
 
     def _summary(
         self, classifier: FinetuneClassifier, feed: Feed, probe: _Probe, probabilities: Any, seconds: float

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from featcache.api.asking import asks
 from featcache.api.experiment import Known, Streamed, open_experiment, open_streamed
-from featcache.api.models import Model, save_model, versions
+from featcache.api.models import SUFFIX, Model, save_model, versions
 from featcache.api.options import Options
 from featcache.embed import check_running
 from featcache.errors import HeadError
@@ -98,7 +98,7 @@ def _finish(
     views: tuple[tuple[str, ...], tuple[str, ...]],
 ) -> FitSummary:
     """Keep the model and the account of it."""
-    name = f"models/{run.id:06d}-{head}.joblib"
+    name = f"models/{run.id:06d}-{head}{SUFFIX}"
     summary = FitSummary(
         head=head,
         backbone=known.spec.backbone,
@@ -127,7 +127,7 @@ def _finish(
         unscored=plan.unscored,
     )
     model = Model(fitted.estimator, labels, known.spec, known.extracted["weights_file"], asdict(summary))
-    known.cache.runs.finish(run, asdict(summary), save_model(known.cache, name, model))
+    known.cache.runs.finish(run, asdict(summary), save_model(known.cache, name, head, model))
     return summary
 
 

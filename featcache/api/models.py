@@ -1,25 +1,43 @@
-"""A fitted head enters and a model file leaves; a model file enters and the head leaves, if it can be trusted."""
+"""A fitted head enters and a model file leaves; a model file enters and the head leaves, if it is whole."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import joblib
-import numpy as np
-
+from featcache import sealed
 from featcache.backbones import finetuned, resolve
-from featcache.errors import ModelError, WeightsError
-from featcache.records import FeatureSpec
+from featcache.errors import BackboneError, ModelError
+from featcache.records import DRAFT, ORIGINAL, PRECISIONS, VIEWS, FeatureSpec
 from featcache.store import Cache
 
 FORMAT = "featcache-model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 is pickled, and was written with joblib."""
+
+SUFFIX = sealed.SUFFIX
+
+_SAID: dict[str, Any] = {
+    "format": str,
+    "format_version": int,
+    "head": str,
+    "classes": list,
+    "steps": dict,
+    "spec": str,
+    "weights_file": (str, type(None)),
+    "scores": dict,
+    "versions": dict,
+}
+
+_SCORES = {
+    (int, float): ("accuracy", "accuracy_low", "accuracy_high"),
+    (int,): ("n", "n_test", "scored_classes", "seed"),
+    (str,): ("head", "split", "scored_split"),
+}
 
 
 def versions() -> dict[str, str]:
@@ -35,79 +53,136 @@ class Model:
     classes: tuple[str, ...]
     spec: FeatureSpec
     weights_file: str | None
-    scores: dict[str, Any]
+    scores: Mapping[str, Any]
     versions: dict[str, str] = field(default_factory=versions)
 
+    def check_dim(self, path: Path, dim: int) -> None:
+        """Raise `ModelError` unless the model at `path` reads vectors of this length."""
+        if self.estimator.n_features_in_ != dim:
+            raise ModelError(
+                f"{path} reads vectors of {self.estimator.n_features_in_:,} values, and {self.spec.backbone} gives "
+                f"{dim:,}: fit it again"
+            )
 
-def save_model(cache: Cache, name: str, model: Model) -> str:
-    """Write the model into the cache as a joblib file, and return the sha256 (hex) by which it is known as ours."""
-    content = {
+
+def save_model(cache: Cache, name: str, head: str, model: Model) -> str:
+    """Write the model into the cache as a file that holds nothing but data, and return its sha256 (hex)."""
+    from featcache.heads.pipelines import keep
+
+    steps, arrays = keep(head, model.estimator)
+    said = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "pipeline": model.estimator,
+        "head": head,
         "classes": model.classes,
-        "backbone": model.spec.backbone,
-        "fingerprint": model.spec.fingerprint,
+        "steps": steps,
         "spec": model.spec.to_json(),
         "weights_file": model.weights_file,
-        "scores": model.scores,
+        "scores": sealed.without_infinite(model.scores),
         "versions": model.versions,
     }
-    out = io.BytesIO()
-    joblib.dump(content, out)
-    cache.put(name, out.getvalue())
-    return hashlib.sha256(out.getvalue()).hexdigest()
+    data = sealed.pack({name: sealed.of_array(array) for name, array in arrays.items()}, said)
+    cache.put(name, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def load_model(cache: Cache, path: Path, trust: bool) -> Model:
-    """Read a model file; one that this cache did not make is unpickled only with `trust`. Raises `ModelError`."""
+    """Read a model file, once; raises `ModelError` for one that is damaged, or is not what its run made.
+
+    One of version 1 is unpickled, if this cache made it or with `trust`; nothing else runs code.
+    """
     try:
-        data = path.read_bytes()
+        data = sealed.read_whole(path)
     except OSError as error:
         raise ModelError(f"cannot read the model {path}: {error.strerror}") from error
-    if path.suffix == finetuned.SUFFIX:
-        return _load_finetuned(path)
-    if not trust and not cache.runs.made_model(hashlib.sha256(data).hexdigest()):
-        raise ModelError(
-            f"{path} was not made by the cache {cache.folder}, and opening a model file can run any code: "
-            "add --trust if you trust where it comes from"
-        )
+    digest = hashlib.sha256(data).hexdigest()
+    if path.suffix != SUFFIX and not sealed.looks_like_one(data):
+        if not trust and not cache.runs.made_model(digest):
+            raise ModelError(
+                f"{path} is a model of the old format that was not made by the cache {cache.folder}, and opening one "
+                "can run any code: add --trust if you trust where it comes from"
+            )
+        from featcache.api.pickled import unpickle
+
+        return unpickle(path, data)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # versions are compared below, in one line
-            content = joblib.load(io.BytesIO(data))
-        if content["format"] != FORMAT or content["format_version"] != FORMAT_VERSION:
-            raise ModelError(f"{path} has a model format that this featcache does not read: fit it again")
-        model = Model(
-            content["pipeline"],
-            content["classes"],
-            FeatureSpec.from_json(content["spec"]),
-            content["weights_file"],
-            content["scores"],
-            content["versions"],
-        )
-    except ModelError:
-        raise
-    except Exception as error:  # unpickling broken bytes raises almost anything
-        raise ModelError(f"{path} is not a featcache model: {error!r}") from error
-    made_with, here = model.versions.get("scikit-learn", "?"), version("scikit-learn")
-    if made_with.split(".")[:2] != here.split(".")[:2]:
-        raise ModelError(
-            f"{path} was made with scikit-learn {made_with}, here is {here}: install that, or fit it again"
-        )
-    return model
+        content = sealed.unpack(data)
+        run = cache.maker(path)
+        if run is not None and run.model_sha256 != digest:
+            raise ModelError(f"it is not the file that run {run.id} made, but another: put that back, or fit again")
+        if content.known is not None and content.known.get("format") == FORMAT:
+            return _restored(content)
+        return _finetuned(path, finetuned.parse(data))
+    except BackboneError as error:
+        raise ModelError(str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be used as a model: {error}") from error
 
 
-def _load_finetuned(path: Path) -> Model:
-    """Read a fine-tuned network as a backbone and a linear head; its file holds nothing that could run."""
+def _restored(content: sealed.Content) -> Model:
+    """Return the model in a file of version 2; raises `ValueError`."""
+    from featcache.heads.pipelines import restore
+
+    said = content.known or {}
+    if not content.is_sealed:
+        raise ModelError("it has lost its seal")
+    if said.get("format_version") != FORMAT_VERSION:
+        raise ModelError("this featcache does not read its format: fit it again, or use the featcache that wrote it")
+    if said.keys() != _SAID.keys():
+        raise ModelError(f"it does not say {', '.join(_SAID)}, and nothing else")
+    for name, kind in _SAID.items():
+        if not isinstance(said[name], kind):
+            raise ModelError(f"its {name} is {said[name]!r:.80}")
+    classes, spec = tuple(said["classes"]), FeatureSpec.from_json(said["spec"])
+    if not classes or not all(isinstance(name, str) for name in classes) or len({*classes}) < len(classes):
+        raise ModelError("its classes are not different names")
+    _check_spec(spec)
+    _check_scores(said["scores"])
+    arrays = {name: tensor.array() for name, tensor in content.tensors.items()}
+    estimator = restore(said["head"], said["steps"], arrays, len(classes))
+    return Model(estimator, classes, spec, said["weights_file"], said["scores"], said["versions"])
+
+
+def _check_spec(spec: FeatureSpec) -> None:
+    for what, value, known in (
+        ("view", spec.view, _views()),
+        ("precision", spec.precision, PRECISIONS),
+        ("decoding", spec.decoding, (None, DRAFT)),
+    ):
+        if value not in known:
+            raise ModelError(f"the {what} of its features is {value!r:.80}")
+
+
+def _check_scores(scores: Mapping[str, Any]) -> None:
+    """Raise `ModelError` where what is used of the scores is not of its kind."""
+    for kinds, names in _SCORES.items():
+        for name in names:
+            is_needed = name.startswith("accuracy")
+            if (is_needed or name in scores) and type(scores.get(name)) not in kinds:
+                raise ModelError(f"the {name} among its scores is {scores.get(name)!r:.80}")
+    if not {"n", "n_test"} & scores.keys() or not {"split", "scored_split"} & scores.keys():
+        raise ModelError("its scores do not say on how many pictures of which split")
+    views = scores.get("test_views", [])
+    if not isinstance(views, list) or not all(view in _views() for view in views):
+        raise ModelError(f"the views that it looks at are {views!r:.80}")
+
+
+def _views() -> list[str]:
+    return [ORIGINAL, *(name for names in VIEWS.values() for name in names)]
+
+
+def _finetuned(path: Path, known: finetuned.Finetuned) -> Model:
+    """Return a fine-tuned network as a backbone and a linear head; raises `BackboneError`."""
+    from featcache.heads.keeping import Parts
     from featcache.heads.logreg import LogisticRegression
 
-    try:
-        known = finetuned.read(path)
-        backbone = resolve(f"{finetuned.PREFIX}{known.run}", path).making(known.spec)
-    except WeightsError as error:
-        raise ModelError(str(error)) from error
-    head = LogisticRegression()
-    head.coef_, head.intercept_ = known.top
-    head.classes_, head.n_features_in_ = np.arange(len(known.classes)), head.coef_.shape[1]
+    _check_spec(known.spec)
+    _check_scores(known.scores)
+    backbone = resolve(f"{finetuned.PREFIX}{known.run}", path).making(known.spec)
+    if backbone.spec.weights_sha256 != known.sha256:
+        raise ModelError(f"{path} has changed while it was read: run the same command again")
+    weight, bias = known.top
+    values = dict(LogisticRegression().get_params())
+    arrays = {"coef_": weight, "intercept_": bias}
+    head = LogisticRegression.restored(Parts(values, arrays, len(known.classes), weight.shape[1]))
     return Model(head, known.classes, backbone.spec, str(path.absolute()), known.scores, known.versions)

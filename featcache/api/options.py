@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featcache.backbones import AUTO, finetuned
-from featcache.errors import RunNotFoundError
+from featcache.backbones.weights import sha256
+from featcache.errors import RunNotFoundError, WeightsError
 from featcache.store import Cache, Runs
 
 CACHE_VARIABLE = "FEATCACHE_CACHE"
@@ -47,15 +48,20 @@ def open_cache(options: Options, *, create: bool = True) -> Cache:
 
 
 def find_weights(options: Options) -> Options:
-    """Return the options, for a network `runs:N` with the file that run N left; raises `RunNotFoundError`."""
+    """Return the options, for a network `runs:N` with the file that run N left.
+
+    Raises `RunNotFoundError`, and `WeightsError` where the file is not the one that the run noted.
+    """
     number = options.backbone.removeprefix(finetuned.PREFIX)
     if options.weights is not None or number == options.backbone:
         return options
     folder = places(options)[0].absolute()
     for run in Runs(folder / "runs").all():
         if str(run.id) == number and run.command == "finetune" and run.summary is not None:
-            # The cache may have been moved since.
-            return replace(options, weights=folder / "models" / Path(run.summary["model"]).name)
+            file = folder / "models" / Path(run.summary["model"]).name  # the cache may have been moved since
+            if run.model_sha256 is not None and file.exists() and sha256(file) != run.model_sha256:
+                raise WeightsError(f"{file} is not the file that run {run.id} made: put that back, or fine-tune again")
+            return replace(options, weights=file)
     raise RunNotFoundError(
         f"run {number} of {folder} fine-tuned no network: `featcache runs` lists those that did, as finetune"
     )

@@ -53,11 +53,15 @@ def predict(
             features, *others = (load(work.rows, cache.store(seen.spec.fingerprint)) for seen in backbones)
     from featcache.heads.base import probabilities as of_classes
 
+    fitted.check_dim(Path(model), features.X.shape[1])
+
     def told(rows: int) -> None:
         if progress and (rows % TOLD == 0 or rows == len(features.paths)):
             progress("predict", rows, len(features.paths))
 
     probabilities = np.mean([of_classes(fitted.estimator, seen.X, told) for seen in (features, *others)], axis=0)
+    if not np.isfinite(probabilities).all():
+        raise ModelError(f"{model} gives probabilities that are not finite: fit it again")
     labels = probabilities.argmax(1)
     summary = PredictSummary(
         model=str(model),

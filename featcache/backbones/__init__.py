@@ -46,7 +46,7 @@ def resolve(name: str = AUTO, weights: Path | None = None, notes: Notes | None =
         return efficientnet_lite0.resolve(weights)
     if name == "resnet18":
         return torchvision_models.resolve(name, weights)
-    found = recall(notes, name, weights, lambda: resolve(name, weights).build()) if notes is not None else None
+    found = recall(notes, name, weights, lambda: resolve(name, weights)) if notes is not None else None
     if found is not None:
         return found
     if name.startswith(timm_models.PREFIX):

@@ -42,7 +42,7 @@ def resolve(weights: Path | None) -> Backbone:
     path = weights or _packaged()
     digest = sha256(path)
     said = f"{path.name}, sha256 {digest[:8]}" if weights else "ImageNet"
-    return Backbone(FeatureSpec(NAME, digest, PREPROCESS), said, lambda: _build(path), path)
+    return Backbone(FeatureSpec(NAME, digest, PREPROCESS), said, lambda: _build(path, digest), path)
 
 
 def _packaged() -> Path:
@@ -60,7 +60,7 @@ def _timm_name(name: str) -> str:
     if part in _TOP:
         return f"{_TOP[part]}.{rest}"
     number, _, rest = rest.partition(".")
-    if part != "_blocks" or not number.isdecimal() or int(number) >= sum(_BLOCKS):
+    if part != "_blocks" or number not in map(str, range(sum(_BLOCKS))):
         return name
     places = [(stage, block) for stage, count in enumerate(_BLOCKS) for block in range(count)]
     stage, block = places[int(number)]
@@ -68,13 +68,13 @@ def _timm_name(name: str) -> str:
     return f"blocks.{stage}.{block}.{(_EXPANDED if stage else _FIRST).get(layer, layer)}.{rest}"
 
 
-def _build(path: Path) -> nn.Module:
+def _build(path: Path, digest: str) -> nn.Module:
     import_torchvision()
     import timm
 
     network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     names = list(network.state_dict())
-    state = {_timm_name(name): tensor for name, tensor in read_state(path).items()}
+    state = {_timm_name(name): tensor for name, tensor in read_state(path, digest).items()}
     network.reset_classifier(0)  # type: ignore[operator]
     fill(network, state, droppable=names, source=str(path))
     return network.eval()

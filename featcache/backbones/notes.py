@@ -8,11 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from featcache.backbones.base import Backbone
 from featcache.backbones.weights import sha256
+from featcache.errors import WeightsError
 from featcache.records import FeatureSpec
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Notes(Protocol):
@@ -35,8 +39,11 @@ def note(notes: Notes, backbone: Backbone, weights: Path | None) -> None:
         notes.put(digest, known)
 
 
-def recall(notes: Notes, name: str, weights: Path | None, build: Callable[[], Any]) -> Backbone | None:
-    """Return a backbone that was noted with these versions of the libraries; its weights are read and hashed anew."""
+def recall(notes: Notes, name: str, weights: Path | None, again: Callable[[], Backbone]) -> Backbone | None:
+    """Return a backbone that was noted with these versions of the libraries; its weights are read and hashed anew.
+
+    `again` looks for the whole of it, once it is built, which raises `WeightsError` where it is another one by then.
+    """
     try:
         known = notes.get(_digest(name, weights)) or {}
         spec, said, file = FeatureSpec.from_json(known["spec"]), str(known["weights"]), Path(known["file"])
@@ -46,6 +53,13 @@ def recall(notes: Notes, name: str, weights: Path | None, build: Callable[[], An
         return None
     digest = sha256(weights or file)
     said = f"{weights.name}, sha256 {digest[:8]}" if weights else said
+
+    def build() -> nn.Module:
+        made = again()
+        if made.spec.weights_sha256 != digest:
+            raise WeightsError(f"{weights or file} has changed since it was looked up: run the same command again")
+        return made.build()
+
     return Backbone(replace(spec, weights_sha256=digest), said, build, weights or file)
 
 

@@ -30,9 +30,8 @@ def resolve(weights: Path | None) -> Backbone:
             f"`featcache finetune --backbone {NAME}`, then use --backbone runs:N"
         )
     digest = sha256(weights)
-    return Backbone(
-        FeatureSpec(NAME, digest, PREPROCESS), f"{weights.name}, sha256 {digest[:8]}", lambda: _build(weights), weights
-    )
+    said = f"{weights.name}, sha256 {digest[:8]}"
+    return Backbone(FeatureSpec(NAME, digest, PREPROCESS), said, lambda: _build(weights, digest), weights)
 
 
 def untrained(seed: int) -> Backbone:
@@ -59,7 +58,7 @@ def network(seed: int = 0) -> nn.Module:
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * side * side, _UNITS), nn.ReLU()).eval()
 
 
-def _build(path: Path) -> nn.Module:
+def _build(path: Path, digest: str) -> nn.Module:
     made = network()
-    fill(made, read_state(path), droppable=(), source=str(path))
+    fill(made, read_state(path, digest), droppable=(), source=str(path))
     return made.eval()

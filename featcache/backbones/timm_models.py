@@ -47,7 +47,7 @@ def resolve(name: str, weights: Path | None) -> Backbone:
     path = weights or _download(name, config)
     digest = sha256(path)
     said = f"{path.name}, sha256 {digest[:8]}" if weights else str(config.get("tag") or "pretrained")
-    return Backbone(FeatureSpec(name, digest, preprocess), said, lambda: _build(model, path), path)
+    return Backbone(FeatureSpec(name, digest, preprocess), said, lambda: _build(model, path, digest), path)
 
 
 def _preprocess(name: str, config: dict[str, Any]) -> Preprocess:
@@ -104,11 +104,11 @@ def network(model: str) -> nn.Module:
     return made
 
 
-def _build(model: str, path: Path) -> nn.Module:
+def _build(model: str, path: Path, digest: str) -> nn.Module:
     import timm
 
     network: nn.Module = timm.create_model(model, pretrained=False)
     tensors = list(network.state_dict())
     network.reset_classifier(0)  # type: ignore[operator]
-    fill(network, read_state(path), droppable=tensors, source=str(path))
+    fill(network, read_state(path, digest), droppable=tensors, source=str(path))
     return network.eval()

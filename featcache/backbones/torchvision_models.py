@@ -54,7 +54,7 @@ def resolve(name: str, weights: Path | None) -> Backbone:
     spec = FeatureSpec(name, digest, preprocess)
     if name.endswith(CONVOLUTIONS):
         spec = replace(spec, pooling="average of the convolutions")
-    return Backbone(spec, said, lambda: _build(name, path), path)
+    return Backbone(spec, said, lambda: _build(name, path, digest), path)
 
 
 def names() -> list[str]:
@@ -120,9 +120,9 @@ def _preprocess(preset: Any) -> Preprocess:
     )
 
 
-def _build(name: str, path: Path) -> nn.Module:
+def _build(name: str, path: Path, digest: str) -> nn.Module:
     model, tensors = network(name)
-    state = read_state(path)
+    state = read_state(path, digest)
     if name.startswith("densenet"):  # its files carry names that torchvision itself rewrites: norm.1 -> norm1
         state = {re.sub(r"\.(norm|relu|conv)\.([12])\.", r".\1\2.", key): tensor for key, tensor in state.items()}
     fill(model, state, droppable=tensors, source=str(path))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import logging
 import os
 import re
 import socket
 import sys
+import warnings
+import zipfile
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -17,9 +20,11 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
-from featcache.errors import WeightsError, WeightsUnavailableError
+from featcache import sealed
+from featcache.errors import WeightsError, WeightsUnavailableError, one_line
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 TOP = "featcache_top."
@@ -81,7 +86,7 @@ def sha256(path: Path) -> str:
     A file in the torch hub folder must have the digest that its name promises (`-f37072fd.pth`), else `WeightsError`.
     """
     try:
-        with path.open("rb") as file:
+        with sealed.opened(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightsUnavailableError(f"cannot read the weights file {path}: {error.strerror}") from error
@@ -94,20 +99,17 @@ def sha256(path: Path) -> str:
     return digest
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, digest: str | None = None) -> dict[str, Tensor]:
     """Return the state dict in a `.pth` (read with `weights_only=True`) or `.safetensors` file.
 
-    Raises `WeightsError` where the file is something else.
+    The file is read once; with a `digest` these bytes must have that sha256 (hex). Raises `WeightsError` where they do
+    not, or where the file is something else.
     """
+    data = _read(path)
+    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+        raise WeightsError(f"{path} has changed since its weights were looked up: run the same command again")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            import torch
-
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _tensors(data) if path.suffix == sealed.SUFFIX else _unpickled(data)
     except Exception as error:  # unpickling broken bytes raises almost anything
         raise WeightsError(
             f"{path} is not a state dict that can be read safely ({type(error).__name__}): "
@@ -116,12 +118,85 @@ def read_state(path: Path) -> dict[str, Tensor]:
     import torch
 
     if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) and _is_plain(tensor)
+        for name, tensor in state.items()
     ):
         raise WeightsError(
             f"{path} holds no plain state dict (name -> tensor): save it with torch.save(model.state_dict(), FILE)"
         )
     return dict(state)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    import torch
+
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_complex())
+
+
+def of_torch(tensor: Tensor) -> sealed.Tensor:
+    """Return a tensor as a file holds it; raises `ValueError` for a type that is not kept."""
+    import torch
+
+    names = {dtype: name for name, dtype in _dtypes().items()}
+    if tensor.dtype not in names:
+        raise ValueError(f"tensors of the type {tensor.dtype} are not kept")
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return sealed.Tensor(names[tensor.dtype], tuple(tensor.shape), flat.numpy().tobytes())
+
+
+def _read(path: Path) -> bytearray:
+    try:
+        return sealed.read_whole(path)
+    except OSError as error:
+        raise WeightsUnavailableError(f"cannot read the weights file {path}: {error.strerror}") from error
+
+
+def _tensors(data: bytearray) -> dict[str, Tensor]:
+    import torch
+
+    content, dtypes = sealed.unpack(data), _dtypes()
+    return {
+        name: torch.frombuffer(held.data, dtype=dtypes[held.dtype]).reshape(held.shape)
+        if held.data
+        else torch.empty(held.shape, dtype=dtypes[held.dtype])
+        for name, held in content.tensors.items()
+    }
+
+
+def _dtypes() -> dict[str, torch.dtype]:
+    """Return torch's types by the names that safetensors has for them."""
+    import torch
+
+    return {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "I16": torch.int16,
+        "I8": torch.int8,
+        "U64": torch.uint64,
+        "U32": torch.uint32,
+        "U16": torch.uint16,
+        "U8": torch.uint8,
+        "BOOL": torch.bool,
+    }
+
+
+def _unpickled(data: bytearray) -> object:
+    import torch
+
+    if data[:4] == b"PK\x03\x04":
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > len(data):  # torch packs nothing
+            raise ValueError(f"it would unpack to {size:,} bytes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old kinds of pickles, which are read or refused
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], droppable: Collection[str], source: str) -> None:
@@ -148,4 +223,6 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], droppable: Collection[
 
 
 def _listed(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(one_line(name)[:80] for name in names[:most]) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )

@@ -37,7 +37,7 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str | No
 
 
 _trust = click.option(
-    "--trust", is_flag=True, help="Open a model file that this cache did not make; it can run any code."
+    "--trust", is_flag=True, help="Open an old .joblib model that this cache did not make; it can run any code."
 )
 
 

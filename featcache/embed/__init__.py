@@ -116,26 +116,27 @@ def _onnx(backbone: Backbone, shelf: Shelf, pictures: int, why: str) -> Engine:
     spec = backbone.spec
     if spec.calibration is None:
         return OnnxEngine(exported(backbone, shelf), spec, pictures, why)
-    path = shelf.find(spec.calibrated.fingerprint)
-    if path is None:
+    network = shelf.read(spec.calibrated.fingerprint)
+    if network is None:
         raise EngineError(
             f"the int8 network of {backbone.name} that made these vectors (sha256 "
             f"{spec.calibration.network_sha256[:16]}) is not in this cache, and nothing else gives the same: "
             "extract with --precision int8, and fit again"
         )
-    return OnnxEngine(path, spec, pictures, why)
+    return OnnxEngine(network, spec, pictures, why)
 
 
-def exported(backbone: Backbone, shelf: Shelf) -> Path:
+def exported(backbone: Backbone, shelf: Shelf) -> bytes:
     """Return the backbone's exact network in ONNX format, exported now if it never was (this imports torch).
 
     Raises `EngineError` where it cannot be exported.
     """
     spec = backbone.spec.network
-    path = shelf.find(spec.fingerprint)
-    if path is None:
+    network = shelf.read(spec.fingerprint)
+    if network is None:
         from featcache.embed.exporting import export
 
         _logger.warning("exporting %s to ONNX, once for this cache", backbone.name)
-        path = shelf.keep(spec.fingerprint, export(backbone))
-    return path
+        network = export(backbone)
+        shelf.keep(spec.fingerprint, network)
+    return network

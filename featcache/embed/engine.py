@@ -43,6 +43,10 @@ class Shelf(Protocol):
         """Return the file kept for a fingerprint, whole and unchanged, or `None`."""
         ...
 
+    def read(self, fingerprint: str) -> bytes | None:
+        """Return the bytes of that file, the same that were checked, or `None`."""
+        ...
+
     def keep(self, fingerprint: str, network: bytes) -> Path:
         """Keep a file for a fingerprint, and return its path."""
         ...

@@ -35,16 +35,17 @@ class _Pictures(CalibrationDataReader):  # type: ignore[misc] # onnxruntime has 
         return None if part is None else {"pixels": part}
 
 
-def quantise(network: Path, pixels: Pixels) -> bytes:
+def quantise(network: bytes, pixels: Pixels) -> bytes:
     """Return an exported network in int8, calibrated on pictures (n, crop, crop, 3), with its own vectors of `probe`.
 
     Raises `EngineError` where it cannot be quantised.
     """
     with tempfile.TemporaryDirectory(prefix="featcache-") as folder:
-        prepared, small = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        exact, prepared, small = (Path(folder) / f"{name}.onnx" for name in ("exact", "prepared", "int8"))
+        exact.write_bytes(network)
         try:
             with silence():
-                quant_pre_process(network, prepared, skip_symbolic_shape=True)
+                quant_pre_process(exact, prepared, skip_symbolic_shape=True)
                 quantize_static(
                     prepared,
                     small,
@@ -62,5 +63,5 @@ def quantise(network: Path, pixels: Pixels) -> bytes:
         except Exception as error:  # the quantiser raises almost anything
             said = " ".join(str(error).split())[:200]
             raise EngineError(f"the network cannot be made int8 ({type(error).__name__}: {said}): use fp32") from error
-    notes = {entry.key: entry.value for entry in onnx.load(network, load_external_data=False).metadata_props}
+    notes = {entry.key: entry.value for entry in onnx.load_model_from_string(network).metadata_props}
     return annotated(model, reference, notes)

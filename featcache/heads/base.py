@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from operator import methodcaller
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import ThreadpoolController
 
+from featcache.heads.keeping import Kept, Parts, kept_of
 from featcache.records import FloatArray
 
 Codes = npt.NDArray[np.intp]
@@ -33,13 +35,16 @@ class Head:
     `keeps_default` the default stays unless another is clearly better. `temperature` is the usual one of its scores at
     one or two pictures a class, rather too high than too low, taken where none can be fitted. A costly head is tried
     on one fold only where there are `one_fold_from` pictures or more. The work of a `wide` head is in large matrix
-    products, which use several cores by themselves.
+    products, which use several cores by themselves. `keep` returns what a file keeps of a fitted estimator, and
+    `restore` makes it again from that; it raises `ModelError`.
     """
 
     name: str
     make: Callable[[int, int], Any]
     grid: Mapping[str, Sequence[Any]]
     default: Mapping[str, Any]
+    restore: Callable[[Parts], Any]
+    keep: Callable[[Any], Kept] = methodcaller("keep")
     rough: Mapping[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
     keeps_default: bool = True
@@ -50,11 +55,12 @@ class Head:
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """What our classifiers share: validation, labels, and probabilities as the softmax of scores over a temperature.
 
-    A family says in `path` which parameter it can fit for several values at once, and implements `_fit_path` and
-    `_scores`.
+    A family says in `path` which parameter it can fit for several values at once, and in `kept` which fitted attributes
+    its scores need; it implements `_fit_path`, `_scores` and `_take`.
     """
 
     path = ""
+    kept: tuple[str, ...] = ()
     temperature: float
 
     def fit(self, X: FloatArray, y: npt.NDArray[Any]) -> Self:
@@ -99,6 +105,22 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the probability (n, K) of each class in `classes_`."""
         return np.asarray(softmax(self.scores(X).astype(np.float64) / self.temperature, axis=1))
 
+    def keep(self) -> Kept:
+        """Return what a file keeps of it once it is fitted; classes are numbered from zero."""
+        if not np.array_equal(self.classes_, np.arange(len(self.classes_))):
+            raise ValueError("only a classifier of numbers of classes is kept, all of them from zero on")
+        return kept_of(self, self.kept)
+
+    @classmethod
+    def restored(cls, parts: Parts) -> Self:
+        """Return the fitted classifier that `keep` was asked of; raises `ModelError`."""
+        temperature = parts.number("temperature")
+        usual = {name: value for name, value in cls().get_params().items() if name != "temperature"}
+        made = cls(**parts.params(usual), temperature=temperature)
+        made.classes_, made.n_features_in_ = np.arange(parts.n_classes), parts.dim
+        made._take(parts)
+        return made
+
     def _enter(self, X: FloatArray, y: npt.NDArray[Any]) -> tuple[FloatArray, Codes]:
         X, y = validate_data(self, X, y, dtype=(np.float32, np.float64))
         if y.dtype.kind == "f":  # of names and numbers of classes it only warns that there are few images of each
@@ -115,15 +137,24 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _scores(self, X: FloatArray) -> FloatArray:
         raise NotImplementedError
 
+    def _take(self, parts: Parts) -> None:
+        """Set the attributes in `kept`; raises `ModelError` where they do not belong together."""
+        raise NotImplementedError
+
 
 class LinearClassifier(Classifier):
     """A classifier whose scores are `X @ coef_.T + intercept_`: `coef_` (K, d), `intercept_` (K), also for two."""
 
+    kept = ("coef_", "intercept_")
     coef_: FloatArray
     intercept_: FloatArray
 
     def _scores(self, X: FloatArray) -> FloatArray:
         return np.asarray(X @ self.coef_.T + self.intercept_)
+
+    def _take(self, parts: Parts) -> None:
+        self.coef_ = parts.floats("coef_", (parts.n_classes, parts.dim))
+        self.intercept_ = parts.floats("intercept_", (parts.n_classes,))
 
 
 def one_hot(codes: Codes, dtype: npt.DTypeLike, low: float = 0.0) -> FloatArray:

@@ -45,5 +45,6 @@ HEAD = Head(
     lambda seed, n_rows: NearestCentroid(),
     {"cosine": (False, True)},
     {"cosine": True},
+    NearestCentroid.restored,
     temperature=2.5,
 )

@@ -22,6 +22,9 @@ from featcache.heads.mlp import LEAST, LeadingAxes, Perceptron
 from featcache.heads.scaling import VectorScaler
 from featcache.heads.svm_rbf import KernelSVM
 
+LABELS = 2**28
+"""The labels of neighbours are so many numbers at most, one for each class: a file of ONNX holds no more."""
+
 _ACTIVATIONS = {"identity": "Identity", "logistic": "Sigmoid", "relu": "Relu", "tanh": "Tanh"}
 
 
@@ -111,6 +114,11 @@ def _centroid(head: NearestCentroid) -> GraphProto:
 
 
 def _neighbours(head: KNeighbors) -> GraphProto:
+    size = len(head._rows) * len(head.classes_)
+    if size > LABELS:
+        raise HeadError(
+            f"{len(head._rows):,} neighbours of {len(head.classes_):,} classes are too many for ONNX: use logreg"
+        )
     return _step(
         """
         unit = LpNormalization<axis = 1, p = 2>(x)

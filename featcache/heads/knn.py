@@ -10,7 +10,9 @@ import numpy.typing as npt
 from sklearn.base import clone
 from sklearn.preprocessing import normalize
 
+from featcache.errors import ModelError
 from featcache.heads.base import Classifier, Codes, Head
+from featcache.heads.keeping import Parts
 from featcache.records import FloatArray
 
 _BLOCK = 2**24
@@ -25,6 +27,7 @@ class KNeighbors(Classifier):
     """
 
     path = "n_neighbors"
+    kept = ("_rows", "_codes", "_firsts")
     _firsts: Codes | None = None
     """Of each training vector the first one that is equal to it; nothing where all differ, and in older models."""
 
@@ -52,6 +55,16 @@ class KNeighbors(Classifier):
 
     def _scores(self, X: FloatArray) -> FloatArray:
         return self._shares(*self._search(X))
+
+    def _take(self, parts: Parts) -> None:
+        if self.n_neighbors < 1:
+            raise ModelError(f"n_neighbors is {self.n_neighbors}, which it cannot be")
+        self._rows = parts.floats("_rows", (None, parts.dim))
+        n = len(self._rows)
+        self._codes = parts.places("_codes", (n,), below=parts.n_classes)
+        self._firsts = parts.places("_firsts", (n,), below=n) if parts.has("_firsts") else None
+        if n == 0:
+            raise ModelError("_rows holds no vector")
 
     def _search(self, X: FloatArray) -> tuple[FloatArray, Codes]:
         """Return the cosines (n, k) of the nearest training vectors, the nearest first, and their classes (n, k)."""
@@ -85,6 +98,7 @@ HEAD = Head(
     lambda seed, n_rows: KNeighbors(),
     {"n_neighbors": (20, 10, 5, 1)},
     {"n_neighbors": 5},
+    KNeighbors.restored,
     temperature=1.3,
     wide=True,
 )

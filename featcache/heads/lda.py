@@ -41,5 +41,6 @@ HEAD = Head(
     lambda seed, n_rows: LinearDiscriminantAnalysis(),
     {"shrinkage": (0.95, 0.7, 0.4, 0.1)},
     {"shrinkage": 0.4},
+    LinearDiscriminantAnalysis.restored,
     temperature=12.0,
 )

@@ -62,6 +62,7 @@ HEAD = Head(
     lambda seed, n_rows: LogisticRegression(),
     {"C": (1.0, 10.0, 100.0)},
     {"C": 100.0},
+    LogisticRegression.restored,
     rough={"tol": 1e-2},
     wide=True,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -12,10 +13,13 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.neural_network import MLPClassifier
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featcache.errors import HeadError
+from featcache.errors import HeadError, ModelError
 from featcache.heads.base import INTERRUPTED, Classifier, Codes, DivergedError, Head, InterruptedFitError
+from featcache.heads.keeping import Kept, Parts
 from featcache.records import FloatArray
 from featcache.records.experiments import Sweep
+
+ACTIVATIONS = ("identity", "logistic", "relu", "tanh")
 
 LEAST = 1e-30
 """Probabilities are not taken for less, so that their logarithms are finite, in single precision too."""
@@ -49,6 +53,7 @@ class Perceptron(Classifier):
     """
 
     path = "alpha"
+    kept = ("gain_",)
 
     def __init__(
         self,
@@ -102,6 +107,28 @@ class Perceptron(Classifier):
                 "n_iter_": network.n_iter_,
             }
 
+    def keep(self) -> Kept:
+        """Return the parameters, and the weights and biases of each layer."""
+        known = super().keep()
+        arrays = {f"weight{at}": weight for at, weight in enumerate(self.network_.coefs_)}
+        arrays |= {f"bias{at}": bias for at, bias in enumerate(self.network_.intercepts_)}
+        return Kept(known.values, arrays)
+
+    def _take(self, parts: Parts) -> None:
+        self.gain_ = parts.number("gain_")
+        if self.activation not in ACTIVATIONS:
+            raise ModelError(f"activation is {self.activation!r:.80}, which it cannot be")
+        n_out = 1 if parts.n_classes == 2 else parts.n_classes
+        sizes = [parts.dim, *self.hidden, n_out]
+        network = MLPClassifier(tuple(self.hidden), activation=self.activation)
+        layers = list(enumerate(pairwise(sizes)))
+        network.coefs_ = [parts.floats(f"weight{at}", pair) for at, pair in layers]
+        network.intercepts_ = [parts.floats(f"bias{at}", pair[1:]) for at, pair in layers]
+        network.n_layers_, network.n_outputs_ = len(sizes), n_out
+        network.out_activation_ = "logistic" if n_out == 1 else "softmax"
+        network.classes_, network.n_features_in_ = self.classes_, parts.dim
+        self.network_ = network
+
     def _scores(self, X: FloatArray) -> FloatArray:
         given = self.network_.predict_proba(X * X.dtype.type(self.gain_))
         return np.asarray(np.log(np.maximum(given, LEAST)))
@@ -112,6 +139,7 @@ HEAD = Head(
     lambda seed, n_rows: Perceptron(random_state=seed),
     {"alpha": (0.5, 0.2)},
     {"alpha": 0.5},
+    Perceptron.restored,
     rough={"max_iter": 8},
     temperature=1.2,
     one_fold_from=0,
@@ -120,7 +148,7 @@ HEAD = Head(
 
 def sweeping(sweep: Sweep) -> Head:
     """Return the head with values to try, on all folds; what is not named has its default. Raises `HeadError`."""
-    unknown = set(sweep.activation) - {"identity", "logistic", "relu", "tanh"}
+    unknown = set(sweep.activation) - set(ACTIVATIONS)
     if unknown:
         raise HeadError(f"unknown activation {unknown.pop()!r}: use relu, tanh, logistic or identity")
     if any(units < 1 for layers in sweep.hidden for units in layers):

@@ -38,5 +38,6 @@ HEAD = Head(
     lambda seed, n_rows: RidgeClassifier(),
     {"alpha": (10.0, 3.0, 1.0, 0.3, 0.1)},
     {"alpha": 0.3},
+    RidgeClassifier.restored,
     temperature=0.45,
 )

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from featcache.errors import ModelError
+from featcache.heads.keeping import Kept, Parts, kept_of
 from featcache.records import FloatArray
 
 POWER = 0.7
@@ -75,6 +77,21 @@ class VectorScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         X = self.shape(validate_data(self, X, dtype=(np.float32, np.float64), reset=False))
         return np.asarray((X - self.mean_.astype(X.dtype)) / self.scale_.astype(X.dtype))
+
+    def keep(self) -> Kept:
+        """Return what a file keeps of it once it is fitted."""
+        return kept_of(self, ("mean_", "scale_"))
+
+    @classmethod
+    def restored(cls, parts: Parts) -> Self:
+        """Return the fitted scaler that `keep` was asked of; raises `ModelError`."""
+        made = cls(power=parts.number("power", 0.01, 100), **parts.params({"unit": True, "columns": 0.0}))
+        made.mean_ = parts.floats("mean_", (parts.dim,))
+        made.n_features_in_ = len(made.mean_)
+        made.scale_ = parts.floats("scale_", made.mean_.shape)
+        if not (made.scale_ > 0).all():
+            raise ModelError("scale_ holds values that are not above zero")
+        return made
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ HEAD = Head(
     lambda seed, n_rows: LinearSVM(),
     {"C": (0.01, 0.1, 1.0, 10.0)},
     {"C": 1.0},
+    LinearSVM.restored,
     rough={"tol": 1e-2},
     temperature=0.25,
     wide=True,

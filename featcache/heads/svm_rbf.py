@@ -11,6 +11,7 @@ from sklearn.svm import SVC
 
 from featcache.errors import ModelError
 from featcache.heads.base import Classifier, Codes, Head
+from featcache.heads.keeping import Parts
 from featcache.records import FloatArray
 
 MAX_ROWS = 20_000
@@ -30,6 +31,7 @@ class KernelSVM(Classifier):
     """
 
     path = "C"
+    kept = ("_rate", "_vectors", "_ends", "_alphas", "_biases")
 
     def __init__(self, C: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
         self.C = C
@@ -59,6 +61,16 @@ class KernelSVM(Classifier):
         if "_offsets" in state:  # its temperature belongs to votes
             raise ModelError("this model of svm-rbf is from a version that counted votes: fit it again")
         super().__setstate__(state)
+
+    def _take(self, parts: Parts) -> None:
+        self._rate = parts.number("_rate")
+        self._vectors = parts.floats("_vectors", (None, parts.dim))
+        n, n_classes = len(self._vectors), parts.n_classes
+        self._ends = parts.places("_ends", (n_classes,), below=n + 1)
+        self._alphas = parts.floats("_alphas", (n, n_classes))
+        self._biases = parts.floats("_biases", (n_classes, n_classes))
+        if (np.diff(self._ends, prepend=0, append=n) < 0).any() or self._ends[-1] != n:
+            raise ModelError("_ends does not divide the vectors among the classes")
 
     def _scores(self, X: FloatArray) -> FloatArray:
         width = max(len(self.classes_) ** 2, len(self._vectors))
@@ -107,6 +119,7 @@ HEAD = Head(
     lambda seed, n_rows: KernelSVM(),
     {"gamma": (0.25, 1.0), "C": (1.0, 10.0)},
     {"gamma": 0.25, "C": 10.0},
+    KernelSVM.restored,
     temperature=1.4,
     one_fold_from=1000,
 )

@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -162,13 +163,33 @@ class FeatureSpec:
 
     @classmethod
     def from_json(cls, text: str) -> FeatureSpec:
-        """Build a spec from `to_json`'s text; raises `TypeError` or `KeyError` on other text."""
-        values = json.loads(text)
-        steps = values.pop("preprocess")
-        steps["mean"], steps["std"] = tuple(steps["mean"]), tuple(steps["std"])
-        known = values.pop("calibration", None)
-        calibration = Calibration(**known | {"keys": tuple(known["keys"])}) if known else None
-        return cls(preprocess=Preprocess(**steps), calibration=calibration, **values)
+        """Build a spec from `to_json`'s text; raises `ValueError` on other text, and for values of another type."""
+        try:
+            values = json.loads(text)
+            steps = values.pop("preprocess")
+            steps["mean"], steps["std"] = tuple(steps["mean"]), tuple(steps["std"])
+            known = values.pop("calibration", None)
+            calibration = Calibration(**known | {"keys": tuple(known["keys"])}) if known else None
+            spec = cls(preprocess=Preprocess(**steps), calibration=calibration, **values)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"the spec of the features is none ({type(error).__name__})") from error
+        if not _is_a(cls, spec):
+            raise ValueError("the spec of the features holds a value of another type")
+        return spec
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    """Tell whether a value is of the type that is noted, and if it is a record all in it too."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return type(value) is kind and all(_is_a(hints[one.name], getattr(value, one.name)) for one in fields(kind))
+    if get_origin(kind) is UnionType:
+        return any(_is_a(one, value) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is_a, kinds, value))
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 @dataclass(frozen=True, slots=True)

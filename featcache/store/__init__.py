@@ -203,6 +203,15 @@ class Cache:
         """Return the states of trainings that were stopped and not asked for again."""
         return sorted((self.folder / "trainings").glob("*.pt"))
 
+    def models(self) -> dict[Path, Run]:
+        """Return the files of models that runs have made, whether they are there or not, with their runs."""
+        return {self.folder / "models" / run.made: run for run in self.runs.all() if run.made is not None}
+
+    def maker(self, path: Path) -> Run | None:
+        """Return the run that made the model file at a path, `None` for one that no run made or that lies elsewhere."""
+        found = path.resolve()
+        return self.runs.maker(found.name) if found.parent == (self.folder / "models").resolve() else None
+
     def size(self, folder: Path | None = None) -> int:
         """Return the bytes of all files in the cache, or in one folder of it."""
         return sum(map(_size, (folder or self.folder).rglob("*")))

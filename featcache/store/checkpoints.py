@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+from featcache.errors import CacheError
 from featcache.store.files import remove, write_atomic
+
+_MARK = b"featcache training "
 
 
 class Checkpoint:
-    """One file `trainings/<digest>.pt`, written anew after each epoch."""
+    """One file `trainings/<digest>.pt`, written anew after each epoch: a line with the sha256 of the rest, and that."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def load(self) -> bytes | None:
-        """Return the state that was kept last, or `None`."""
+        """Return the state that was kept last, or `None`; raises `CacheError` for one that is damaged."""
         try:
-            return self.path.read_bytes()
+            data = self.path.read_bytes()
         except FileNotFoundError:
             return None
+        if not data.startswith(_MARK):  # older ones begin with the state
+            return data
+        line, _, state = data.partition(b"\n")
+        if line != _line(state):
+            raise CacheError(f"{self.path} is damaged: remove it, and training begins anew")
+        return state
 
     def save(self, data: bytes) -> None:
         """Keep a state, whole or not at all; raises `CacheWriteError`."""
-        write_atomic(self.path, data)
+        write_atomic(self.path, _line(data) + b"\n" + data)
 
     def drop(self) -> None:
         """Forget the state: the training is complete."""
         remove(self.path)
+
+
+def _line(state: bytes) -> bytes:
+    return _MARK + hashlib.sha256(state).hexdigest().encode()

@@ -43,6 +43,17 @@ class Networks:
             _logger.warning("%s %s is damaged; moved to %s", self.what, path, kept)
         return None
 
+    def read(self, fingerprint: str) -> bytes | None:
+        """Return the bytes kept for a fingerprint, whole and unchanged, or `None`: those that were checked."""
+        path = self.find(fingerprint)
+        with contextlib.suppress(FileNotFoundError):  # another process has made a newer one
+            data = path.read_bytes() if path else None
+            if path is None or data is None or path.stem.endswith(f"-{_digest(data)}"):
+                return data
+            self._whole.discard(path)
+            return self.read(fingerprint)
+        return None
+
     def keep(self, fingerprint: str, network: bytes | memoryview) -> Path:
         """Keep a file for a fingerprint, and return its path; raises `CacheWriteError`."""
         path = self._folder / f"{fingerprint[:16]}-{_digest(network)}{self.suffix}"
@@ -60,13 +71,6 @@ class Indexes(Networks):
     def name(root: str, fingerprint: str, run: int) -> str:
         """Return the name of the index of a dataset as the run with this number saved it: 8 digits of which, 8 when."""
         return f"{_digest(os.fsencode(root) + fingerprint.encode())[:8]}{run:08x}"
-
-    def read(self, name: str) -> bytes | None:
-        """Return the index of this name, whole and unchanged, or `None`."""
-        path = self.find(name)
-        with contextlib.suppress(FileNotFoundError):  # another process has made a newer one
-            return path.read_bytes() if path else None
-        return None
 
     def replace(self, name: str, index: memoryview) -> None:
         """Keep an index, and delete older ones of the same vectors; raises `CacheWriteError`."""

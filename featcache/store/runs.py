@@ -49,6 +49,12 @@ class Run:
     catalog: str = ""
     error: str | None = None
 
+    @property
+    def made(self) -> str | None:
+        """The name of the model file that the run made and noted, if any."""
+        model = (self.summary or {}).get("model")
+        return None if model is None or self.model_sha256 is None else Path(str(model)).name
+
 
 class Runs:
     """The runs of a cache, `runs/<number>.json`: they outlive the catalog, and several computers may add to them.
@@ -112,6 +118,10 @@ class Runs:
     def made_model(self, sha256: str) -> bool:
         """Tell whether a run of this cache made the model file with this digest."""
         return any(run.model_sha256 == sha256 for run in self._newest_first())
+
+    def maker(self, name: str) -> Run | None:
+        """Return the run that made the model file with this name, if any did."""
+        return next((run for run in self._newest_first() if run.made == name), None)
 
     def _newest_first(self) -> Iterator[Run]:
         for path, run in self._files():

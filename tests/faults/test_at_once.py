@@ -267,7 +267,9 @@ def test_clocks_that_differ_by_years_lose_nothing(
             write_picture(folders[at % 3] / "sky" / f"at{at}.png", 50 + at)
             found = featcache.extract(folders[at % 3], options)
             assert found.unreadable == 0
-            assert featcache.fit(head="centroid", options=featcache.Options(cache=options.cache)).dataset == found.dataset
+            assert (
+                featcache.fit(head="centroid", options=featcache.Options(cache=options.cache)).dataset == found.dataset
+            )
             assert run("cache", "compact").code == 0
             assert run("runs").code == 0
             assert run("ledger").code == 0
