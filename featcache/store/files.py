@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,15 +34,34 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """
     try:
         _make_folder(path.parent)
-        with _temporary(path.parent) as (descriptor, temporary):
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            os.fsync(descriptor)
-            temporary.rename(path)
-        _sync_folder(path.parent)
+        _publish(path, data, 0o644)
     except OSError as error:
         raise CacheWriteError(_explain(path, len(data), error)) from error
+
+
+def replace_file(path: Path, data: bytes, before: os.stat_result | None) -> None:
+    """Write a file of the user's as `write_atomic` does: a new one as open as the umask lets it be, in a folder of his.
+
+    What was there before leaves its mode and, where that is allowed, its owner. Raises `CacheWriteError`.
+    """
+    try:
+        _publish(path, data, 0o666, before)
+    except OSError as error:
+        raise CacheWriteError(_explain(path, len(data), error)) from error
+
+
+def _publish(path: Path, data: bytes | memoryview, mode: int, before: os.stat_result | None = None) -> None:
+    with _temporary(path.parent, mode) as (descriptor, temporary):
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        if before is not None:
+            with contextlib.suppress(PermissionError):
+                os.fchown(descriptor, before.st_uid, before.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
+        os.fsync(descriptor)
+        temporary.rename(path)
+    _sync_folder(path.parent)
 
 
 def remove(path: Path) -> int:
@@ -136,11 +156,11 @@ def _lock_file(path: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _temporary(folder: Path) -> Iterator[tuple[int, Path]]:
+def _temporary(folder: Path, mode: int) -> Iterator[tuple[int, Path]]:
     """Yield a locked, unique temporary file (descriptor, path), removed on the way out unless it was renamed."""
     while True:
         temporary = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
