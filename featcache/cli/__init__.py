@@ -71,6 +71,7 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, _interrupt)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of a broken picture the reason is listed once, by us
     warnings.filterwarnings("ignore", message="The number of unique classes is greater")  # few images a class are fine
+    warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")  # it is only asked for threads
     watch_room()
     with streams():
         sys.exit(_exit_code())

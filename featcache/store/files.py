@@ -212,7 +212,8 @@ def no_room(path: Path, size: int, reason: str) -> str:
     """Return what to say where a disk, a quota or a limit on file sizes has no room for `size` bytes."""
     try:
         free = shutil.disk_usage(path.parent).free
-        said = f", {free:,} are free" + (", so it is a quota, or the disk has no more inodes" if free > size else "")
+        other = ", so it is a quota, a limit on files (`ulimit -f`), or the disk has no more inodes"
+        said = f", {free:,} are free" + (other if free > size else "")
     except OSError:
         said = ""
     return f"no room for {path}: {size:,} bytes are needed{said} ({reason}): make room and run the same command again"
