@@ -87,9 +87,7 @@ SAMPLE = [
     ("no folder", "info"),
 ]
 
-PROGRESS = re.compile(
-    r"(extract|extract \w+|fit|compare|bench|split|verify|audit|report|predict|finetune|confusions)[ :]"
-)
+PROGRESS = re.compile(r".*\d%\|")
 
 
 def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -175,7 +173,7 @@ def test_a_command_that_lacks_something_is_one_line_and_succeeds_without_the_lac
         assert not list(home.glob("out.*")) or "out" in lack
     elif done.returncode in (0, 141):
         assert lines == []
-    if lack == "no stdin" or done.returncode != 0:
+    if done.returncode != 0 and not (name == "gc" and not list(home.rglob("seg-*"))):  # what is forgotten is gone
         (home / "out.csv").unlink(missing_ok=True)
         again = shell(command(COMMANDS[name]), home)
         assert again.returncode == 0, again.stderr
