@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,17 +19,23 @@ from featcache.records.finetuning import EpochRow
 class Board:
     """Writes one point an epoch to each curve; raises `OutputError` where TensorBoard is missing, or the folder.
 
-    TensorBoard shows the file while it grows, so it is no whole one before the end; each point in it is.
+    TensorBoard shows the file while it grows. Its own writer has a thread, of which a full disk makes a traceback.
     """
 
     def __init__(self, folder: Path) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError as error:
             raise OutputError("TensorBoard is not installed: pip install 'featcache[tensorboard]'") from error
-        self._folder = folder
+        self._event: Any = event_pb2.Event
+        self._summary: Any = summary_pb2.Summary
+        self._records: Any = RecordWriter
+        self._path = folder / f"events.out.tfevents.{time.time():010.0f}.{platform.node()}.{os.getpid()}"
         with self._writing():
-            self._writer: Any = SummaryWriter(str(folder))
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("xb", buffering=0)
+        self._write(self._event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def add(self, row: EpochRow) -> None:
         """Write an epoch's losses, accuracies and learning rate."""
@@ -36,11 +46,8 @@ class Board:
             "accuracy/validation": row.val_accuracy,
             "learning rate": row.lr,
         }
-        with self._writing():
-            for name, value in points.items():
-                if value is not None:
-                    self._writer.add_scalar(name, value, row.epoch)
-            self._writer.flush()
+        values = [{"tag": name, "simple_value": value} for name, value in points.items() if value is not None]
+        self._write(self._event(wall_time=time.time(), step=row.epoch, summary=self._summary(value=values)))
 
     def __enter__(self) -> Board:
         """Return the board itself."""
@@ -49,13 +56,28 @@ class Board:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the file; where a training fails, that is what is said."""
-        with self._writing() if kind is None else suppress(OSError):
-            self._writer.close()
+        """Close the file."""
+        self._file.close()
+
+    def _write(self, event: Any) -> None:
+        """Write an event behind the others, whole or not at all."""
+        out = io.BytesIO()
+        self._records(out).write(event.SerializeToString())
+        rest, before = out.getvalue(), self._file.tell()
+        with self._writing():
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except BaseException:
+                with suppress(OSError):
+                    self._file.truncate(before)
+                    if before == 0:
+                        self._path.unlink()
+                raise
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise OutputError(f"cannot write to {self._folder}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write to {self._path.parent}: {error.strerror}") from error
