@@ -23,6 +23,7 @@ from store_rows import SPEC, make_rows
 
 import featcache
 from featcache.api.outputs import write
+from featcache.cli.streams import streams
 from featcache.discover import discover
 from featcache.errors import OutputError
 from featcache.records import Features
@@ -104,6 +105,21 @@ def test_a_plain_locale_shows_the_same(nasty: Path) -> None:
         assert_printable(done.stdout.decode())
         assert b"\\x1b[31mred\\x1b]0;title\\x07 \\r\\n\\u202eltr\\u200b\\x9b \\udcff.npz" in done.stdout
         assert done.stderr == b""
+
+
+def test_what_others_print_is_spelled_out_too_and_a_bar_may_go_back_to_its_start(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with streams():
+        sys.stdout.write(f"{NASTY}\n")
+        sys.stderr.write(f"\r{NASTY}\n")
+        sys.stderr.write("\r   \r")
+        with pytest.raises(AttributeError):
+            sys.stdout.buffer  # noqa: B018
+    out, err = capsys.readouterr()
+    shown = "\\x1b[31mred\\x1b]0;title\\x07 \\r\n\\u202eltr\\u200b\\x9b \\udcff\n"
+    assert out == shown
+    assert err == f"\r{shown}\r   \r"
 
 
 # --- CSV ---

@@ -86,7 +86,7 @@ def load_model(cache: Cache, path: Path, trust: bool) -> Model:
             content["scores"],
             content["versions"],
         )
-    except ModelError:
+    except (ModelError, MemoryError):
         raise
     except Exception as error:  # unpickling broken bytes raises almost anything
         raise ModelError(f"{path} is not a featcache model: {error!r}") from error

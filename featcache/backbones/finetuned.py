@@ -76,6 +76,8 @@ def read(path: Path) -> Finetuned:
             dict(said["versions"]),
             top,
         )
+    except MemoryError:
+        raise
     except Exception as error:  # safetensors raises its own types on broken bytes
         raise WeightsError(f"{path} is not a network that featcache fine-tuned ({error})") from error
 

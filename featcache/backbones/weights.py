@@ -108,6 +108,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             import torch
 
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # unpickling broken bytes raises almost anything
         raise WeightsError(
             f"{path} is not a state dict that can be read safely ({type(error).__name__}): "

@@ -68,6 +68,13 @@ LACKS = {
     "no folder": "mkdir gone; cd gone; rmdir ../gone; {}",
 }
 
+MOUNTS = {
+    "a read-only cache": "mount --bind cache cache; mount -o remount,ro,bind cache; {}",
+    "a full disk": "cd ..; mount -t tmpfs -o size=16m tmpfs home; cp -a kept/. home; cd home; "
+    "dd if=/dev/zero of=filler bs=4k 2>/dev/null; {}",
+}
+"""Lacks that need a mount, in a name space of their own; they are skipped where none can be had."""
+
 SAMPLE = [
     ("no descriptors", "info"),
     ("60 MB", "runs"),
@@ -85,6 +92,8 @@ SAMPLE = [
     ("no place for temporary files", "import"),
     ("a plain locale", "show"),
     ("no folder", "info"),
+    ("a read-only cache", "verify"),
+    ("a full disk", "export"),
 ]
 
 PROGRESS = re.compile(r".*\d%\|")
@@ -146,7 +155,7 @@ def expected(lack: str, name: str) -> set[int]:
         return {141, 0}  # 0 where all was written before the reader was gone
     if lack == "no folder":
         return {0} if name == "help" else {1}
-    if "MB" in lack or "GB" in lack or "descriptors" in lack or lack.startswith("no file"):
+    if lack in MOUNTS or "MB" in lack or "GB" in lack or "descriptors" in lack or lack.startswith("no file"):
         return {0, 1}
     return {0}
 
@@ -155,13 +164,18 @@ def expected(lack: str, name: str) -> set[int]:
     ("lack", "name"),
     [
         pytest.param(lack, name, marks=() if (lack, name) in SAMPLE else pytest.mark.soak)
-        for lack, name in itertools.product(LACKS, COMMANDS)
+        for lack, name in itertools.product([*LACKS, *MOUNTS], COMMANDS)
     ],
 )
 def test_a_command_that_lacks_something_is_one_line_and_succeeds_without_the_lack(
     home: Path, lack: str, name: str
 ) -> None:
-    done = shell(LACKS[lack].format(command(COMMANDS[name])), home)
+    script = (LACKS | MOUNTS)[lack].format(command(COMMANDS[name]))
+    if lack in MOUNTS:
+        if shell("unshare -m mount --bind cache cache", home).returncode != 0:
+            pytest.skip("no name space with mounts of its own can be had here")
+        script = f"unshare -m bash -c {shlex.quote(script)}"
+    done = shell(script, home)
     lines = said(done)
     assert done.returncode in expected(lack, name), done.stderr
     assert "Traceback" not in done.stderr
