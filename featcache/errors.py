@@ -99,7 +99,8 @@ def explained(error: BaseException) -> str | None:
     """Say in one line what to do about a failure of the system that no command has words for; `None` of others."""
     text = str(error)
     number = getattr(error, "errno", None)
-    lacks_memory = any(sign in text.lower() for sign in _NO_MEMORY)
+    is_panic = type(error).__module__ == _PANICS
+    lacks_memory = is_panic or any(sign in text.lower() for sign in _NO_MEMORY)
     if isinstance(error, MemoryError) or number == errno.ENOMEM or (lacks_memory and not isinstance(error, OSError)):
         return (
             f"out of memory ({text or 'no more can be had'}): raise the limit if there is one (`ulimit -v`), close "
@@ -116,6 +117,9 @@ def explained(error: BaseException) -> str | None:
 
 _NO_MEMORY = ("failed to map segment", "allocate memory", "unable to allocate", "bad_alloc", "start new thread")
 """What dynamic linker, torch, numpy, C++ and Python say of it in errors of other kinds."""
+
+_PANICS = "pyo3_runtime"
+"""Where libraries in Rust, as safetensors, say that they give up, which sound ones do where they get no memory."""
 
 
 def one_line(text: str) -> str:

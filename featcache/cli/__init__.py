@@ -95,7 +95,7 @@ def _exit_code() -> int:
         return INTERRUPTED
     except UnreadError:
         return UNREAD
-    except (OSError, MemoryError, ImportError, RuntimeError) as error:
+    except BaseException as error:  # a panic of Rust is no `Exception`
         said = explained(error)
         if said is None:
             raise
