@@ -1,5 +1,7 @@
 """Nothing enters; every failure a user can meet leaves, each one also a natural builtin."""
 
+import errno
+
 
 class FeatcacheError(Exception):
     """The root of all failures that end in one clear line: what, which value, what to do next."""
@@ -93,6 +95,35 @@ class ModelError(FeatcacheError, ValueError):
     """A model file that is missing, not trusted, broken or made for other features."""
 
 
+def explained(error: BaseException) -> str | None:
+    """Say in one line what to do about a failure of the system that no command has words for; `None` of others."""
+    text = str(error)
+    number = getattr(error, "errno", None)
+    is_panic = type(error).__module__ == _PANICS
+    lacks_memory = is_panic or any(sign in text.lower() for sign in _NO_MEMORY)
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or (lacks_memory and not isinstance(error, OSError)):
+        return (
+            f"out of memory ({text or 'no more can be had'}): raise the limit if there is one (`ulimit -v`), close "
+            "other programs, or use a larger computer, then run the same command again"
+        )
+    if number in (errno.EMFILE, errno.ENFILE):
+        return f"too many open files ({text}): raise the limit (`ulimit -n 1024`) and run the same command again"
+    if isinstance(error, OSError):
+        return f"the system refuses ({text}): mend that and run the same command again"
+    if isinstance(error, ImportError):
+        return f"a library cannot be loaded ({text}): install featcache again, into a fresh environment"
+    return None
+
+
+_NO_MEMORY = ("failed to map segment", "allocate memory", "unable to allocate", "bad_alloc", "start new thread")
+"""What dynamic linker, torch, numpy, C++ and Python say of it in errors of other kinds."""
+
+_PANICS = "pyo3_runtime"
+"""Where libraries in Rust, as safetensors, say that they give up, which sound ones do where they get no memory."""
+
+
 def one_line(text: str) -> str:
     """Return text that may hold names from the disk as one line, control characters and line ends escaped."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -26,7 +26,7 @@ from featcache.audits.twins import groups, near_twins
 from featcache.errors import DatasetError, HeadError, OutputError
 from featcache.records import Features
 from featcache.records.audits import AuditSummary
-from featcache.store.exchange import Exchange, write
+from featcache.store.exchange import Exchange, packed
 
 Run = Callable[..., Result]
 Vectors = npt.NDArray[np.float32]
@@ -55,7 +55,7 @@ def known(
         keys=tuple(number.to_bytes(32, "big") for number in (keys or range(n))),
         fingerprint=SPEC.fingerprint,
     )
-    write(folder / "vectors.npz", Exchange(features, SPEC, "made up"))
+    (folder / "vectors.npz").write_bytes(packed(folder / "vectors.npz", Exchange(features, SPEC, "made up")))
     options = featcache.Options(cache=folder / "cache")
     featcache.cache_import(folder / "vectors.npz", options=options)
     return options

@@ -21,10 +21,11 @@ import pytest
 from conftest import Result
 from store_rows import HALF, SPEC, make_rows, temporary_files
 
-from featcache.errors import CacheWriteError, ExchangeError
+from featcache.api.outputs import write as write_output
+from featcache.errors import ExchangeError, OutputError
 from featcache.records import Features, FeatureSpec, Item
 from featcache.store import Cache, FeatureWriter, Row
-from featcache.store.exchange import Exchange, read, write
+from featcache.store.exchange import Exchange, packed, read
 
 Run = Callable[..., Result]
 
@@ -34,6 +35,11 @@ SUFFIXES = [".npz", ".parquet", ".h5"]
 ODD = ("/p/new\nline.jpg", "/p/smile \U0001f600.jpg", "/p/ä and \u200b.jpg", "/p/plain.jpg")
 NOT_UTF8 = os.fsdecode(b"/p/\xff.jpg")
 each_suffix = pytest.mark.parametrize("suffix", SUFFIXES)
+
+
+def write(path: Path, content: Exchange) -> None:
+    """Write a file as `cache export` does."""
+    write_output(path, packed(path, content))
 
 
 def content(spec: FeatureSpec, paths: tuple[str, ...] = ODD) -> Exchange:
@@ -62,7 +68,7 @@ def assert_same(found: Exchange, expected: Exchange) -> None:
 @pytest.mark.parametrize("spec", [SPEC, HALF], ids=["float32", "float16"])
 def test_what_is_written_is_read_back_to_the_bit(tmp_path: Path, suffix: str, spec: FeatureSpec) -> None:
     path = tmp_path / f"out{suffix}"
-    assert write(path, content(spec)) == path.stat().st_size
+    write(path, content(spec))
     assert_same(read(path), content(spec))
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
@@ -136,7 +142,7 @@ def test_on_a_full_disk_the_old_file_stays_and_no_half_one(
             path.write_bytes(before)
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
-            with pytest.raises(CacheWriteError, match=f"no room for {path}"):
+            with pytest.raises(OutputError, match=f"no room for {path}"):
                 write(path, content(SPEC))
         assert temporary_files(tmp_path) == []
         assert (path.read_bytes() if path.exists() else None) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -781,6 +782,32 @@ def test_a_folder_for_tensorboard_that_cannot_be_is_refused_before_any_work(
     (tmp_path / "file").write_text("in the way")
     assert refused(run("finetune", "--epochs", "1", "--tensorboard", "file"), "cannot write to file")
     assert [row["command"] for row in run("runs", "--json").json["rows"]] == ["extract"]
+
+
+def test_a_log_without_room_is_one_error_and_holds_whole_points(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from featcache.errors import OutputError
+    from featcache.records.finetuning import EpochRow
+    from featcache.render.tensorboard import Board
+
+    row = EpochRow(1, 0.5, 0.5, 0.5, 0.5, 0.1, 1.0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        with pytest.raises(OutputError, match=r"cannot write to .*board: File too large"):
+            Board(tmp_path / "board")
+        assert os.listdir(tmp_path / "board") == []
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+        with Board(tmp_path / "board") as board, pytest.raises(OutputError, match="File too large"):
+            board.add(row)
+            board.add(row)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    events = EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    assert len(events.Scalars("loss/train")) == 1
+    assert len(events.Tags()["scalars"]) == 5
 
 
 # --- the whole way with a real network ---

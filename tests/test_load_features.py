@@ -18,7 +18,7 @@ from store_rows import HALF, SPEC, make_rows
 import featcache
 from featcache.errors import DatasetError, UsageError
 from featcache.records import Features, FeatureSpec
-from featcache.store.exchange import Exchange, write
+from featcache.store.exchange import Exchange, packed
 
 NOT_UTF8 = os.fsdecode(b"/p/\xff.jpg")
 
@@ -31,7 +31,7 @@ def imported(folder: Path, spec: FeatureSpec = SPEC) -> featcache.Options:
     features = Features(
         X.astype(spec.dtype), np.array(y, np.str_), paths, np.array(splits, np.str_), tuple(keys), spec.fingerprint
     )
-    write(folder / "vectors.npz", Exchange(features, spec, "made up"))
+    (folder / "vectors.npz").write_bytes(packed(folder / "vectors.npz", Exchange(features, spec, "made up")))
     options = featcache.Options(cache=folder / "cache")
     featcache.cache_import(folder / "vectors.npz", options=options)
     return options

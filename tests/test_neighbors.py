@@ -23,7 +23,7 @@ from featcache.errors import CacheError, DatasetError, UsageError, WeightsError
 from featcache.records import Features, FeatureSpec
 from featcache.records.neighbors import NeighborsSummary
 from featcache.store import segment, writing
-from featcache.store.exchange import Exchange, write
+from featcache.store.exchange import Exchange, packed
 
 Run = Callable[..., Result]
 Vectors = npt.NDArray[np.floating]
@@ -41,7 +41,7 @@ def known(
     paths = (str(picture), *(f"/gone/{number}.jpg" for number in range(1, len(X))))
     labels = np.array([f"class {number % 3}" for number in range(len(X))], np.str_)
     features = Features(X.astype(spec.dtype), labels, paths, labels, tuple(keys), spec.fingerprint)
-    write(folder / f"{name}.npz", Exchange(features, spec, "made up"))
+    (folder / f"{name}.npz").write_bytes(packed(folder / f"{name}.npz", Exchange(features, spec, "made up")))
     options = featcache.Options(cache=folder / "cache")
     featcache.cache_import(folder / f"{name}.npz", options=options)
     return options

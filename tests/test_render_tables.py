@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from featcache.records.experiments import BenchRow, BenchSummary, CompareRow, Se
 from featcache.render import tables
 from featcache.render.experiments import bench_page, curve, interval, number, params_text
 from featcache.render.tables import Page, Table
+from featcache.sheets import meant
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -145,7 +147,8 @@ def test_no_record_is_an_empty_file() -> None:
 def test_any_name_comes_back_from_csv(name: str) -> None:
     rows = [CompareRow(name, False, False, "tie", error=name), CompareRow("next", False, False, "best")]
     first, second = read(tables.records_csv(rows))
-    assert (first["head"], first["error"], second["head"]) == (name, name, "next")
+    assert (meant(first["head"]), meant(first["error"]), second["head"]) == (name, name, "next")
+    assert not re.match(r"[=+@\t-]", first["head"]) or float(first["head"]) == float(name)
 
 
 # --- curves, numbers and words ---

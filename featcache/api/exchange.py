@@ -8,6 +8,7 @@ from pathlib import Path
 
 from featcache.api.asking import asked
 from featcache.api.options import Options, open_cache
+from featcache.api.outputs import write
 from featcache.api.usage import extracted_at, last_extraction
 from featcache.backbones import vector_length
 from featcache.errors import DatasetError, ExchangeError
@@ -16,7 +17,7 @@ from featcache.records import Item
 from featcache.records.cache import ExchangeSummary
 from featcache.sources.addresses import named
 from featcache.store import Cache, FeatureWriter, Row, Run
-from featcache.store.exchange import Exchange, read, write
+from featcache.store.exchange import Exchange, packed, read
 
 
 def cache_export(
@@ -33,7 +34,8 @@ def cache_export(
         if not len(features.X):
             raise DatasetError(f"{run.root} has no vectors in the catalog: run `featcache extract {run.root}` first")
         weights = str((run.summary or {}).get("weights"))
-        size = write(Path(file), Exchange(features, spec, weights))
+        data = packed(Path(file), Exchange(features, spec, weights))
+        write(Path(file), data)
         return ExchangeSummary(
             file=str(file),
             format=Path(file).suffix.lower().lstrip("."),
@@ -42,7 +44,7 @@ def cache_export(
             fingerprint=spec.fingerprint,
             rows=len(features.X),
             dim=features.X.shape[1],
-            bytes=size,
+            bytes=len(data),
             extracted=extracted_at(run),
         )
 

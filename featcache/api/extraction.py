@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -20,6 +18,7 @@ from featcache.discover import discover
 from featcache.embed import check_running
 from featcache.errors import DatasetError, EngineError, UsageError
 from featcache.records import ORIGINAL, VIEWS, Dataset, ExtractSummary, Failure, Progress, Source, ViewSummary
+from featcache.sheets import csv_text
 from featcache.store import Cache, Cells, Run
 
 _logger = logging.getLogger(__name__)
@@ -224,8 +223,5 @@ def _summary(
 
 
 def _failures_csv(failures: Sequence[Failure]) -> bytes:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["path", "reason"])
-    writer.writerows((failure.path, failure.reason) for failure in failures)
-    return out.getvalue().encode(errors="backslashreplace")
+    rows = ((failure.path, failure.reason) for failure in failures)
+    return csv_text(["path", "reason"], rows).encode(errors="backslashreplace")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import shutil
 from collections import Counter
@@ -11,16 +9,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from featcache.api.outputs import write
 from featcache.api.threads import in_threads
 from featcache.decode import decode
 from featcache.discover import discover, is_skipped
 from featcache.discover.labels import Labels
-from featcache.errors import CacheWriteError, DatasetError, OutputError, PictureError, UsageError
+from featcache.errors import DatasetError, OutputError, PictureError, UsageError
 from featcache.records import Dataset, Failure, Item, Preprocess, Progress, Source, SplitSummary
+from featcache.sheets import csv_text
 from featcache.sources import read
 from featcache.sources.addresses import is_remote, name_of, scheme
 from featcache.splits import check_sizes, divide
-from featcache.store.files import write_atomic
 
 SHOWN_CONTRADICTIONS = 3
 
@@ -197,21 +196,15 @@ def check_manifest(file: Path, labels: Sequence[str]) -> None:
 def write_manifest(file: Path, rows: Sequence[tuple[str, str, str]]) -> None:
     """Write path, label and split of pictures to a new CSV, or leave one that is the same; raises `OutputError`."""
     file = Path(os.path.abspath(file))  # noqa: PTH100 - as datasets are named
-    out = io.StringIO()
-    # All is quoted: a name with a lone carriage return would not be, and would tear its row.
-    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(["path", "label", "split"])
-    writer.writerows((path.removeprefix(f"{file.parent}{os.sep}"), label, name) for path, label, name in rows)
-    content = out.getvalue().encode(errors="surrogateescape")
+    below = f"{file.parent}{os.sep}"
+    text = csv_text(["path", "label", "split"], ((path.removeprefix(below), *rest) for path, *rest in rows))
+    content = text.encode(errors="surrogateescape")
     if os.path.lexists(file):
         with suppress(OSError):
             if file.read_bytes() == content:
                 return
         raise OutputError(f"{file} is there already, and says something else: remove it, or name another file")
-    try:
-        write_atomic(file, content, folders=len(file.parts))
-    except CacheWriteError as error:
-        raise OutputError(str(error)) from error
+    write(file, content)
 
 
 def _check_links(folder: Path, root: Path, items: Sequence[Item]) -> None:

@@ -110,6 +110,8 @@ def read_state(path: Path, digest: str | None = None) -> dict[str, Tensor]:
         raise WeightsError(f"{path} has changed since its weights were looked up: run the same command again")
     try:
         state = _tensors(data) if path.suffix == sealed.SUFFIX else _unpickled(data)
+    except MemoryError:
+        raise
     except Exception as error:  # unpickling broken bytes raises almost anything
         raise WeightsError(
             f"{path} is not a state dict that can be read safely ({type(error).__name__}): "

@@ -1,6 +1,6 @@
 """A command line enters; results leave on stdout, progress and logs on stderr, and an exit code.
 
-0 is success, 1 a failure said in one line, 2 wrong usage, 130 Ctrl-C.
+0 is success, 1 a failure said in one line, 2 wrong usage, 130 Ctrl-C, 141 nobody reads the results.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ import click
 import featcache
 from featcache.cli import auditing, experiments, finetuning, pictures
 from featcache.cli.cache import cache
+from featcache.cli.memory import watch_room
 from featcache.cli.options import StderrHandler
-from featcache.errors import FeatcacheError, UsageError, one_line
+from featcache.cli.streams import UnreadError, streams
+from featcache.errors import DatasetError, FeatcacheError, UsageError, explained, one_line
 
 WRONG_USAGE = 2
 INTERRUPTED = 130
+UNREAD = 141
+"""What a shell says of a program that SIGPIPE ended: whoever read its results has enough; there is nothing to tell."""
 TERMINATED = 143
 
 
@@ -33,6 +37,10 @@ def cli(verbose: bool) -> None:
     logger = logging.getLogger("featcache")
     logger.handlers = [StderrHandler()]
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        raise DatasetError(f"the current folder cannot be used ({error.strerror}): cd to one that is there") from error
 
 
 for command in (
@@ -63,23 +71,40 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, _interrupt)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of a broken picture the reason is listed once, by us
     warnings.filterwarnings("ignore", message="The number of unique classes is greater")  # few images a class are fine
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")  # it is only asked for threads
+    watch_room()
+    with streams():
+        sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
+    """Run the command line, say what failed, and return the exit code."""
     try:
-        sys.exit(cli.main(prog_name="featcache", standalone_mode=False))
+        code = cli.main(prog_name="featcache", standalone_mode=False)
+        sys.stdout.flush()
+        return code or 0
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except FeatcacheError as error:
-        click.echo(f"featcache: {one_line(str(error))}", err=True)
-        sys.exit(WRONG_USAGE if isinstance(error, UsageError) else 1)
+        _say(str(error))
+        return WRONG_USAGE if isinstance(error, UsageError) else 1
     except (click.Abort, KeyboardInterrupt):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is closed, and Python would be torn up as it ends
-        click.echo("featcache: interrupted; what was finished is kept, run the same command again to go on", err=True)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        _say("interrupted; what was finished is kept, run the same command again to go on")
+        return INTERRUPTED
+    except UnreadError:
+        return UNREAD
+    except BaseException as error:  # a panic of Rust is no `Exception`
+        said = explained(error)
+        if said is None:
+            raise
+        _say(said)
+        return 1
+
+
+def _say(text: str) -> None:
+    click.echo(f"featcache: {one_line(text)}", err=True)
 
 
 def _interrupt(_signal: int, _frame: object) -> NoReturn:

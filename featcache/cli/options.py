@@ -69,7 +69,9 @@ class _Output(click.Path):
             raise OutputError(f"there is no folder {path.absolute().parent} for {path.name}: make it first")
         if path.is_dir():
             raise OutputError(f"{path} is a folder: name a file in it")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
+        folder = Path(os.path.realpath(path)).parent  # where the new file is made that takes the place of an old one
+        needed = [path] if path.exists() and not path.is_file() else [folder, *[path][: path.exists()]]
+        if not all(os.access(each, os.W_OK) for each in needed):
             raise OutputError(f"not allowed to write {path}: name another place")
         return path
 
@@ -223,8 +225,15 @@ class Bar:
                 ("img" if stage.startswith(("extract", "split", "verify")) else "step"),
                 (0.1 if sys.stderr.isatty() else 10.0),
             )
+            tqdm.monitor_interval = 0  # a thread that looks after bars that count in ever larger steps; ours do not
             self._bar = tqdm(
-                total=total, desc=stage, unit=unit, mininterval=interval, file=sys.stderr, postfix=self._said or None
+                total=total,
+                desc=one_line(stage),
+                unit=unit,
+                mininterval=interval,
+                miniters=1,
+                file=sys.stderr,
+                postfix=one_line(self._said) or None,
             )
         self._bar.update(done - self._bar.n)
         if done == total:
@@ -234,7 +243,7 @@ class Bar:
         """Show a few words behind the bar of the running stage."""
         self._said = text
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
+            self._bar.set_postfix_str(one_line(text))
 
     def __enter__(self) -> Bar:
         """Return the bar itself."""

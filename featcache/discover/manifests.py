@@ -10,6 +10,7 @@ from typing import TextIO
 from featcache.discover.labels import Columns, Labels, one_split
 from featcache.errors import DatasetError, DatasetNotFoundError
 from featcache.records import Dataset, Item
+from featcache.sheets import meant
 from featcache.sources import exists
 from featcache.sources.addresses import folder_of, joined
 from featcache.sources.containers import opened
@@ -79,5 +80,6 @@ def _rows(root: str, stream: TextIO, labelled: bool, columns: Columns, labels: L
     for row in rows:
         where = f"line {rows.line_num}"
         said = f"{root}, {where}"
-        value = labels.read(row.get(label), f"{said}, column {label!r}")
-        yield where, row[path], value, one_split(row.get(split), said)
+        cells = [meant(cell) if isinstance(cell := row.get(name), str) else cell for name in (path, label, split)]
+        value = labels.read(cells[1], f"{said}, column {label!r}")
+        yield where, cells[0] or "", value, one_split(cells[2], said)

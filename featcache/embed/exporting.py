@@ -64,6 +64,8 @@ def export(backbone: Backbone) -> bytes:
         if program is None:
             raise RuntimeError("the exporter gave nothing")
         return annotated(program.model_proto, reference, notes)
+    except MemoryError:
+        raise
     except Exception as error:  # the exporter raises almost anything
         said = " ".join(str(error).split())[:200]
         raise EngineError(f"{backbone.name} cannot be exported to ONNX ({type(error).__name__}: {said})") from error

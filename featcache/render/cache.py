@@ -17,7 +17,7 @@ def info_text(info: CacheInfo) -> str:
     """Return a table of datasets, a table of backbones, and the totals."""
     datasets = [
         (
-            one_line(row.dataset) + ("" if row.present else " (gone)"),
+            row.dataset + ("" if row.present else " (gone)"),
             f"{row.pictures:,}",
             f"{row.unreadable:,}",
             row.classes,
@@ -49,7 +49,7 @@ def info_text(info: CacheInfo) -> str:
             "",
             f"models       {info.models:,}",
             f"put aside    {info.quarantined:,} broken",
-            f"cache        {info.cache}: {size_text(info.bytes)}",
+            one_line(f"cache        {info.cache}: {size_text(info.bytes)}"),
         ]
     )
 
@@ -64,7 +64,7 @@ def verify_text(summary: VerifySummary) -> str:
     """Return the counts of a check a dataset, the first rows that are not valid, and what is wrong."""
     counts = [
         (
-            one_line(row.dataset),
+            row.dataset,
             row.backbone,
             row.fingerprint[:16],
             f"{row.valid:,}",
@@ -74,48 +74,47 @@ def verify_text(summary: VerifySummary) -> str:
         )
         for row in summary.datasets
     ]
-    lines = [
-        _table(counts, ["dataset", "backbone", "fingerprint", "valid", "stale", "missing", "unreadable"], "lllrrrr")
-    ]
-    lines += ["", f"checked      {summary.rows_checked:,} vectors in {summary.segments:,} segments"]
+    headers = ["dataset", "backbone", "fingerprint", "valid", "stale", "missing", "unreadable"]
+    lines = ["", f"checked      {summary.rows_checked:,} vectors in {summary.segments:,} segments"]
     orphaned = "unknown" if summary.orphaned is None else f"{summary.orphaned:,}"
     lines += [f"orphaned     {orphaned}" + " (`featcache cache gc` deletes them)" * bool(summary.orphaned)]
-    lines += [f"broken       {one_line(text)}" for text in summary.broken]
+    lines += [f"broken       {text}" for text in summary.broken]
     for row in summary.rows[:SHOWN_ROWS]:
-        what = one_line(row.path) if row.path else f"content {row.key[:16]}"
-        lines.append(f"{row.state:<12} {what}: {one_line(row.reason)}")
+        what = row.path if row.path else f"content {row.key[:16]}"
+        lines.append(f"{row.state:<12} {what}: {row.reason}")
     if len(summary.rows) > SHOWN_ROWS:
         lines.append(f"             and {len(summary.rows) - SHOWN_ROWS:,} more: --json lists all of them")
-    lines += [f"note         {one_line(text)}" for text in summary.notices]
-    lines += [f"repaired     {one_line(text)}" for text in summary.repaired]
-    lines += [f"problem      {one_line(text)}" for text in summary.problems]
+    lines += [f"note         {text}" for text in summary.notices]
+    lines += [f"repaired     {text}" for text in summary.repaired]
+    lines += [f"problem      {text}" for text in summary.problems]
     if not summary.problems:
         lines.append("sound        nothing is damaged or missing")
     elif not summary.tried_to_repair:
         lines.append("next         `featcache cache verify --repair`, or `featcache extract` on the dataset")
-    return "\n".join(lines)
+    return "\n".join([_table(counts, headers, "lllrrrr"), *map(one_line, lines)])
 
 
 def gc_text(summary: GcSummary) -> str:
     """Return what is, or would be, deleted, a line a fingerprint, and the bytes freed."""
     lines = [
         f"{row.rows:,} vector{'' if row.rows == 1 else 's'} of {row.backbone or 'an unknown backbone'} "
-        f"({row.fingerprint[:16]}), {size_text(row.bytes)}: {one_line(row.reason)}; {row.kept:,} are kept"
+        f"({row.fingerprint[:16]}), {size_text(row.bytes)}: {row.reason}; {row.kept:,} are kept"
         for row in summary.unused
     ]
-    lines += [f"dataset to give up: {one_line(root)}" for root in summary.forgotten]
+    lines += [f"dataset to give up: {root}" for root in summary.forgotten]
     if summary.quarantined:
         lines.append(f"broken files put aside earlier: {summary.quarantined:,}")
     if summary.trainings:
         lines.append(f"stopped trainings, which would go on if they were asked for again: {summary.trainings:,}")
     if summary.indexes:
         lines.append(f"indexes of datasets as they were before: {summary.indexes:,}")
-    notes = [f"note: {one_line(notice)}" for notice in summary.notices]
+    notes = [f"note: {notice}" for notice in summary.notices]
     if not lines:
-        return "\n".join(["nothing to delete" + ": every vector is used by a dataset" * (not notes), *notes])
+        nothing = "nothing to delete" + ": every vector is used by a dataset" * (not notes)
+        return "\n".join(map(one_line, [nothing, *notes]))
     lines += notes
     freed = "freed" if summary.done else "would be freed (nothing has been deleted)"
-    return "\n".join([*lines, f"{size_text(summary.bytes)} {freed}"])
+    return "\n".join(map(one_line, [*lines, f"{size_text(summary.bytes)} {freed}"]))
 
 
 def compact_text(summary: CompactSummary) -> str:
@@ -138,8 +137,8 @@ def compact_text(summary: CompactSummary) -> str:
 def exchange_text(summary: ExchangeSummary) -> str:
     """Return what went into, or came out of, a file."""
     lines = [
-        f"file         {one_line(summary.file)} ({size_text(summary.bytes)})",
-        f"dataset      {one_line(summary.dataset)}",
+        f"file         {summary.file} ({size_text(summary.bytes)})",
+        f"dataset      {summary.dataset}",
         f"vectors      {summary.rows:,} of {summary.backbone}, {summary.dim}-d, fingerprint {summary.fingerprint[:16]}",
     ]
     if summary.added is not None:
@@ -147,7 +146,7 @@ def exchange_text(summary: ExchangeSummary) -> str:
         lines.append(f"added        {summary.added:,}" + (f"; {held:,} were in the cache already" if held else ""))
     if summary.replaced:
         lines.append(f"replaced     the {summary.replaced:,} rows that were imported from this path before")
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def size_text(size: int) -> str:
@@ -163,7 +162,8 @@ def _table(rows: Sequence[Sequence[object]], headers: Sequence[str], align: str)
         return f"no {headers[0]}s"
     sides = {"l": "left", "r": "right"}
     columns = [sides[side] for side in align.ljust(len(headers), "l")]
-    return tabulate(rows, headers=headers, disable_numparse=True, colalign=columns)
+    cells = [[one_line(str(cell)) for cell in row] for row in rows]
+    return tabulate(cells, headers=headers, disable_numparse=True, colalign=columns)
 
 
 def _minute(time: str | None) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 from tabulate import tabulate
 
 from featcache.errors import one_line
+from featcache.sheets import csv_text
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Page:
 
 def text(page: Page) -> str:
     """Return a page for a terminal."""
-    parts = [(f"{table.title}\n" if table.title else "") + _render(table, "simple") for table in page.tables]
+    parts = [(f"{one_line(table.title)}\n" if table.title else "") + _render(table, "simple") for table in page.tables]
     width = max((len(name) for name, _ in page.facts), default=0)
     facts = "\n".join(f"{name:{width}}  {one_line(value)}" for name, value in page.facts)
     return "\n\n".join(filter(None, [*parts, facts]))
@@ -42,7 +41,9 @@ def text(page: Page) -> str:
 
 def markdown(page: Page) -> str:
     """Return a page as GitHub's Markdown."""
-    parts = [(f"**{table.title}**\n\n" if table.title else "") + _render(table, "github") for table in page.tables]
+    parts = [
+        (f"**{_escaped(table.title)}**\n\n" if table.title else "") + _render(table, "github") for table in page.tables
+    ]
     facts = "\n".join(f"- {name}: {_escaped(value)}" for name, value in page.facts)
     return "\n\n".join(filter(None, [*parts, facts])) + "\n"
 
@@ -52,7 +53,7 @@ def summary_csv(summary: Any) -> str:
     for name in ("rows", "classes"):
         if hasattr(summary, name):
             kind = get_args(get_type_hints(type(summary))[name])[0]
-            return records_csv(getattr(summary, name)) or ",".join(f'"{column}"' for column in _names(kind)) + "\n"
+            return records_csv(getattr(summary, name)) or csv_text(list(_names(kind)), [])
     return records_csv([summary])
 
 
@@ -61,18 +62,10 @@ def _names(kind: Any) -> Iterable[str]:
         yield from [f"{field.name}_low", f"{field.name}_high"] if field.name.endswith("interval") else [field.name]
 
 
-def records_csv(records: Iterable[Any]) -> str:
+def records_csv(records: Sequence[Any]) -> str:
     """Return records as CSV, one a line, unrounded; pairs become two columns, what is nested becomes JSON."""
-    out = io.StringIO()
-    writer: csv.DictWriter[str] | None = None
-    for record in records:
-        row = dict(_columns(record))
-        if writer is None:
-            # All text is quoted: a name with a lone carriage return would not be, and would tear its row.
-            writer = csv.DictWriter(out, list(row), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-            writer.writeheader()
-        writer.writerow(row)
-    return out.getvalue()
+    rows = [dict(_columns(record)) for record in records]
+    return csv_text(list(rows[0]), (list(row.values()) for row in rows)) if rows else ""
 
 
 def _columns(record: Any) -> Iterable[tuple[str, Any]]:

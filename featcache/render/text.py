@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +16,7 @@ from featcache.render.cache import exchange_text
 from featcache.render.experiments import SHOWN_CLASSES, bench_page, compare_page, confusions_page, fit_page
 from featcache.render.finetuning import finetune_page
 from featcache.render.tables import Page, Table, text
+from featcache.sheets import csv_text
 
 SHOWN_FAILURES = 10
 
@@ -34,9 +33,7 @@ def extract_text(summary: ExtractSummary) -> str:
         f"duplicates   {summary.duplicates:,}",
         f"unreadable   {summary.unreadable:,}",
     ]
-    lines += [
-        f"             {one_line(failure.path)}: {failure.reason}" for failure in summary.failures[:SHOWN_FAILURES]
-    ]
+    lines += [f"             {failure.path}: {failure.reason}" for failure in summary.failures[:SHOWN_FAILURES]]
     if summary.unreadable_file:
         lines.append(f"             all of them: {summary.unreadable_file}")
     if summary.engine:
@@ -54,7 +51,7 @@ def extract_text(summary: ExtractSummary) -> str:
     if summary.shard:
         number, count = summary.shard
         lines.append(f"shard        {number}/{count}; after the last one, extract the dataset without --shard")
-    return "\n".join([*lines, f"cache        {summary.cache}"])
+    return "\n".join(map(one_line, [*lines, f"cache        {summary.cache}"]))
 
 
 def _check_lines(check: PrecisionCheck) -> list[str]:
@@ -119,11 +116,11 @@ def run_text(summary: RunDetail) -> str:
     lines = [f"run       {row.id}: {row.command}, {row.started}" + (f", {row.seconds:.1f} s" if row.seconds else "")]
     found = summary.summary
     if found is None:
-        return "\n".join([*lines, f"dataset   {one_line(row.dataset)}", f"result    {row.result}"])
+        return "\n".join(map(one_line, [*lines, f"dataset   {row.dataset}", f"result    {row.result}"]))
     versions = getattr(found, "versions", None) or getattr(getattr(found, "setting", None), "versions", {})
     if versions:
         lines.append("versions  " + ", ".join(f"{name} {number}" for name, number in versions.items()))
-    return "\n".join([*lines, "", _PRINTED[row.command](found)])
+    return "\n".join([*map(one_line, lines), "", _PRINTED[row.command](found)])
 
 
 _PRINTED: dict[str, Callable[[Any], str]] = {
@@ -148,7 +145,7 @@ def predict_text(summary: PredictSummary) -> str:
             colalign=("left", "left", "right"),
         )
     ]
-    lines += [f"unreadable: {one_line(failure.path)}: {failure.reason}" for failure in summary.failures]
+    lines += [one_line(f"unreadable: {failure.path}: {failure.reason}") for failure in summary.failures]
     return "\n".join(lines)
 
 
@@ -160,27 +157,24 @@ def onnx_text(summary: OnnxSummary) -> str:
     over = f", {scored:,} of {labels:,} classes" if scored < labels else ""
     seed = "" if score["seed"] is None else f", seed {score['seed']}"
     views = f", mean of {', '.join(summary.views)}" if len(summary.views) > 1 else ""
-    return "\n".join(
-        [
-            f"file      {one_line(summary.file)}, {summary.bytes / 1e6:.1f} MB, opset {summary.opset}",
-            f"backbone  {summary.backbone} ({summary.weights}), fingerprint {summary.fingerprint[:16]}",
-            f"head      {summary.head}{views}: accuracy {score['accuracy']:.3f} ({low:.3f}-{high:.3f}) on "
-            f"{score['split']}, n={score['n']:,}{over}{seed}",
-            f"outside   {summary.outside}",
-            "input     pixels, uint8 (n, height, width, 3)",
-            f"inside    {summary.inside}",
-            f"output    probabilities, float32 (n, {len(summary.labels)}); their labels are in the metadata",
-            f"checked   within {summary.difference:.0e} of predict's probabilities in ONNX Runtime",
-        ]
-    )
+    lines = [
+        f"file      {summary.file}, {summary.bytes / 1e6:.1f} MB, opset {summary.opset}",
+        f"backbone  {summary.backbone} ({summary.weights}), fingerprint {summary.fingerprint[:16]}",
+        f"head      {summary.head}{views}: accuracy {score['accuracy']:.3f} ({low:.3f}-{high:.3f}) on "
+        f"{score['split']}, n={score['n']:,}{over}{seed}",
+        f"outside   {summary.outside}",
+        "input     pixels, uint8 (n, height, width, 3)",
+        f"inside    {summary.inside}",
+        f"output    probabilities, float32 (n, {len(summary.labels)}); their labels are in the metadata",
+        f"checked   within {summary.difference:.0e} of predict's probabilities in ONNX Runtime",
+    ]
+    return "\n".join(map(one_line, lines))
 
 
 def predict_csv(summary: PredictSummary) -> str:
     """Return the predictions as CSV: path, label, then one column of probabilities a class."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     classes = list(summary.predictions[0].probabilities) if summary.predictions else []
-    writer.writerow(["path", "label", *classes])
-    for prediction in summary.predictions:
-        writer.writerow([prediction.path, prediction.label, *(f"{p:.6f}" for p in prediction.probabilities.values())])
-    return out.getvalue()
+    return csv_text(
+        ["path", "label", *classes],
+        ([row.path, row.label, *(round(p, 6) for p in row.probabilities.values())] for row in summary.predictions),
+    )

@@ -19,7 +19,6 @@ from isal.isal_zlib import crc32
 
 from featcache.errors import ExchangeError
 from featcache.records import Features, FeatureSpec
-from featcache.store.files import write_atomic
 from featcache.store.index import stack_keys
 from featcache.store.segment import KEY_BYTES
 
@@ -40,11 +39,11 @@ class Exchange:
     weights: str
 
 
-def write(path: Path, content: Exchange) -> int:
-    """Write an `.npz`, `.parquet` or `.h5` file, whole or not at all, and return its bytes.
+def packed(path: Path, content: Exchange) -> bytes:
+    """Return the bytes of an `.npz`, `.parquet` or `.h5` file, as the suffix of `path` says.
 
     All three hold `features` (n, d), `keys` (n, 32), `paths`, `labels` and `splits`, unknown ones empty, and a note
-    with the spec in JSON. The file is made in memory first. Raises `ExchangeError` and `CacheWriteError`.
+    with the spec in JSON. Raises `ExchangeError`.
     """
     features = content.features
     arrays = {"features": features.X, "keys": stack_keys(features.keys), "paths": np.array(features.paths, np.str_)}
@@ -55,13 +54,11 @@ def write(path: Path, content: Exchange) -> int:
         "fingerprint": features.fingerprint,
         "weights": content.weights,
     }
-    data = _format(path)[0](arrays, json.dumps(note | {"spec": content.spec.to_json()}))
-    write_atomic(path, data, folders=len(path.parts))
-    return len(data)
+    return _format(path)[0](arrays, json.dumps(note | {"spec": content.spec.to_json()}))
 
 
 def read(path: Path) -> Exchange:
-    """Read what `write` wrote, checked; raises `ExchangeError` for anything else."""
+    """Read what `packed` made, checked; raises `ExchangeError` for anything else."""
     reader = _format(path)[1]
     try:
         status = os.stat(path)
@@ -96,12 +93,10 @@ def read(path: Path) -> Exchange:
             fingerprint=spec.fingerprint,
         )
         return Exchange(features, spec, str(note["weights"]))
-    except ExchangeError:
+    except (ExchangeError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise ExchangeError(f"no such file: {path}") from error
-    except MemoryError as error:
-        raise ExchangeError(f"{path} does not fit into memory") from error
     except Exception as error:  # three libraries raise almost anything on broken bytes
         said = " ".join(str(error).split()) or type(error).__name__
         raise ExchangeError(f"{path} is no file that `featcache cache export` wrote: {said:.300}") from error

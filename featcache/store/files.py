@@ -73,15 +73,34 @@ def write_atomic(path: Path, data: bytes | memoryview, folders: int = 1) -> None
     """
     try:
         _make_folder(path.parent, folders)
-        with _temporary(path.parent) as (descriptor, temporary):
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            os.fsync(descriptor)
-            temporary.rename(path)
-        _sync_folder(path.parent)
+        _publish(path, data)
     except OSError as error:
         raise CacheWriteError(_explain(path, len(data), error)) from error
+
+
+def replace_file(path: Path, data: bytes, before: os.stat_result | None) -> None:
+    """Write a file of the user's as `write_atomic` does: a new one as open as the umask lets it be, in a folder of his.
+
+    What was there before leaves its mode and, where that is allowed, its owner. Raises `CacheWriteError`.
+    """
+    try:
+        _publish(path, data, before)
+    except OSError as error:
+        raise CacheWriteError(_explain(path, len(data), error)) from error
+
+
+def _publish(path: Path, data: bytes | memoryview, before: os.stat_result | None = None) -> None:
+    with _temporary(path.parent) as (descriptor, temporary):
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        if before is not None:
+            with contextlib.suppress(PermissionError):
+                os.fchown(descriptor, before.st_uid, before.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
+        os.fsync(descriptor)
+        temporary.rename(path)
+    _sync_folder(path.parent)
 
 
 def remove(path: Path) -> int:
@@ -241,7 +260,8 @@ def no_room(path: Path, size: int, reason: str) -> str:
     """Return what to say where a disk, a quota or a limit on file sizes has no room for `size` bytes."""
     try:
         free = shutil.disk_usage(path.parent).free
-        said = f", {free:,} are free" + (", so it is a quota, or the disk has no more inodes" if free > size else "")
+        other = ", so it is a quota, a limit on files (`ulimit -f`), or the disk has no more inodes"
+        said = f", {free:,} are free" + (other if free > size else "")
     except OSError:
         said = ""
     return f"no room for {path}: {size:,} bytes are needed{said} ({reason}): make room and run the same command again"

@@ -350,6 +350,8 @@ class Trainer:
                 torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
             self.history = [EpochRow(**row) for row in state["history"]]
             self._best, self._best_epoch, self._parts.size = state["best"], state["best_epoch"], state["size"]
+        except MemoryError:
+            raise
         except Exception as error:  # reading broken bytes raises almost anything
             said = " ".join(str(error).split())
             raise TrainingError(
