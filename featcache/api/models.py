@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -12,14 +11,19 @@ from typing import Any
 
 import joblib
 import numpy as np
+from sklearn.exceptions import InconsistentVersionWarning
 
 from featcache.backbones import finetuned, resolve
 from featcache.errors import ModelError, WeightsError
+from featcache.process import filtering
 from featcache.records import FeatureSpec
 from featcache.store import Cache
 
 FORMAT = "featcache-model"
 FORMAT_VERSION = 1
+
+_other_version = filtering(("ignore", "", InconsistentVersionWarning))
+"""Versions are compared when a model has been read, and said in one line."""
 
 
 def versions() -> dict[str, str]:
@@ -73,8 +77,7 @@ def load_model(cache: Cache, path: Path, trust: bool) -> Model:
             "add --trust if you trust where it comes from"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # versions are compared below, in one line
+        with _other_version:
             content = joblib.load(io.BytesIO(data))
         if content["format"] != FORMAT or content["format_version"] != FORMAT_VERSION:
             raise ModelError(f"{path} has a model format that this featcache does not read: fit it again")

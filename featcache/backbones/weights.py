@@ -9,8 +9,8 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError, URLError
@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
 from featcache.errors import WeightsError, WeightsUnavailableError
+from featcache.process import Shared
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,6 +30,19 @@ DOWNLOAD_TIMEOUT = 30.0
 """Seconds a silent server is waited for."""
 
 _logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+_impatience = Shared(_impatient)
 
 
 def hub_file(name: str) -> Path:
@@ -49,23 +63,20 @@ def obtain(url: str) -> Path:
     promised = promised_hash(name)
     if promised is None:  # a download that was cut short could not be told from a whole one
         raise WeightsUnavailableError(f"{url} has no hash in its name: download it yourself and name it with --weights")
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        with suppress(HTTPError):  # the server answers; without a network this ends before torch is imported
-            urlopen(Request(url, method="HEAD")).close()
-        from torch.hub import download_url_to_file
+        with _impatience:
+            with suppress(HTTPError):  # the server answers; without a network this ends before torch is imported
+                urlopen(Request(url, method="HEAD")).close()
+            from torch.hub import download_url_to_file
 
-        _logger.warning("downloading %s to %s", url, path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(url, str(path), promised, progress=sys.stderr.isatty())
+            _logger.warning("downloading %s to %s", url, path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            download_url_to_file(url, str(path), promised, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         reason = error.reason if type(error) is URLError else error
         raise WeightsUnavailableError(
             f"cannot download {url} ({reason}): put the file into {path.parent}, or use --backbone with --weights"
         ) from error
-    finally:
-        socket.setdefaulttimeout(patience)
     return path
 
 

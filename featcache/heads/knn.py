@@ -86,5 +86,4 @@ HEAD = Head(
     {"n_neighbors": (20, 10, 5, 1)},
     {"n_neighbors": 5},
     temperature=1.3,
-    wide=True,
 )

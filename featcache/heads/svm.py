@@ -64,5 +64,4 @@ HEAD = Head(
     {"C": 1.0},
     rough={"tol": 1e-2},
     temperature=0.25,
-    wide=True,
 )
