@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,6 @@ class TorchEngine:
         if self._place.type == "cpu" and pictures is not None:
             most = batch_that_keeps_busy(pictures, self.lanes, most)
         self.batch_size = batch_that_fits(wide, self.lanes, most, memory)
-        self._threads = ThreadpoolController()
         # channels_last measures about twice as fast on the CPU, and is what a GPU's convolutions prefer.
         network = _folded(network)
         if self._place.type == "cpu":
@@ -126,14 +125,25 @@ class TorchEngine:
     def _lane(self) -> contextlib.AbstractContextManager[object]:
         """Return the context that a batch is computed in: on CUDA this thread's own stream, on the CPU this thread."""
         if self._place.type == "cpu":
-            torch.get_num_threads()  # a new thread takes over the process's number at its first look at it
-            limited: contextlib.AbstractContextManager[object] = self._threads.limit(limits=1, user_api="openmp")
-            return limited
+            return one_thread()
         if self._place.type != "cuda":
             return contextlib.nullcontext()
         if not hasattr(self._local, "stream"):
             self._local.stream = torch.cuda.Stream(self._place)  # type: ignore[no-untyped-call]
         return torch.cuda.stream(self._local.stream)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in the calling thread alone: its helpers wait busily, and two processes at once for ages."""
+    torch.get_num_threads()  # a new thread takes over the process's number at its first look at it
+    with _controller().limit(limits=1, user_api="openmp"):
+        yield
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()  # looks for the libraries once, which takes a millisecond or two
 
 
 def normalise(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
