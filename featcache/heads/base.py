@@ -180,8 +180,17 @@ def probabilities(
 
 @contextmanager
 def _one_blas_thread() -> Iterator[None]:
-    with _controller().limit(limits=1, user_api="blas"):
+    libraries = _controller().select(user_api="blas").lib_controllers
+    # From 3.8 on threadpoolctl heeds the thread alone that set a limit first; here another one may take it back.
+    setters = [getattr(library, "_real_set_num_threads", library.set_num_threads) for library in libraries]
+    before = [library.get_num_threads() for library in libraries]
+    for put in setters:
+        put(1)
+    try:
         yield
+    finally:
+        for put, count in zip(setters, before, strict=True):
+            put(count)
 
 
 one_blas_thread = Shared(_one_blas_thread)
