@@ -72,7 +72,7 @@ def transform(name, cache="cache"):
 def report(name, cache="cache"):
     heads = ("logreg", "centroid")
     found = featcache.report(here / name, here / f"{name}.html", heads=heads, options=Options(cache=here / cache))
-    return found.dataset
+    return Path(found.out).name
 """
 
 Program = Callable[..., Any]
@@ -221,7 +221,8 @@ for function in (fit, compare, audit, neighbors, load, transform, finetune, repo
     together += at_once([(function, name, cache_of(name)) for name in names])
 mixed = (fit, audit, compare, finetune)
 together += at_once([(function, name, cache_of(name)) for function in mixed for name in names])
-filters = warnings.filters == before
+left = [entry for entry in warnings.filters if "featcache" in str(entry)]
+filters = not left and all(entry in warnings.filters for entry in before)
 alone = [extract(name, f"alone-{name}") for name in names] * 2
 for function in (fit, compare, audit, neighbors, load, transform, finetune, report):
     alone += [function(name, f"alone-{name}") for name in names]
@@ -261,6 +262,7 @@ SETTINGS = """
 import locale, logging, random, signal, socket, threadpoolctl
 import numpy as np
 import PIL.Image, PIL.ImageFile, sklearn, torch
+import scipy.sparse, torch._dynamo, torch._inductor.config, torch.onnx, timm  # what these set when they are imported is theirs
 
 def settings():
     mask = os.umask(0)
