@@ -262,7 +262,8 @@ SETTINGS = """
 import locale, logging, random, signal, socket, threadpoolctl
 import numpy as np
 import PIL.Image, PIL.ImageFile, sklearn, torch
-import scipy.sparse, torch._dynamo, torch._inductor.config, torch.onnx, timm  # what these set when they are imported is theirs
+# What these set as they are imported is theirs.
+import scipy.sparse, torch._dynamo, torch._inductor.config, torch.onnx
 
 def settings():
     mask = os.umask(0)
