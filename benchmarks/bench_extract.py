@@ -206,7 +206,8 @@ def ours(job: Job, engine: str, precision: str = "fp32") -> Runner:
 def bare(job: Job, engine: str, precision: str = "fp32") -> Runner:
     """Run an engine in as many threads as it has lanes."""
     from featcache.api.precision import as_asked
-    from featcache.embed import keep_freed_memory, open_engine
+    from featcache.embed import open_engine
+    from featcache.process import keep_freed_memory
 
     keep_freed_memory()
     with Cache(job.cache(engine, precision)) as kept:

@@ -6,6 +6,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import featcache.process  # noqa: F401 - from now on it sees when this process is forked
+
 if TYPE_CHECKING:
     from featcache.api import (
         Options,

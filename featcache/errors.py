@@ -47,6 +47,10 @@ class EngineMemoryError(EngineError, MemoryError):
     """A batch that does not fit into the memory of the device."""
 
 
+class ForkedError(FeatcacheError, RuntimeError):
+    """A process that was forked in a way that nothing can be computed in it."""
+
+
 class CacheError(FeatcacheError, RuntimeError):
     """A cache that cannot be opened or read as it is."""
 

@@ -653,7 +653,7 @@ class TestThreads:
             monkeypatch.setattr(fitting, "SMALL", 0)
             monkeypatch.setattr(fitting, "cpu_count", lambda: 2)
             fit_head(head, data, 0)
-            assert inside == [[1] * len(before)] * 10 + [[2] * len(before)]
+            assert inside == [[1] * len(before)] * 11
             assert blas_threads() == before
         inside.clear()
         with threadpool_limits(1, "blas"):  # as OMP_NUM_THREADS=1 says it

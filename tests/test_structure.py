@@ -19,6 +19,7 @@ README = Path(__file__).parent.parent / "README.md"
 LAYERS = [
     "errors",
     "sheets",
+    "process",
     "records",
     "sealed",
     "sources",

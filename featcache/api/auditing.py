@@ -19,6 +19,7 @@ from featcache.api.threads import in_threads
 from featcache.decode import look
 from featcache.errors import DatasetError, HeadError, PictureError
 from featcache.heads import get
+from featcache.process import after_forks_too
 from featcache.records import Features, FloatArray, Look, Progress, Source
 from featcache.records.audits import AuditSummary, FindingRow, LeakScore, SizeRow
 from featcache.sources import exists, read
@@ -31,6 +32,7 @@ HEAD = "logreg"
 """The head that is scored with and without what is also trained on."""
 
 
+@after_forks_too
 def audit(
     source: Source | None = None,
     seed: int = 0,

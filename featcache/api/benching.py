@@ -14,6 +14,7 @@ from featcache.api.experiment import Experiment, open_experiment, seed_range
 from featcache.api.models import versions
 from featcache.api.options import Options
 from featcache.heads import HEADS, several
+from featcache.process import after_forks_too
 from featcache.records import Progress, Source
 from featcache.records.experiments import BenchSummary
 from featcache.splits import Plan
@@ -26,6 +27,7 @@ CLASSES = (2, 5, 10, 20, 50, None)
 PER_CLASS = (1, 2, 5, 10, 30, None)
 
 
+@after_forks_too
 @asks
 def bench(
     source: Source | None = None,

@@ -20,6 +20,7 @@ from featcache.api.pipeline import Missing, Ran, Standing, Work, compute, parts
 from featcache.backbones import Backbone, on_demand
 from featcache.embed import check_running, choose, exported, open_engine
 from featcache.errors import CacheError, DatasetError, DeviceError, EngineError, FeatcacheError, PictureError
+from featcache.process import keep_freed_memory
 from featcache.records import Access, Dataset, FeatureSpec, FileStat, Item, Look, Progress, Seconds
 from featcache.sources import ACCESS
 from featcache.sources.addresses import GIVEN, scheme
@@ -77,6 +78,7 @@ class Worker:
     """
 
     def __init__(self, job: Job, cores: int) -> None:
+        keep_freed_memory()
         os.environ["LOKY_MAX_CPU_COUNT"] = str(cores)  # what joblib.cpu_count goes by, and so every pool of threads
         self._job = job
         self._own = TemporaryDirectory(prefix="featcache-")

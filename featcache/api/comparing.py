@@ -14,6 +14,7 @@ from featcache.api.asking import asks
 from featcache.api.experiment import Experiment, open_experiment, seed_range
 from featcache.api.options import Options
 from featcache.heads import FLOOR, HEADS, several
+from featcache.process import after_forks_too
 from featcache.records import Progress, Source
 from featcache.records.experiments import CompareRow, CompareSummary
 from featcache.records.finetuning import points_a_minute, short
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from featcache.experiments.prepared import Prepared
 
 
+@after_forks_too
 @asks
 def compare(
     source: Source | None = None,

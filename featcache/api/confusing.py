@@ -14,6 +14,7 @@ from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.options import Options
 from featcache.errors import HeadError
 from featcache.heads import HEADS, several
+from featcache.process import after_forks_too
 from featcache.records import Progress, Source
 from featcache.records.experiments import ConfusionSummary
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from featcache.heads.base import Head
 
 
+@after_forks_too
 @asks
 def confusions(
     source: Source | None = None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from featcache.api.comparing import compare
 from featcache.api.extraction import extract
 from featcache.api.options import Options, open_cache
+from featcache.process import after_forks_too
 from featcache.records import Progress, Source
 from featcache.records.experiments import DemoSummary
 
@@ -16,6 +17,7 @@ DIGITS_PER_CLASS = 50
 DIGIT_PIXELS = 64
 
 
+@after_forks_too
 def demo(source: Source | None = None, options: Options | None = None, progress: Progress | None = None) -> DemoSummary:
     """Extract a folder once and compare all heads on it.
 

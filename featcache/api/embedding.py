@@ -17,7 +17,7 @@ from featcache.api.options import Options
 from featcache.api.reading import Picture
 from featcache.backbones import Backbone
 from featcache.decode import Pixels
-from featcache.embed import Engine, keep_freed_memory, open_engine
+from featcache.embed import Engine, open_engine
 from featcache.errors import EngineMemoryError
 from featcache.records import FloatArray
 from featcache.store import Cache, FeatureWriter
@@ -46,7 +46,6 @@ class Embedder:
         writers: Sequence[FeatureWriter],
         engine: Engine | None = None,
     ) -> None:
-        keep_freed_memory()
         self.seconds = 0.0
         self.engine: Engine | None = None
         self._given = engine

@@ -20,6 +20,7 @@ from featcache.decode import crops
 from featcache.embed import Engine, exported, open_engine
 from featcache.embed.reference import probe
 from featcache.errors import ModelError
+from featcache.process import after_forks_too
 from featcache.records import ORIGINAL
 from featcache.records.experiments import OnnxSummary
 from featcache.store import Cache
@@ -37,6 +38,7 @@ _SIZES = ((480, 640), (640, 427), (97, 61), (300, 300), (640, 200))
 """Height and width of the made-up pictures of the check."""
 
 
+@after_forks_too
 def export_onnx(
     model: str | Path, out: str | Path | None = None, trust: bool = False, options: Options | None = None
 ) -> OnnxSummary:

@@ -17,6 +17,7 @@ from featcache.backbones import Backbone, note, resolve
 from featcache.discover import discover
 from featcache.embed import check_running
 from featcache.errors import DatasetError, EngineError, UsageError
+from featcache.process import after_forks_too
 from featcache.records import ORIGINAL, VIEWS, Dataset, ExtractSummary, Failure, Progress, Source, ViewSummary
 from featcache.sheets import csv_text
 from featcache.store import Cache, Cells, Run
@@ -24,6 +25,7 @@ from featcache.store import Cache, Cells, Run
 _logger = logging.getLogger(__name__)
 
 
+@after_forks_too
 def extract(
     source: Source,
     options: Options | None = None,

@@ -25,6 +25,7 @@ from featcache.decode import as_file
 from featcache.embed import check_running
 from featcache.errors import DatasetError, PictureError
 from featcache.load import load
+from featcache.process import after_forks_too
 from featcache.records import Access, Dataset, Failure, FileStat, Item, feature_names
 from featcache.sources import ACCESS
 from featcache.sources.addresses import GIVEN, named
@@ -73,6 +74,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.precision = precision
         self.draft = draft
 
+    @after_forks_too
     def fit(self, X: Any, y: object = None) -> Self:
         """Find the network, and its vector of the first picture of `X`; nothing is learned.
 
@@ -83,6 +85,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.n_features_out_ = self._vectors(pictures[:1]).shape[1]
         return self
 
+    @after_forks_too
     def fit_transform(self, X: Any, y: object = None) -> npt.NDArray[np.float32]:
         """Find the network, and return the vectors (n, d) of `X` (n); raises `FeatcacheError`."""
         pictures = _listed(X)
@@ -91,6 +94,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.n_features_out_ = vectors.shape[1]
         return vectors
 
+    @after_forks_too
     def transform(self, X: Any) -> npt.NDArray[np.float32]:
         """Return the vectors (n, d) of `X` (n), in order.
 

@@ -19,6 +19,7 @@ from featcache.api.options import Options, moved
 from featcache.backbones import Backbone, finetuned, reproduce, scratch_cnn
 from featcache.errors import TrainingError
 from featcache.heads import get
+from featcache.process import after_forks_too
 from featcache.records import Progress, Source
 from featcache.records.experiments import Score
 from featcache.records.finetuning import EpochRow, FinetuneSummary, Training, points_a_minute, short
@@ -39,6 +40,7 @@ LIMIT = 10 * 10**9
 """How many bytes a partial cache may take unless another limit is given."""
 
 
+@after_forks_too
 @asks
 def finetune(
     source: Source | None = None,
@@ -119,10 +121,8 @@ class _Work:
         self.model_sha256: str | None = None
 
     def do(self, limit: int, progress: Progress | None, on_epoch: Callable[[EpochRow], None]) -> FinetuneSummary:
-        from featcache.embed import keep_freed_memory
         from featcache.tuning.blocks import cut
 
-        keep_freed_memory()
         start = time.perf_counter()
         network = cut(
             self.backbone.build(), self.backbone.name, self.training.unfreeze, self.backbone.spec.preprocess.crop

@@ -13,6 +13,7 @@ from featcache.api.options import Options
 from featcache.embed import check_running
 from featcache.errors import HeadError
 from featcache.heads import get
+from featcache.process import after_forks_too
 from featcache.records import Progress, Source
 from featcache.records.experiments import FitSummary, Sweep, TrialRow
 from featcache.splits import Plan, digest
@@ -28,6 +29,7 @@ OUT_OF_CORE = ("logreg", "svm")
 """The heads that can be fitted on vectors that stay on the disk."""
 
 
+@after_forks_too
 @asks
 def fit(
     source: Source | None = None,

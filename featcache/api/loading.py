@@ -13,6 +13,7 @@ from featcache.api.asking import asks
 from featcache.api.experiment import open_experiment
 from featcache.api.options import Options
 from featcache.errors import DatasetError, UsageError
+from featcache.process import after_forks_too
 from featcache.records import FloatArray, Progress, Source, feature_names
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class LoadedFeatures:
         return TensorDataset(torch.from_numpy(self.X.astype(np.float32)), torch.from_numpy(codes.astype(np.int64)))
 
 
+@after_forks_too
 @asks
 def load_features(
     source: Source | None = None, options: Options | None = None, progress: Progress | None = None

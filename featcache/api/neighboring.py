@@ -16,6 +16,7 @@ from featcache.api.pipeline import compute
 from featcache.api.usage import extracted_at, last_extraction, not_catalogued
 from featcache.backbones import on_demand
 from featcache.errors import CacheError, DatasetError, DatasetNotFoundError, UsageError
+from featcache.process import after_forks_too
 from featcache.records import FloatArray, Item, Progress
 from featcache.records.neighbors import NeighborRow, NeighborsSummary
 from featcache.search import Index, Nearest, Places, checks, load_faiss
@@ -47,6 +48,7 @@ class _Found:
     index: str | None = None
 
 
+@after_forks_too
 def neighbors(
     picture: str | Path,
     k: int = 10,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import joblib
+from sklearn.exceptions import InconsistentVersionWarning
 
 from featcache import sealed
 from featcache.api.models import FORMAT, Model
 from featcache.errors import ModelError
+from featcache.process import filtering
 from featcache.records import FeatureSpec
+
+_other_version = filtering(("ignore", "", InconsistentVersionWarning))
+"""Versions are compared when a model has been read, and said in one line."""
 
 
 def unpickle(path: Path, data: sealed.Bytes) -> Model:
@@ -21,8 +25,7 @@ def unpickle(path: Path, data: sealed.Bytes) -> Model:
     Raises `ModelError`.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # versions are compared below, in one line
+        with _other_version:
             content = joblib.load(io.BytesIO(data))
         if content["format"] != FORMAT or content["format_version"] != 1:
             raise ModelError(f"{path} has a model format that this featcache does not read: fit it again")

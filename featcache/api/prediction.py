@@ -15,6 +15,7 @@ from featcache.discover import discover
 from featcache.embed import check_running
 from featcache.errors import DatasetError, ModelError, WeightsError
 from featcache.load import load
+from featcache.process import after_forks_too
 from featcache.records import Progress, Source
 from featcache.records.experiments import Prediction, PredictSummary
 from featcache.render import predict_csv
@@ -24,6 +25,7 @@ TOLD = 500
 """After so many pictures progress is shown."""
 
 
+@after_forks_too
 def predict(
     model: str | Path,
     source: Source,

@@ -25,6 +25,7 @@ from featcache.api.threads import in_threads
 from featcache.decode import thumbnail
 from featcache.errors import DatasetError, PictureError
 from featcache.heads import HEADS, several
+from featcache.process import after_forks_too
 from featcache.records import Failure, Progress, Source
 from featcache.records.audits import AuditSummary
 from featcache.records.experiments import BenchSummary, CompareSummary
@@ -49,6 +50,7 @@ SHOWN_FAILURES = 100
 NEAREST = 3
 
 
+@after_forks_too
 def report(
     source: Source | None = None,
     out: str | Path = "report.html",

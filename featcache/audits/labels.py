@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from joblib import Parallel, cpu_count, delayed
 from scipy.special import softmax
 from sklearn.model_selection import StratifiedKFold
 
 from featcache.audits.twins import Rows
-from featcache.experiments.fitting import temperature_of
+from featcache.experiments.fitting import MANY_CLASSES, temperature_of
+from featcache.heads.base import one_blas_thread
 from featcache.heads.logreg import LogisticRegression
+from featcache.process import filtering
 from featcache.records import FloatArray, Progress
 
 STRENGTH = 0.001
@@ -28,6 +30,10 @@ DIGITS = 6
 
 MANY = 10_000
 """From so many pictures on the folds are drawn once, since more draws change little."""
+
+
+_few = filtering(("ignore", "The least populated class", UserWarning), ("ignore", MANY_CLASSES, UserWarning))
+"""Of classes with fewer pictures than folds."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,16 @@ def suspects(X: FloatArray, codes: Rows, groups: Rows, seed: int, progress: Prog
     return Suspects(judged[worst], P[worst].argmax(axis=1), probabilities)
 
 
+def _scores_of(X: FloatArray, codes: Rows, held: npt.NDArray[np.bool_], n_classes: int) -> FloatArray:
+    """Return scores (m, n_classes) of the rows held out, by a head fitted on the others."""
+    head = LogisticRegression(C=STRENGTH).fit(X[~held], codes[~held])
+    scored = head.scores(X[held])
+    # A class that is nowhere else is as unlikely as the least likely one.
+    scores = np.repeat(scored.min(axis=1, keepdims=True), n_classes, axis=1)
+    scores[:, head.classes_] = scored
+    return scores
+
+
 def _out_of_fold(
     X: FloatArray, codes: Rows, groups: Rows, n_classes: int, seed: int, progress: Progress | None
 ) -> npt.NDArray[np.float64]:
@@ -80,18 +96,16 @@ def _out_of_fold(
     for repeat in range(repeats):
         splitter = StratifiedKFold(min(FOLDS, len(firsts)), shuffle=True, random_state=seed + repeat)
         scores = np.zeros((len(X), n_classes), np.float32)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of classes with fewer pictures than folds
+        with _few:
             folds = list(splitter.split(firsts, codes[firsts]))
-        for done, (_, held_groups) in enumerate(folds):
-            if progress:
-                progress("audit labels", repeat * len(folds) + done, repeats * len(folds))
-            held = np.isin(group, held_groups)
-            head = LogisticRegression(C=STRENGTH).fit(X[~held], codes[~held])
-            scored = head.scores(X[held])
-            # A class that is nowhere else is as unlikely as the least likely one.
-            scores[held] = scored.min(axis=1, keepdims=True)
-            scores[np.ix_(held, head.classes_)] = scored
+        helds = [np.isin(group, held_groups) for _, held_groups in folds]
+        jobs = (delayed(_scores_of)(X, codes, held, n_classes) for held in helds)
+        with one_blas_thread:
+            found_scores = Parallel(cpu_count(), backend="threading", return_as="generator")(jobs)
+            for done, (held, scored) in enumerate(zip(helds, found_scores, strict=True)):
+                if progress:
+                    progress("audit labels", repeat * len(folds) + done, repeats * len(folds))
+                scores[held] = scored
         found += softmax(scores.astype(np.float64) / temperature_of(scores, codes), axis=1)
     if progress:
         progress("audit labels", repeats * len(folds), repeats * len(folds))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.backbones.base import Backbone
+from featcache.backbones.draws import drawing_apart
 from featcache.backbones.vision_import import import_torchvision
 from featcache.backbones.weights import fill, read_state, sha256
 from featcache.errors import WeightsUnavailableError
@@ -68,6 +69,7 @@ def _timm_name(name: str) -> str:
     return f"blocks.{stage}.{block}.{(_EXPANDED if stage else _FIRST).get(layer, layer)}.{rest}"
 
 
+@drawing_apart
 def _build(path: Path, digest: str) -> nn.Module:
     import_torchvision()
     import timm

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.backbones.base import Backbone
+from featcache.backbones.draws import Draws
 from featcache.backbones.weights import fill, read_state, sha256
 from featcache.errors import BackboneError
 from featcache.records import FeatureSpec, Preprocess
@@ -42,11 +43,9 @@ def untrained(seed: int) -> Backbone:
 
 def network(seed: int = 0) -> nn.Module:
     """Return the network with random weights: (n, 3, 100, 100) in, four convolutions, a hidden layer, (n, 256) out."""
-    import torch
     from torch import nn
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with Draws(seed).drawing():
         layers: list[nn.Module] = []
         before = 3
         for channels in _CHANNELS:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.backbones.base import Backbone
+from featcache.backbones.draws import drawing_apart
 from featcache.backbones.vision_import import import_torchvision
 from featcache.backbones.weights import fill, obtain, read_state, sha256
 from featcache.errors import BackboneError, WeightsUnavailableError
@@ -75,6 +76,7 @@ def _download(name: str, config: Mapping[str, Any]) -> Path:
         from huggingface_hub.errors import LocalEntryNotFoundError
         from huggingface_hub.utils import logging as hub_logging
 
+        verbosity = hub_logging.get_verbosity()
         hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call] # its retries; the failure is said once, below
         wanted = (repository, config.get("hf_hub_filename") or "model.safetensors")
         try:
@@ -88,6 +90,8 @@ def _download(name: str, config: Mapping[str, Any]) -> Path:
                 f"cannot download {wanted[1]} of {repository} for {name} ({type(error).__name__}): "
                 "name a copy of it with --weights"
             ) from error
+        finally:
+            hub_logging.set_verbosity(verbosity)
     if url:
         return obtain(url)
     raise WeightsUnavailableError(f"timm has no pretrained weights for {name}: give --weights FILE")
@@ -104,6 +108,7 @@ def network(model: str) -> nn.Module:
     return made
 
 
+@drawing_apart
 def _build(model: str, path: Path, digest: str) -> nn.Module:
     import timm
 

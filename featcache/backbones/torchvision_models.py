@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.backbones.base import Backbone
+from featcache.backbones.draws import drawing_apart
 from featcache.backbones.vision_import import import_torchvision
 from featcache.backbones.weights import fill, obtain, read_state, sha256
 from featcache.errors import BackboneError
@@ -120,6 +121,7 @@ def _preprocess(preset: Any) -> Preprocess:
     )
 
 
+@drawing_apart
 def _build(name: str, path: Path, digest: str) -> nn.Module:
     model, tensors = network(name)
     state = read_state(path, digest)

@@ -12,6 +12,7 @@ import importlib
 import logging
 import re
 import sys
+import threading
 from types import ModuleType
 
 from featcache.errors import BackboneError
@@ -22,6 +23,7 @@ _SCHEMAS = {
 }
 _declared: list[object] = []  # a torch.library.Library takes its schemas with it when it is collected
 _logger = logging.getLogger(__name__)
+_importing = threading.Lock()
 
 
 def import_torchvision() -> ModuleType:
@@ -30,6 +32,11 @@ def import_torchvision() -> ModuleType:
     Everything that imports torchvision or timm calls this first. Raises `BackboneError` where torchvision and torch
     do not fit together in another way.
     """
+    with _importing:  # what one thread takes out of sys.modules, another may be importing
+        return _imported()
+
+
+def _imported() -> ModuleType:
     for _ in range(len(_SCHEMAS) + 1):
         try:
             return importlib.import_module("torchvision")

@@ -10,10 +10,9 @@ import os
 import re
 import socket
 import sys
-import warnings
 import zipfile
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError, URLError
@@ -22,10 +21,14 @@ from urllib.request import Request, urlopen
 
 from featcache import sealed
 from featcache.errors import WeightsError, WeightsUnavailableError, one_line
+from featcache.process import Shared, filtering
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+_old_kinds = filtering(("ignore", "", UserWarning), ("ignore", "", FutureWarning))
+"""torch warns of old kinds of pickles, which are read or refused."""
 
 TOP = "featcache_top."
 """What the names of a new top's tensors begin with, in files of fine-tuned networks."""
@@ -34,6 +37,19 @@ DOWNLOAD_TIMEOUT = 30.0
 """Seconds a silent server is waited for."""
 
 _logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+_impatience = Shared(_impatient)
 
 
 def hub_file(name: str) -> Path:
@@ -54,23 +70,20 @@ def obtain(url: str) -> Path:
     promised = promised_hash(name)
     if promised is None:  # a download that was cut short could not be told from a whole one
         raise WeightsUnavailableError(f"{url} has no hash in its name: download it yourself and name it with --weights")
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        with suppress(HTTPError):  # the server answers; without a network this ends before torch is imported
-            urlopen(Request(url, method="HEAD")).close()
-        from torch.hub import download_url_to_file
+        with _impatience:
+            with suppress(HTTPError):  # the server answers; without a network this ends before torch is imported
+                urlopen(Request(url, method="HEAD")).close()
+            from torch.hub import download_url_to_file
 
-        _logger.warning("downloading %s to %s", url, path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(url, str(path), promised, progress=sys.stderr.isatty())
+            _logger.warning("downloading %s to %s", url, path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            download_url_to_file(url, str(path), promised, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         reason = error.reason if type(error) is URLError else error
         raise WeightsUnavailableError(
             f"cannot download {url} ({reason}): put the file into {path.parent}, or use --backbone with --weights"
         ) from error
-    finally:
-        socket.setdefaulttimeout(patience)
     return path
 
 
@@ -196,8 +209,7 @@ def _unpickled(data: bytearray) -> object:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > len(data):  # torch packs nothing
             raise ValueError(f"it would unpack to {size:,} bytes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of old kinds of pickles, which are read or refused
+    with _old_kinds:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 

@@ -21,6 +21,7 @@ from featcache.cli.memory import watch_room
 from featcache.cli.options import StderrHandler
 from featcache.cli.streams import UnreadError, streams
 from featcache.errors import DatasetError, FeatcacheError, UsageError, explained, one_line
+from featcache.process import keep_freed_memory
 
 WRONG_USAGE = 2
 INTERRUPTED = 130
@@ -66,6 +67,7 @@ for command in (
 
 def main() -> NoReturn:
     """Run the command line and exit; every failure a user can meet is one line on stderr."""
+    keep_freed_memory()
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us ignores it
         signal.signal(signal.SIGINT, _interrupt)

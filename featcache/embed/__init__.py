@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import platform
+import threading
 from pathlib import Path
 
 from featcache.backbones.base import Backbone
-from featcache.embed.engine import ENGINES, Engine, Shelf, keep_freed_memory
+from featcache.embed.engine import ENGINES, Engine, Shelf
 from featcache.errors import DeviceError, EngineError
 from featcache.records import PRECISIONS
 
@@ -19,7 +20,6 @@ __all__ = [
     "check_running",
     "choose",
     "exported",
-    "keep_freed_memory",
     "open_engine",
 ]
 
@@ -30,6 +30,8 @@ The faster engine wins back a part in this extraction, and the rest in the next 
 """
 
 _logger = logging.getLogger(__name__)
+_exporting = threading.Lock()
+"""Of threads that want the same network, the second finds it exported."""
 
 
 def open_engine(
@@ -132,11 +134,12 @@ def exported(backbone: Backbone, shelf: Shelf) -> bytes:
     Raises `EngineError` where it cannot be exported.
     """
     spec = backbone.spec.network
-    network = shelf.read(spec.fingerprint)
-    if network is None:
-        from featcache.embed.exporting import export
+    with _exporting:
+        network = shelf.read(spec.fingerprint)
+        if network is None:
+            from featcache.embed.exporting import export
 
-        _logger.warning("exporting %s to ONNX, once for this cache", backbone.name)
-        network = export(backbone)
-        shelf.keep(spec.fingerprint, network)
-    return network
+            _logger.warning("exporting %s to ONNX, once for this cache", backbone.name)
+            network = export(backbone)
+            shelf.keep(spec.fingerprint, network)
+        return network

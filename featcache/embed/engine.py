@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
-from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -80,18 +77,3 @@ def available_memory() -> int:
     except (OSError, ValueError, KeyError):
         return found
     return found if limit == "max" else max(0, min(found, int(limit) - used))
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next batch; called before any thread starts, each would have its own way.
-
-    Else every layer's output is fetched from the kernel and zeroed page by page: half of torch's time on the CPU.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX of <malloc.h>: the arenas of threads hold no large blocks.
-        libc.mallopt(-8, 1)
-        libc.mallopt(-1, 2**31 - 1)
-        if not libc.mallopt(-3, 2**30):  # older versions allow no more than this
-            libc.mallopt(-3, 2**25)

@@ -6,9 +6,10 @@ import base64
 import contextlib
 import io
 import logging
-import warnings
+import sys
+import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -18,9 +19,13 @@ from featcache.backbones.base import Backbone
 from featcache.embed.reference import LAYER_BYTES, REFERENCE, probe
 from featcache.embed.torch_engine import layer_bytes, normalise
 from featcache.errors import EngineError
+from featcache.process import filtering
 from featcache.records import FloatArray, Preprocess
 
 OPSET = 20
+
+_one_at_a_time = threading.RLock()
+_warnings = filtering(("ignore", "", Warning))
 
 
 class _FromPixels(nn.Module):
@@ -84,12 +89,36 @@ def annotated(model: Any, reference: FloatArray, notes: Mapping[str, str] | None
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Keep what libraries print, warn and log from the user: it is about their own code."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+    """Keep what libraries print, warn and log from the user: it is about their own code.
+
+    Other threads print and log as before, and wait here until this one is done: the exporter works on its own globals.
+    """
+    with _one_at_a_time, _warnings, contextlib.redirect_stdout(_Others(sys.stdout)):
+        ours = threading.get_ident()
+
+        def is_to_be_seen(record: logging.LogRecord) -> bool:
+            return record.thread != ours or record.levelno > logging.WARNING
+
+        loggers = [logging.root, *(known for known in logging.root.manager.loggerDict.values())]
+        handlers = [handler for logger in loggers for handler in getattr(logger, "handlers", ())]
+        handlers += [logging.lastResort] if logging.lastResort else []
+        for handler in handlers:
+            handler.addFilter(is_to_be_seen)
+        try:
             yield
-    finally:
-        logging.disable(level)
+        finally:
+            for handler in handlers:
+                handler.removeFilter(is_to_be_seen)
+
+
+class _Others(io.TextIOBase):
+    """Stdout as all threads see it but the one that made this: what is printed there goes nowhere."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._silent = out, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._silent else self._out.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)

@@ -5,23 +5,26 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
 from joblib import cpu_count
 from threadpoolctl import ThreadpoolController
 from torch import nn
-from torch.fx import Node, Tracer
+from torch.fx import Node
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from featcache.backbones.base import Backbone
 from featcache.decode import Pixels
 from featcache.embed.engine import available_memory, batch_that_fits, batch_that_keeps_busy
-from featcache.errors import BackboneError, DeviceError, EngineMemoryError
+from featcache.embed.tracing import ThreadTracer
+from featcache.errors import BackboneError, DeviceError, EngineMemoryError, ForkedError
+from featcache.process import Shared
 from featcache.records import FloatArray, Preprocess
 
 BATCH = {"cpu": 16, "cuda": 128, "mps": 64}
@@ -31,6 +34,27 @@ VECTORS = 64
 
 _WITH_EXP = {"ELU", "GELU", "GELUTanh", "Mish", "QuickGELU", "SELU", "SiLU", "Sigmoid", "Softplus", "Swish", "Tanh"}
 """The activations of torch and timm that need exp or its like."""
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    settings: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [setting.allow_tf32 for setting in settings]
+    for setting in settings:
+        setting.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.allow_tf32 = value
+
+
+_exact = Shared(_without_tf32)
+
+
+def exact(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Return the setting that a GPU computes in float32 as such: TF32 would cost three digits."""
+    return _exact if device.type == "cuda" else contextlib.nullcontext()
 
 
 class TorchEngine:
@@ -54,11 +78,6 @@ class TorchEngine:
         self._backbone = backbone.name
         self._dtype = torch.float16 if backbone.spec.precision == "fp16" else torch.float32
         self._local = threading.local()
-        if self._place.type == "cuda":
-            # TF32 would cost three digits, and an fp32 fingerprint promises them. It is a setting of the process: put
-            # around each batch it would be taken back while another batch is under way.
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
         network = backbone.build()
         wide = layer_bytes(network, self._preprocess.crop)
         memory = torch.cuda.mem_get_info(self._place)[0] if self._place.type == "cuda" else available_memory()
@@ -66,7 +85,6 @@ class TorchEngine:
         if self._place.type == "cpu" and pictures is not None:
             most = batch_that_keeps_busy(pictures, self.lanes, most)
         self.batch_size = batch_that_fits(wide, self.lanes, most, memory)
-        self._threads = ThreadpoolController()
         # channels_last measures about twice as fast on the CPU, and is what a GPU's convolutions prefer.
         network = _folded(network)
         if self._place.type == "cpu":
@@ -83,7 +101,7 @@ class TorchEngine:
 
     def _embed(self, pixels: Pixels) -> FloatArray:
         try:
-            with torch.inference_mode(), self._lane():
+            with torch.inference_mode(), exact(self._place), self._lane():
                 images = normalise(self._upload(pixels), self._preprocess)
                 vectors = self._network(images.to(self._dtype)).flatten(1).float().cpu().numpy()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -107,14 +125,25 @@ class TorchEngine:
     def _lane(self) -> contextlib.AbstractContextManager[object]:
         """Return the context that a batch is computed in: on CUDA this thread's own stream, on the CPU this thread."""
         if self._place.type == "cpu":
-            torch.get_num_threads()  # a new thread takes over the process's number at its first look at it
-            limited: contextlib.AbstractContextManager[object] = self._threads.limit(limits=1, user_api="openmp")
-            return limited
+            return one_thread()
         if self._place.type != "cuda":
             return contextlib.nullcontext()
         if not hasattr(self._local, "stream"):
             self._local.stream = torch.cuda.Stream(self._place)  # type: ignore[no-untyped-call]
         return torch.cuda.stream(self._local.stream)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in the calling thread alone: its helpers wait busily, and two processes at once for ages."""
+    torch.get_num_threads()  # a new thread takes over the process's number at its first look at it
+    with _controller().limit(limits=1, user_api="openmp"):
+        yield
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()  # looks for the libraries once, which takes a millisecond or two
 
 
 def normalise(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
@@ -153,7 +182,7 @@ def choose_device(name: str) -> torch.device:
     """Return the device called `name`; `auto` is a GPU where there is one. Raises `DeviceError`."""
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return _not_forked(torch.device("cuda"))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -166,10 +195,19 @@ def choose_device(name: str) -> torch.device:
     }.get(device.type, 0)
     if (device.index or 0) >= present:
         raise DeviceError(f"there is no device {name!r} on this computer: use --device auto or cpu")
+    return _not_forked(device)
+
+
+def _not_forked(device: torch.device) -> torch.device:
+    if device.type == "cuda" and torch.cuda._is_in_bad_fork():
+        raise ForkedError(
+            f"the device {str(device)!r} cannot be used here: this process was forked after its parent had used CUDA; "
+            "start it with multiprocessing's start method 'spawn', or use the device 'cpu'"
+        )
     return device
 
 
-class _Layers(Tracer):
+class _Layers(ThreadTracer):
     """Traces a network down to its layers: convolutions and BatchNorms may have code of their own, as timm's have."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,15 +24,15 @@ from featcache.heads.base import (
     DivergedError,
     Head,
     InterruptedFitError,
-    blas_threads,
+    one_blas_thread,
 )
+from featcache.process import filtering
 from featcache.records import FloatArray, Progress
 from featcache.records.experiments import SCALING
 from featcache.splits import Rows
 
 SMALL = 2**20
-"""A matrix with fewer values is worked on with one BLAS thread: more would wait for each other."""
-
+"""A matrix with fewer values is worked on in one thread: more would wait for each other."""
 
 SCORES_KEPT = 2**22
 """So many scores of held rows are kept of a candidate, at most, to fit its temperature to."""
@@ -43,6 +42,12 @@ TEMPERATURE_SPREAD = 0.7
 
 MANY_CLASSES = "The number of unique classes is greater than 50%"
 """What scikit-learn warns of where classes have one picture, as if their numbers were measurements."""
+
+_warnings = filtering(
+    ("ignore", "", ConvergenceWarning),  # a candidate that needs longer just scores lower; of the one kept it is said
+    ("ignore", MANY_CLASSES, UserWarning),
+    ("error", INTERRUPTED, UserWarning),
+)
 
 Right = npt.NDArray[np.bool_]
 
@@ -101,7 +106,8 @@ def fit_head(head: Head, prepared: Prepared, seed: int, progress: Progress | Non
     run on all cores. Equal seeds give equal results. Raises `HeadError`.
     """
     try:
-        with config_context(assume_finite=True, skip_parameter_validation=True):  # they were checked, and are ours
+        # The parameters were checked, and are ours.
+        with config_context(assume_finite=True, skip_parameter_validation=True), one_blas_thread, _warnings:
             return _fit_head(head, prepared, seed, progress)
     except InterruptedFitError as interruption:
         raise KeyboardInterrupt from interruption
@@ -117,14 +123,9 @@ def _fit_head(head: Head, prepared: Prepared, seed: int, progress: Progress | No
     params = dict(best.params)
     scaled = prepared.scaled(params.pop(SCALING, prepared.scalings[0]))
     X, y = scaled.rows(prepared.y)
-    with blas_threads(1 if X.size < SMALL else cpu_count()), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        warnings.filterwarnings("ignore", message=MANY_CLASSES)
-        warnings.filterwarnings("error", message=INTERRUPTED)
-        estimator = head.make(seed, len(y)).set_params(**params).fit(X, y)
-        if isinstance(estimator, Classifier):
-            estimator.set_params(temperature=best.temperature)
-    short = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+    estimator = head.make(seed, len(y)).set_params(**params).fit(X, y)
+    if isinstance(estimator, Classifier):
+        estimator.set_params(temperature=best.temperature)
     pipeline = make_pipeline(*scaled.steps, estimator)
     middle = time.perf_counter()
     probabilities = mean_probabilities(pipeline, prepared.scored, len(prepared.classes))
@@ -137,7 +138,7 @@ def _fit_head(head: Head, prepared: Prepared, seed: int, progress: Progress | No
         fit_seconds=middle - start,
         predict_seconds=time.perf_counter() - middle,
         loss_curve=_loss_curve(estimator),
-        notices=(f"{head.name} stopped at its iteration limit before it converged",) if short else (),
+        notices=(f"{head.name} stopped at its iteration limit before it converged",) if _is_short(estimator) else (),
     )
 
 
@@ -222,18 +223,12 @@ class _Work:
         stage, found = f"fit {self.head.name}", list[list[Held]]()
         if self.progress and not done:
             self.progress(stage, 0, self.total)
-        n_jobs, n_threads = _cores(self.head, len(tasks), prepared.vectors.size)
-        with blas_threads(n_threads), warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate that needs longer just scores lower
-            warnings.filterwarnings("ignore", message=MANY_CLASSES)
-            warnings.filterwarnings("error", message=INTERRUPTED)
-            jobs = (
-                delayed(self._try)(scaled[group[0][SCALING]], prepared.y, group, fold, kept) for group, fold in tasks
-            )
-            for held in Parallel(n_jobs, backend="threading", return_as="generator")(jobs):
-                found.append(held)
-                if self.progress:
-                    self.progress(stage, done + len(found), self.total)
+        n_jobs = 1 if prepared.vectors.size < SMALL else min(len(tasks), cpu_count())
+        jobs = (delayed(self._try)(scaled[group[0][SCALING]], prepared.y, group, fold, kept) for group, fold in tasks)
+        for held in Parallel(n_jobs, backend="threading", return_as="generator")(jobs):
+            found.append(held)
+            if self.progress:
+                self.progress(stage, done + len(found), self.total)
         trials = []
         for number, group in enumerate(groups):
             parts = found[number * len(folds) : (number + 1) * len(folds)]
@@ -292,17 +287,10 @@ def temperature_of(scores: FloatArray, truth: npt.NDArray[np.intp], usual: float
     return float(np.exp(found.x))
 
 
+def _is_short(estimator: Any) -> bool:
+    """Tell whether an estimator with a limit of iterations has come to it."""
+    return bool(getattr(estimator, "n_iter_", 0) >= getattr(estimator, "max_iter", np.inf))
+
+
 def _loss_curve(estimator: Any) -> tuple[float, ...]:
     return tuple(float(loss) for loss in getattr(estimator, "loss_curve_", ()))
-
-
-def _cores(head: Head, n_tasks: int, size: int) -> tuple[int, int]:
-    """Return how many tasks run beside each other, and how many threads BLAS has in each.
-
-    Threads of one BLAS wait busily, and numpy and scipy bring one each: a head that uses both has one thread a task.
-    """
-    if size < SMALL:
-        return 1, 1
-    cores = cpu_count()
-    n_jobs = min(n_tasks, max(1, cores // 4) if head.wide else cores)
-    return n_jobs, cores // n_jobs if head.wide else 1

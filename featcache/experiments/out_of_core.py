@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from sklearn.pipeline import make_pipeline
 
+from featcache.embed.torch_engine import one_thread
 from featcache.errors import HeadError
 from featcache.evaluate import Answers, answers
 from featcache.experiments.descent import LOSSES, Descent, Found, scores
 from featcache.experiments.fitting import Right, Trial, is_worse, temperature_of
 from featcache.experiments.prepared import ALL_EQUAL, folds, not_finite
 from featcache.experiments.streams import Stream
-from featcache.heads.base import Head
+from featcache.heads.base import Head, one_blas_thread
 from featcache.heads.scaling import CHOICE
 from featcache.records import Progress, Roll
 from featcache.records.experiments import SCALING
@@ -72,7 +73,12 @@ def fit_stored(
     on one of the folds is used, with as many of its rows on each side at most. Equal seeds give equal results on one
     device. Raises `HeadError`.
     """
-    work = _Work(head, vectors, roll, plan, seed, device, progress)
+    with one_blas_thread, one_thread():
+        return _fit_stored(_Work(head, vectors, roll, plan, seed, device, progress))
+
+
+def _fit_stored(work: _Work) -> Learned:
+    head, vectors = work.head, work.stream.vectors
     start = time.perf_counter()
     work.read()
     trials, chosen_by, begun = work.choose()

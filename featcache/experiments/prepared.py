@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import StratifiedKFold
 
 from featcache.errors import HeadError
+from featcache.heads.base import one_blas_thread
 from featcache.heads.scaling import CHOICE, SCALINGS
 from featcache.records import Features, FloatArray
 from featcache.splits import Plan, Rows
@@ -111,6 +112,13 @@ def prepare(
 
     The classes are those that are fitted on, whatever is scored. The views are named besides the original one.
     """
+    with one_blas_thread:
+        return _prepare(features, plan, train_views, test_views, scalings)
+
+
+def _prepare(
+    features: Features, plan: Plan, train_views: Sequence[str], test_views: Sequence[str], scalings: Sequence[str]
+) -> Prepared:
     start = time.perf_counter()
     fitted = plan.fitted
     classes, y = np.unique(features.y[fitted], return_inverse=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from featcache.embed.torch_engine import one_thread
 from featcache.heads.scaling import CHOICE, SCALINGS
 from featcache.records import FloatArray
 from featcache.splits import Rows
@@ -24,6 +25,7 @@ class has hundreds of places in every block."""
 
 Codes = npt.NDArray[np.integer[Any]]
 Block = tuple[Rows, torch.Tensor]
+Made = TypeVar("Made")
 
 
 class Stream:
@@ -50,14 +52,16 @@ class Stream:
         vector by itself is done to every block.
         """
         dim, seen = self.vectors.dim, 0
-        sums, products, shift = np.zeros(dim), np.zeros((dim, dim)), np.zeros(dim, np.float32)
-        for taken, block in self.plain(rows):
-            block = self.scaler.shape(block)
-            if not seen:
-                shift = block[0]  # near the mean, and equal to all of a column that does not vary
-            near = self._put(block - shift)
-            sums += near.sum(0).cpu().numpy()
-            products += (near.T @ near).cpu().numpy()
+        sums, products = np.zeros(dim), np.zeros((dim, dim))
+        shift = self.scaler.shape(self._read(rows[:1]))[0]  # near the mean, and equal to a column that does not vary
+
+        def moments(block: FloatArray) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+            near = self._put(self.scaler.shape(block) - shift)
+            return near.sum(0).cpu().numpy(), (near.T @ near).cpu().numpy()
+
+        for taken, (total, product) in self._ahead(self._blocks(rows), moments):
+            sums += total
+            products += product
             seen += len(taken)
             yield seen
         offset = sums / len(rows)
@@ -70,12 +74,11 @@ class Stream:
 
     def plain(self, rows: Rows) -> Iterator[tuple[Rows, FloatArray]]:
         """Yield `rows`, which are in order of the disk, and their vectors (m, d) in float32, block by block."""
-        return self._ahead(rows[at : at + self.size] for at in range(0, len(rows), self.size))
+        return self._ahead(self._blocks(rows), lambda block: block)
 
     def centred(self, rows: Rows) -> Iterator[Block]:
         """Yield `rows` and their vectors (m, d) less the mean, block by block: the turn is cheaper on weights."""
-        for taken, block in self.plain(rows):
-            yield taken, self._put(self.scaler.shape(block)) - self._mean
+        return self._ahead(self._blocks(rows), self._centre)
 
     def to_centred(self, weights: torch.Tensor) -> torch.Tensor:
         """Return weights (d + 1, ...) that give centred vectors the scores that `weights` give those on the axes."""
@@ -91,21 +94,32 @@ class Stream:
         starts = generator.permutation(np.arange(0, len(rows), chunk))
         each = self.size // chunk
         groups = (starts[at : at + each, None] + np.arange(chunk) for at in range(0, len(starts), each))
-        for taken, block in self._ahead(rows[group[group < len(rows)]] for group in groups):
+        taken_rows = (rows[group[group < len(rows)]] for group in groups)
+        for taken, turned in self._ahead(taken_rows, lambda block: self._centre(block) @ self._turn):
             mixed = generator.permutation(len(taken))
-            turned = (self._put(self.scaler.shape(block)) - self._mean) @ self._turn
             yield taken[mixed], turned[torch.from_numpy(mixed).to(self.device)]
 
     def truth(self, rows: Rows) -> torch.Tensor:
         """Return the numbers of the classes of `rows` on the device."""
         return self._put(self.codes[rows].astype(np.int64))
 
-    def _ahead(self, groups: Iterator[Rows]) -> Iterator[tuple[Rows, FloatArray]]:
-        """Read one block while another is worked on."""
+    def _blocks(self, rows: Rows) -> Iterator[Rows]:
+        return (rows[at : at + self.size] for at in range(0, len(rows), self.size))
+
+    def _centre(self, block: FloatArray) -> torch.Tensor:
+        return self._put(self.scaler.shape(block)) - self._mean
+
+    def _ahead(self, groups: Iterator[Rows], make: Callable[[FloatArray], Made]) -> Iterator[tuple[Rows, Made]]:
+        """Read one block, and make something of it, while what was made of another is worked on."""
+
+        def made(rows: Rows) -> Made:
+            with one_thread():
+                return make(self._read(rows))
+
         with ThreadPoolExecutor(1, thread_name_prefix="featcache-read") as executor:
             waiting = None
             for rows in groups:
-                following = rows, executor.submit(self._read, rows)
+                following = rows, executor.submit(made, rows)
                 if waiting:
                     yield waiting[0], waiting[1].result()
                 waiting = following

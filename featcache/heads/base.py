@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import ThreadpoolController
 
 from featcache.heads.keeping import Kept, Parts, kept_of
+from featcache.process import Shared
 from featcache.records import FloatArray
 
 Codes = npt.NDArray[np.intp]
@@ -34,9 +35,8 @@ class Head:
     estimator with a `path` the last parameter of the grid is the one along which it shares its work. With
     `keeps_default` the default stays unless another is clearly better. `temperature` is the usual one of its scores at
     one or two pictures a class, rather too high than too low, taken where none can be fitted. A costly head is tried
-    on one fold only where there are `one_fold_from` pictures or more. The work of a `wide` head is in large matrix
-    products, which use several cores by themselves. `keep` returns what a file keeps of a fitted estimator, and
-    `restore` makes it again from that; it raises `ModelError`.
+    on one fold only where there are `one_fold_from` pictures or more. `keep` returns what a file keeps of a fitted
+    estimator, and `restore` makes it again from that; it raises `ModelError`.
     """
 
     name: str
@@ -49,7 +49,6 @@ class Head:
     temperature: float = 1.0
     keeps_default: bool = True
     one_fold_from: int | None = None
-    wide: bool = False
 
 
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -203,7 +202,7 @@ def probabilities(
     order by some processors. `done` hears how many there are.
     """
     out = np.zeros((len(X), len(estimator.classes_)))
-    with blas_threads(1), config_context(assume_finite=True, skip_parameter_validation=True):
+    with one_blas_thread, config_context(assume_finite=True, skip_parameter_validation=True):
         for row in range(len(X)):
             out[row] = estimator.predict_proba(X[row : row + 1])[0]
             done(row + 1)
@@ -211,12 +210,25 @@ def probabilities(
 
 
 @contextmanager
-def blas_threads(n_threads: int) -> Iterator[None]:
-    """Let BLAS use so many threads, and never more than it may already: the user has said so, or who calls."""
-    blas = _controller().select(user_api="blas")
-    allowed = [library["num_threads"] for library in blas.info()]
-    with blas.limit(limits=min([n_threads, *allowed])):
+def _one_blas_thread() -> Iterator[None]:
+    libraries = _controller().select(user_api="blas").lib_controllers
+    # From 3.8 on threadpoolctl heeds the thread alone that set a limit first; here another one may take it back.
+    setters = [getattr(library, "_real_set_num_threads", library.set_num_threads) for library in libraries]
+    before = [library.get_num_threads() for library in libraries]
+    for put in setters:
+        put(1)
+    try:
         yield
+    finally:
+        for put, count in zip(setters, before, strict=True):
+            put(count)
+
+
+one_blas_thread = Shared(_one_blas_thread)
+"""BLAS adds up in one order, whatever the number of cores: work is spread over threads of ours, each with its own part.
+
+Its own threads wait busily for each other: two processes at once would take several times as long.
+"""
 
 
 @cache

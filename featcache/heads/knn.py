@@ -100,5 +100,4 @@ HEAD = Head(
     {"n_neighbors": 5},
     KNeighbors.restored,
     temperature=1.3,
-    wide=True,
 )

@@ -64,5 +64,4 @@ HEAD = Head(
     {"C": 100.0},
     LogisticRegression.restored,
     rough={"tol": 1e-2},
-    wide=True,
 )

@@ -65,5 +65,4 @@ HEAD = Head(
     LinearSVM.restored,
     rough={"tol": 1e-2},
     temperature=0.25,
-    wide=True,
 )

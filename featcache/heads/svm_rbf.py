@@ -46,7 +46,7 @@ class KernelSVM(Classifier):
         rate = self.gamma / variance if variance else 1.0
         kernel = _kernel(X, X, rate).astype(np.float64)
         for C in values:
-            fitted = SVC(kernel="precomputed", C=C).fit(kernel, codes)
+            fitted = SVC(kernel="precomputed", C=C, random_state=0).fit(kernel, codes)
             alphas, offsets = _pairs(fitted)
             yield {
                 "_rate": rate,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.fx import Graph, GraphModule, Node, Tracer
+from torch.fx import Graph, GraphModule, Node
 
+from featcache.embed.tracing import ThreadTracer
 from featcache.errors import TrainingError
 
 FEWEST = 4
@@ -110,7 +111,7 @@ def cut(network: nn.Module, name: str, asked: str, crop: int) -> Cut:
     return Cut(network, lower, upper, unfrozen, names, entry, tuple(below.shape[1:]), dim)
 
 
-class _Outline(Tracer):
+class _Outline(ThreadTracer):
     """Traces the network's own code down to its blocks, whose insides may be anything."""
 
     def __init__(self, paths: Sequence[str]) -> None:

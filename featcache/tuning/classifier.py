@@ -14,9 +14,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.backbones import AUTO, Backbone, resolve
-from featcache.embed import keep_freed_memory
 from featcache.embed.torch_engine import choose_device
 from featcache.errors import DeviceError, PictureError, TrainingError
+from featcache.process import after_forks_too
 from featcache.records import FloatArray, Progress
 from featcache.records.finetuning import EpochRow, Training
 from featcache.sources import read
@@ -86,6 +86,7 @@ class FinetuneClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The parameters that say how to train, checked; raises `UsageError`."""
         return check(Training(**{field.name: getattr(self, field.name) for field in fields(Training)}))
 
+    @after_forks_too
     def fit(
         self,
         X: Sequence[str] | Inputs,
@@ -109,7 +110,6 @@ class FinetuneClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         pictures, labels, (judged, wanted) = self._divide(X, np.asarray(y), validation)
         self.classes_, codes = np.unique(labels, return_inverse=True)
         self._check_classes(wanted)
-        keep_freed_memory()
         self.backbone_ = None if network is not None and self.backbone == AUTO else self._resolved()
         self.cut_ = network or self._cut()
         if start is None and network is None:
@@ -122,6 +122,7 @@ class FinetuneClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.history_, self.best_epoch_, self.stopped_ = trained.history, trained.best_epoch, trained.stopped
         return self
 
+    @after_forks_too
     def predict_proba(self, X: Sequence[str] | Inputs) -> npt.NDArray[np.float64]:
         """Return the probability (n, K) of each class in `classes_`; raises `TrainingError` for unreadable pictures."""
         check_is_fitted(self)

@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,6 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from featcache.backbones.draws import Draws
+from featcache.embed.torch_engine import exact
 from featcache.errors import TrainingError
 from featcache.records import FloatArray, Progress
 from featcache.records.finetuning import EpochRow, Training
@@ -97,6 +98,7 @@ class Trainer:
         self.top = nn.Sequential(nn.Dropout(training.dropout), self.linear).to(self.device)
         self._weights = self._class_weights(n_classes) if training.class_weights else None
         self._optimizer, self._schedule = self._optimization()
+        self._draws = Draws(seed, self.device)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=training.mixed_precision)
         self.history: list[EpochRow] = []
         self._has_start = start is not None
@@ -115,7 +117,7 @@ class Trainer:
         Raises `TrainingError` where the checkpoint is another's, or no epoch can be kept.
         """
         stopped = None
-        with self._own_randomness():
+        with exact(self.device):
             try:
                 if checkpoint is not None and self._resume(checkpoint, identity):
                     for row in self.history:
@@ -205,7 +207,8 @@ class Trainer:
         for part_x, part_y in zip(torch.split(x, size), torch.split(y, size), strict=True):
             part_y = part_y.to(self.device)
             with self._autocast():
-                logits = self._scores(part_x, self._inputs)
+                with self._draws.drawing():  # of dropout, and of layers that are left out by chance
+                    logits = self._scores(part_x, self._inputs)
                 part = functional.cross_entropy(
                     logits,
                     part_y,
@@ -244,8 +247,7 @@ class Trainer:
         return np.concatenate(rows), torch.cat(found)
 
     def _make_linear(self, n_classes: int, start: tuple[FloatArray, FloatArray] | None) -> nn.Linear:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with Draws(self.seed).drawing():
             linear = nn.Linear(self.cut.dim, n_classes)
         if start is not None:
             with torch.no_grad():
@@ -298,14 +300,6 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.float16, enabled=self.training.mixed_precision)
 
-    @contextmanager
-    def _own_randomness(self) -> Iterator[None]:
-        """Draw dropout from the seed, and leave the process's generators as they were."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.seed)
-            yield
-
     def _modules(self) -> dict[str, Any]:
         return {"top": self.top.state_dict(), "blocks": [module.state_dict() for module in self.cut.unfrozen]}
 
@@ -315,6 +309,8 @@ class Trainer:
             module.load_state_dict(state)
 
     def _state(self, identity: str) -> bytes:
+        drawn = self._draws.state
+        assert drawn  # an epoch has been trained
         state = {
             "identity": identity,
             "modules": self._modules(),
@@ -323,8 +319,8 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "random": drawn[0],
+            "random_cuda": drawn[1] if len(drawn) > 1 else None,
             "size": self._parts.size,
             "history": [asdict(row) for row in self.history],
         }
@@ -345,9 +341,7 @@ class Trainer:
             self._optimizer.load_state_dict(state["optimizer"])
             self._schedule.load_state_dict(state["schedule"])
             self._scaler.load_state_dict(state["scaler"])
-            torch.set_rng_state(state["random"].cpu())
-            if state["random_cuda"] is not None:
-                torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
+            self._draws.state = [state[name] for name in ("random", "random_cuda") if state[name] is not None]
             self.history = [EpochRow(**row) for row in state["history"]]
             self._best, self._best_epoch, self._parts.size = state["best"], state["best_epoch"], state["size"]
         except MemoryError:
