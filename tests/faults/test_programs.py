@@ -136,7 +136,7 @@ def in_a_child(work, *args):
 """
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnx"])
+@pytest.mark.parametrize("engine", [pytest.param("torch", marks=pytest.mark.soak), "onnx"])
 def test_a_process_forked_after_an_extraction_computes_what_its_parent_does(program: Program, engine: str) -> None:
     alone, forked = program(
         FORKED
@@ -155,6 +155,7 @@ print(json.dumps([alone, forked]))
     assert forked == alone
 
 
+@pytest.mark.soak
 def test_the_start_methods_and_an_extractor_that_was_fitted_before(program: Program) -> None:
     expected, fork, spawn = program(
         """
@@ -208,7 +209,7 @@ def at_once(tasks):
 """
 
 
-@pytest.mark.parametrize("caches", ["one cache", "three caches"])
+@pytest.mark.parametrize("caches", ["one cache", pytest.param("three caches", marks=pytest.mark.soak)])
 def test_threads_get_the_answers_that_each_would_get_alone(program: Program, caches: str) -> None:
     alone, together, filters = program(
         THREADS
@@ -235,6 +236,7 @@ print(json.dumps([alone, together, filters]))
     assert filters
 
 
+@pytest.mark.soak
 def test_networks_are_exported_while_other_threads_compute(program: Program) -> None:
     alone, together, printed = program(
         THREADS
