@@ -41,12 +41,6 @@ def test_the_last_run_of_a_command_is_returned_finished_or_not(runs: Runs) -> No
     assert [run.id for run in runs.all()] == [first.id, second.id, third.id]
 
 
-def test_a_model_made_here_is_known_by_its_digest(runs: Runs) -> None:
-    runs.finish(runs.start("fit", "root", "f" * 64), {}, "a" * 64)
-    assert runs.made_model("a" * 64)
-    assert not runs.made_model("b" * 64)
-
-
 CLAIM = """
 import sys
 from pathlib import Path

@@ -89,7 +89,7 @@ def save_model(cache: Cache, name: str, head: str, model: Model) -> str:
 def load_model(cache: Cache, path: Path, trust: bool) -> Model:
     """Read a model file, once; raises `ModelError` for one that is damaged, or is not what its run made.
 
-    One of version 1 is unpickled, if this cache made it or with `trust`; nothing else runs code.
+    One of version 1 is unpickled, with `trust` only; nothing else runs code.
     """
     try:
         data = sealed.read_whole(path)
@@ -97,10 +97,10 @@ def load_model(cache: Cache, path: Path, trust: bool) -> Model:
         raise ModelError(f"cannot read the model {path}: {error.strerror}") from error
     digest = hashlib.sha256(data).hexdigest()
     if path.suffix != SUFFIX and not sealed.looks_like_one(data):
-        if not trust and not cache.runs.made_model(digest):
+        if not trust:
             raise ModelError(
-                f"{path} is a model of the old format that was not made by the cache {cache.folder}, and opening one "
-                "can run any code: add --trust if you trust where it comes from"
+                f"{path} is a model of the old format, and opening one can run any code: fit it again, or add --trust "
+                "if you trust all who could write it"
             )
         from featcache.api.pickled import unpickle
 

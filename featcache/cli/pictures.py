@@ -36,9 +36,7 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str | No
     return None if value is None else (int(number), int(count))
 
 
-_trust = click.option(
-    "--trust", is_flag=True, help="Open an old .joblib model that this cache did not make; it can run any code."
-)
+_trust = click.option("--trust", is_flag=True, help="Open a .joblib model of an old version, which can run any code.")
 
 
 @click.command(cls=SourceCommand)

@@ -43,7 +43,7 @@ def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
-        data = file.read(most + 1)
+        data = file.read(min(status.st_size, most) + 1)  # which is made room for at once
     if len(data) > most:
         raise OSError(errno.EFBIG, f"it has more than {most:,} bytes")
     return data

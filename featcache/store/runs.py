@@ -115,10 +115,6 @@ class Runs:
         ours = (run for run in self._newest_first() if run.catalog == self.catalog and run.fingerprint)
         return next((run for run in ours if run.command in commands), None)
 
-    def made_model(self, sha256: str) -> bool:
-        """Tell whether a run of this cache made the model file with this digest."""
-        return any(run.model_sha256 == sha256 for run in self._newest_first())
-
     def maker(self, name: str) -> Run | None:
         """Return the run that made the model file with this name, if any did."""
         return next((run for run in self._newest_first() if run.made == name), None)
