@@ -131,15 +131,6 @@ class TestExact:
         assert sorted(numbers(found)) == list(range(1, 20))
         assert found.rows[0].similarity == pytest.approx(1, abs=1e-12)
 
-    def test_a_vector_that_is_not_finite_is_said(self, tmp_path: Path) -> None:
-        X = vectors(20)
-        X[7, 3] = np.nan
-        with pytest.raises(DatasetError, match="a vector of the dataset is not finite: `featcache audit`"):
-            ask(tmp_path, known(tmp_path, X))
-        (tmp_path / "again").mkdir()
-        with pytest.raises(DatasetError, match="the vector of the picture is not finite"):
-            ask(tmp_path / "again", known(tmp_path / "again", X[[7, 1, 2]]))
-
     def test_a_broken_segment_is_never_searched(self, tmp_path: Path) -> None:
         options = known(tmp_path, vectors(60))
         (file,) = (tmp_path / "cache").rglob("seg-*.h5")
@@ -429,12 +420,6 @@ class TestIndex:
         assert "1,199 other pictures\n" in said
         assert run("neighbors", tmp_path / "first.bin", "--index", "--json").json["index"].startswith("faiss IVF34")
         assert run("neighbors", tmp_path / "first.bin", "--json").json["index"] is None
-
-    def test_a_vector_that_is_not_finite_is_said_when_it_is_made(self, tmp_path: Path) -> None:
-        X = self.clusters(1200)
-        X[7, 3] = np.nan
-        with pytest.raises(DatasetError, match="a vector of the dataset is not finite: `featcache audit`"):
-            self.ask(tmp_path, known(tmp_path, X))
 
 
 def test_an_index_without_faiss_is_refused_in_one_line(

@@ -207,7 +207,7 @@ class TestRubbish:
         for label in ("ant", "bee"):
             (tmp_path / "bad" / label).mkdir(parents=True)
             (tmp_path / "bad" / label / "0.jpg").write_text("not a picture")
-        with pytest.raises(DatasetError, match=r"no readable picture in .*identify"):
+        with pytest.raises(DatasetError, match=r"no readable picture in .*not a picture in a format"):
             api.split(tmp_path / "bad", out=tmp_path / "s.csv")
 
     def test_unlabelled_lines_are_left_out_with_a_notice(self, photos: Path, tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def asking(source: Source | None, options: Options | None) -> Iterator[None]:
     Of a dataset that is used as it is nothing is kept, since it is not extracted.
     """
     runs = None if source is None else Cache.runs_at(*places(options or Options()))
-    noted: list[str] = []
+    noted = _noted.get(None)
+    noted = [] if noted is None else noted  # a command of the command line is a function inside, too
     token = _noted.set(noted)
     try:
         yield
