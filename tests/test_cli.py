@@ -121,7 +121,7 @@ def test_rubbish_is_counted_and_listed(run: Run, photos: Path) -> None:
         row["path"]: row["reason"] for row in csv.DictReader(Path(summary["unreadable_file"]).read_text().splitlines())
     }
     assert set(listed) == {failure["path"] for failure in summary["failures"]}
-    assert "identify" in listed[str(photos / "leaf" / "notes.txt")]
+    assert "in a format that is decoded" in listed[str(photos / "leaf" / "notes.txt")]
     text = run("extract", photos, network=True).out
     assert "unreadable   5" in text
     assert "empty.jpg: empty file" in text

@@ -400,6 +400,7 @@ def test_the_p_value_of_a_row_is_that_of_the_predictions(plain: Path, run: Run, 
     test = sorted(key_of(path) for path in (plain / "test").rglob("*.png"))
     file = tmp_path / "cache" / "runs" / "000002.json"
     content = json.loads(file.read_text())
+    del content["sha256"]
     content["summary"]["wrong"] = [key[:16] for key in test[:8]]
     content["summary"]["accuracy"] = 1 / 9
     file.write_text(json.dumps(content))

@@ -226,7 +226,9 @@ def replay(story: Story, scratch: Path, samples: int, moments: Iterable[int] | N
 
 
 def contents(tree: Tree) -> dict[str, bytes]:
-    return {name: content for name, (_, content) in tree.items() if content is not None}
+    """Return the files of a tree but for the catalog, which SQLite writes."""
+    found = {name: content for name, (_, content) in tree.items() if content is not None}
+    return {name: content for name, content in found.items() if not Path(name).name.startswith("catalog.sqlite")}
 
 
 def final_state(operations: list[Operation]) -> Tree:
