@@ -38,11 +38,10 @@ def create(path: Path) -> None:
 
 def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
     """Return the bytes of a small file of the cache; raises `OSError`, also for what is no regular file, or larger."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a fifo would be waited for
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # a fifo would be waited for
+        raise OSError(errno.EINVAL, "it is no regular file")
+    with path.open("rb") as file:
         data = file.read(min(status.st_size, most) + 1)  # which is made room for at once
     if len(data) > most:
         raise OSError(errno.EFBIG, f"it has more than {most:,} bytes")

@@ -15,7 +15,7 @@ import pytest
 from conftest import TINTS, write_picture
 
 FEATCACHE = [sys.executable, "-m", "featcache"]
-MODEL = "cache/models/000002-logreg.joblib"
+MODEL = "cache/models/000002-logreg.safetensors"
 
 COMMANDS = {
     "extract": "extract ../pictures --backbone efficientnet_lite0",
