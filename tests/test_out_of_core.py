@@ -229,9 +229,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="no device 'cuda:7'"):
         featcache.fit(options=Options(cache=tmp_path, device="cuda:7"), out_of_core=True)
     rows = cache.catalog.dataset("/made")
-    for name, value, said in (
-        ("one", 1.0, "are equal"),
-    ):
+    for name, value, said in (("one", 1.0, "are equal"),):
         keys = [hashlib.sha256(b"%s %d" % (name.encode(), at)).digest() for at in range(12)]
         X = np.full((12, DIM), 1.0, np.float32)
         X[3] = value
