@@ -284,14 +284,7 @@ class Catalog:
                     for dataset, root, run in db.execute("SELECT id, root, run FROM datasets").fetchall():
                         _commit(db, dataset, root, run)
                     db.execute(f"PRAGMA user_version = {SCHEMA}")
-        except OSError as error:
-            raise CacheWriteError(f"cannot use the catalog {self._path}: {error.strerror or error}") from error
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise CacheWriteError(
-                    f"another command has written to the catalog {self._path} for more than {PATIENCE} seconds: "
-                    "wait until it is done, or end it, then run the same command again"
-                ) from error
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
                 raise
             self._connection.execute("ATTACH ':memory:' AS added")
