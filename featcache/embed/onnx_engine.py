@@ -31,7 +31,8 @@ def open_session(network: bytes, name: str, n_threads: int = 0) -> onnxruntime.I
     options.log_severity_level = 4  # what fails is raised too, and said once
     options.add_session_config_entry(_OUTSIDE, f"{os.devnull}/nothing")
     try:
-        return onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+        # with its fallback it would print what failed, and try the same once more
+        return onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no public base
         said = " ".join(str(error).split())
         raise EngineError(f"ONNX Runtime cannot read the network of {name}: {said}") from error

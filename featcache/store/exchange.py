@@ -19,6 +19,7 @@ from isal.isal_zlib import crc32
 
 from featcache.errors import ExchangeError
 from featcache.records import Features, FeatureSpec
+from featcache.store.hdf5 import open_to_read
 from featcache.store.index import stack_keys
 from featcache.store.segment import KEY_BYTES
 
@@ -138,7 +139,7 @@ def _h5(arrays: Arrays, note: str) -> bytes:
 
 
 def _from_h5(path: Path) -> tuple[Arrays, str]:
-    with h5py.File(path, "r", locking=False) as file:
+    with open_to_read(path) as file:
         sets = {name: _own(file, name, path) for name in ("features", "keys", *_TEXTS)}
         _check_size(path, sum(found.nbytes for found in sets.values()))
         arrays = {name: found[()] for name, found in sets.items()}

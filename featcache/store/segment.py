@@ -20,6 +20,7 @@ from isal.isal_zlib import crc32  # zlib's crc32, seven times as fast: every rea
 from featcache.errors import CacheError, CacheVersionError
 from featcache.records import FloatArray
 from featcache.store.files import write_atomic
+from featcache.store.hdf5 import open_to_read
 from featcache.store.shares import Share
 
 FORMAT = "featcache-segment"
@@ -255,7 +256,7 @@ def _open(path: Path) -> Iterator[h5py.File]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise SegmentError(f"{path} is no regular file")
-        with h5py.File(path, "r", locking=False) as file:
+        with open_to_read(path) as file:
             yield file
     except (CacheError, FileNotFoundError):
         raise

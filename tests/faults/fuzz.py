@@ -6,288 +6,28 @@ the package's own errors, takes too long, starts a program, asks the network, or
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import resource
 import signal
 import sqlite3
 import sys
-import tarfile
 import tempfile
-import zipfile
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from fuzz_parsers import parser
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 import featcache
-from featcache.decode import decode, look
-from featcache.discover import discover
-from featcache.errors import FeatcacheError, PictureError
-from featcache.records import Features, FeatureSpec, FileStat, Item, Preprocess
-from featcache.sources import read as read_address
-from featcache.store import Cache, Catalog, Row, Runs
-from featcache.store.exchange import Exchange, packed
-from featcache.store.exchange import read as read_exchange
-from featcache.store.files import dataset_name
-from featcache.store.segment import build_image
-from featcache.store.shards import Shards
-from featcache.store.splits import Splits
+from featcache.errors import FeatcacheError
 
 SECONDS = 20
 """How long one input may take; a picture of the largest size that is decoded takes some seconds."""
 
 MEMORY = 6 * 2**30
-STEPS = Preprocess(8, 8, "bilinear", (0, 0, 0), (1, 1, 1))
-SPEC = FeatureSpec("toy", "0" * 64, STEPS)
-KEYS = [bytes([at]) * 32 for at in range(6)]
-X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 NUMBERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1]
-
-Parser = tuple[list[bytes], str, Callable[[Path], object]]
-
-
-def pictures() -> list[bytes]:
-    noise = np.random.default_rng(0).integers(0, 256, (24, 31, 4), np.uint8)
-    rgba, grey = Image.fromarray(noise), Image.fromarray(noise.view(np.uint16)[..., 0].copy())
-    found = []
-    for name, picture, options in (
-        ("PNG", rgba, {}),
-        ("PNG", grey, {}),
-        (
-            "JPEG",
-            rgba.convert("RGB"),
-            {"progressive": True, "exif": b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0"},
-        ),
-        ("GIF", rgba.convert("P"), {}),
-        ("BMP", rgba.convert("RGB"), {}),
-        ("TIFF", rgba, {"compression": "tiff_lzw"}),
-        ("TIFF", rgba.convert("RGB"), {"compression": "jpeg"}),
-        ("WEBP", rgba, {"lossless": True}),
-        ("JPEG2000", rgba.convert("RGB"), {}),
-        ("ICO", rgba, {"sizes": [(16, 16)]}),
-        ("ICNS", rgba.resize((32, 32)), {}),
-        ("TGA", rgba, {"compression": "tga_rle"}),
-        ("PCX", rgba.convert("RGB"), {}),
-        ("SGI", rgba.convert("RGB"), {}),
-        ("PPM", rgba.convert("RGB"), {}),
-        ("DDS", rgba, {}),
-        ("AVIF", rgba, {}),
-    ):
-        with suppress(KeyError, OSError):  # this Pillow was built without it
-            out = io.BytesIO()
-            picture.save(out, name, **options)
-            found.append(out.getvalue())
-    with suppress(ImportError):
-        import pillow_heif
-
-        out = io.BytesIO()
-        pillow_heif.from_pillow(rgba.convert("RGB").resize((64, 64))).save(out)
-        found.append(out.getvalue())
-    return found
-
-
-def decode_file(path: Path) -> object:
-    return decode(path.read_bytes(), STEPS), look(path.read_bytes())
-
-
-def read_all(path: Path) -> object:
-    """List a dataset and read its pictures."""
-    found = []
-    for item in discover(path).items[:20]:
-        with suppress(PictureError):
-            found.append(decode(read_address(item.path)[0], STEPS))
-    return found
-
-
-def archives(picture: bytes) -> dict[str, bytes]:
-    plain, packed_, tarred = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    for out, method in ((plain, zipfile.ZIP_STORED), (packed_, zipfile.ZIP_DEFLATED)):
-        with zipfile.ZipFile(out, "w", method) as file:
-            for at in range(4):
-                file.writestr(f"c{at % 2}/{at}.png", picture)
-    with tarfile.open(fileobj=tarred, mode="w") as tar:
-        for at in range(4):
-            entry = tarfile.TarInfo(f"c{at % 2}/{at}.png")
-            entry.size = len(picture)
-            tar.addfile(entry, io.BytesIO(picture))
-    return {"stored": plain.getvalue(), "deflated": packed_.getvalue(), "tar": tarred.getvalue()}
-
-
-def tables(picture: bytes, folder: Path) -> tuple[bytes, bytes]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [{"bytes": picture, "path": None}] * 4
-    noted = json.dumps(
-        {"info": {"features": {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}}}
-    )
-    table = pa.table({"image": rows, "label": [0, 1, 0, 1]}).replace_schema_metadata({"huggingface": noted})
-    pq.write_table(table, folder / "t.parquet")
-    out = io.BytesIO()
-    with pa.ipc.new_stream(out, table.schema) as stream:
-        stream.write_table(table)
-    return (folder / "t.parquet").read_bytes(), out.getvalue()
-
-
-def read_arrow(path: Path) -> object:
-    from featcache.sources import look_again, table
-
-    look_again()
-    found = table(str(path))
-    return found.features, [found.column("label"), *(found.read(f"image/{row}") for row in range(min(found.n_rows, 9)))]
-
-
-def exported(suffix: str) -> list[bytes]:
-    texts = np.array(["a", "b", "c", "d", "e", "f"])
-    features = Features(X, texts, tuple(texts.tolist()), texts, tuple(KEYS), SPEC.fingerprint)
-    return [packed(Path(f"x{suffix}"), Exchange(features, SPEC, "w"))]
-
-
-def open_store(path: Path) -> object:
-    """Put a file into a store as a segment beside a sound one, and read all of it."""
-    folder = path.parent / "cache"
-    cache = Cache(folder)
-    store = cache.features(SPEC)
-    target = store.folder / "seg-00000000000000000009-ffffffff-00000001.h5"
-    path.rename(target)
-    try:
-        found = cache.store(SPEC.fingerprint)
-        found.verify()
-        found.read([key.tobytes() for key in found.keys])
-        found.remove_replaced()
-    finally:
-        cache.catalog.close()
-        for left in (*store.folder.glob("seg-*"), *(folder / "bad").glob("*")):
-            left.unlink()
-    return None
-
-
-def segments() -> list[bytes]:
-    keys = np.frombuffer(b"".join(KEYS), np.uint8).reshape(-1, 32)
-    options: dict[str, Any] = {"fingerprint": SPEC.fingerprint, "writer": "ffffffff", "created_ns": 1}
-    plain = build_image(keys, X, **options)
-    packed_ = io.BytesIO()
-    with h5py.File(io.BytesIO(plain), "r") as old, h5py.File(packed_, "w") as new:
-        for name in old:
-            new.create_dataset(name, data=old[name][()], chunks=True, compression="gzip")
-        new.attrs.update(dict(old.attrs))
-    return [plain, build_image(keys, X, replaces=["seg-1.h5"], **options), packed_.getvalue()]
-
-
-def catalogs(folder: Path) -> list[bytes]:
-    path = folder / "c.sqlite"
-    catalog = Catalog(path)
-    catalog.save_dataset("root", [Row(Item(f"{at}.png", "a", None), key, None) for at, key in enumerate(KEYS)], 1)
-    catalog.remember_files([("0.png", FileStat(1, 2, 3), KEYS[0])])
-    catalog.close()
-    return [path.read_bytes()]
-
-
-def use_catalog(path: Path) -> object:
-    catalog = Catalog(path)
-    try:
-        catalog.check()
-        for root in catalog.roots():
-            catalog.check_dataset(root)
-            catalog.dataset(root)
-            catalog.keys_of(root, "")
-        return catalog.known_files(["0.png"])
-    finally:
-        catalog.close()
-
-
-def runs(folder: Path) -> list[bytes]:
-    kept = Runs(folder / "runs")
-    kept.finish(kept.start("extract", "/root", "f" * 64), {"found": 3, "seconds": {"total": 1.0}, "notices": ["a"]})
-    whole = (folder / "runs" / "000001.json").read_bytes()
-    content = json.loads(whole)
-    del content["sha256"]
-    return [whole, json.dumps(content).encode()]
-
-
-def use_run(path: Path) -> object:
-    target = path.parent / "runs" / "000001.json"
-    path.rename(target)
-    return Runs(target.parent).all(), Runs(target.parent).broken()
-
-
-def use_spec(path: Path) -> object:
-    folder = path.parent / "cache"
-    cache = Cache(folder)
-    path.rename(cache.features(SPEC).folder / "spec.json")
-    try:
-        return cache.fingerprints(), cache.spec(SPEC.fingerprint)
-    finally:
-        cache.catalog.close()
-
-
-def use_split(path: Path) -> object:
-    target = path.parent / "splits" / f"{dataset_name('root')}-0.json"
-    target.parent.mkdir(exist_ok=True)
-    path.rename(target)
-    return Splits(target.parent).kept("root", 0)
-
-
-def use_shard(path: Path) -> object:
-    target = path.parent / "shards" / f"{dataset_name('root')}-0-of-1.npz"
-    target.parent.mkdir(exist_ok=True)
-    path.rename(target)
-    return Shards(target.parent).of("root")
-
-
-def shards(folder: Path) -> list[bytes]:
-    Shards(folder / "shards").put(
-        "root", (0, 1), {f"{at}.png": (FileStat(1, 2, 3), key) for at, key in enumerate(KEYS)}
-    )
-    (path,) = (folder / "shards").iterdir()
-    return [path.read_bytes()]
-
-
-def use_manifest(path: Path) -> object:
-    for name in "abc":
-        (path.parent / f"{name}.png").write_bytes(b"x")
-    return discover(path)
-
-
-def parser(name: str, folder: Path) -> Parser:
-    """Return the files that are changed, what they are called, and what reads them."""
-    picture = pictures()[0]
-    makers: dict[str, Callable[[], Parser]] = {
-        "picture": lambda: (pictures(), "x.jpg", decode_file),
-        "zip": lambda: ([archives(picture)["stored"], archives(picture)["deflated"]], "x.zip", read_all),
-        "tar": lambda: ([archives(picture)["tar"]], "x.tar", read_all),
-        "parquet": lambda: ([tables(picture, folder)[0]], "x.parquet", read_all),
-        "arrow": lambda: ([tables(picture, folder)[1]], "x.arrow", read_arrow),
-        "csv": lambda: ([b'path,label,split\na.png,a,train\nb.png,b,test\n"c.png",\'=a,\n'], "x.csv", use_manifest),
-        "export.npz": lambda: (exported(".npz"), "x.npz", read_exchange),
-        "export.h5": lambda: (exported(".h5"), "x.h5", read_exchange),
-        "export.parquet": lambda: (exported(".parquet"), "x.parquet", read_exchange),
-        "segment": lambda: (segments(), "x.h5", open_store),
-        "catalog": lambda: (catalogs(folder), "x.sqlite", use_catalog),
-        "run": lambda: (runs(folder), "x.json", use_run),
-        "spec": lambda: (
-            [json.dumps({"spec": SPEC.to_dict(), "fingerprint": SPEC.fingerprint}).encode()],
-            "x.json",
-            use_spec,
-        ),
-        "split": lambda: ([json.dumps({"splits": {"test": [KEYS[0].hex()]}}).encode()], "x.json", use_split),
-        "shard": lambda: (shards(folder), "x.npz", use_shard),
-    }
-    return makers[name]()
-
-
-PARSERS = (
-    *("picture", "zip", "tar", "parquet", "arrow", "csv", "export.npz", "export.h5", "export.parquet"),
-    *("segment", "catalog", "run", "spec", "split", "shard"),
-)
 
 
 @st.composite
@@ -360,6 +100,7 @@ def main(name: str, count: int, number: int) -> None:
         (folder / called).write_bytes(data)
         use(folder / called)
     watch = Watch(folder)
+    (folder / "changed-files-begin").touch()  # where a trace of the system begins to count
     counts = {"inputs": 0, "taken": 0}
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGALRM, lambda *_: os.abort())
@@ -370,6 +111,7 @@ def main(name: str, count: int, number: int) -> None:
         database=None,
         deadline=None,
         phases=[Phase.generate],
+        verbosity=Verbosity.quiet,
         suppress_health_check=list(HealthCheck),
     )
     @given(changed(files))

@@ -23,11 +23,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import Result, load_saved
-from finetune_rows import STEPS, install, make_old, refused, toy, write_folder
+from finetune_rows import install, make_old, refused, toy, write_folder
 from hypothesis import HealthCheck, given, settings
+from model_rows import DIM, SCORES, SPEC, fitted, saved
 from safetensors.numpy import load_file, save_file
-from sklearn.decomposition import PCA
-from sklearn.pipeline import Pipeline, make_pipeline
 
 import featcache
 from featcache import Options, api, sealed
@@ -38,8 +37,7 @@ from featcache.embed.onnx_engine import open_session
 from featcache.errors import CacheError, EngineError, FeatcacheError, ModelError, WeightsError
 from featcache.heads import FLOOR, HEADS, get
 from featcache.heads.base import probabilities
-from featcache.heads.scaling import SCALINGS, VectorScaler
-from featcache.records import FeatureSpec
+from featcache.heads.scaling import VectorScaler
 from featcache.store import Cache
 
 Run = Callable[..., Result]
@@ -47,33 +45,6 @@ Run = Callable[..., Result]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ODD = ("a\x00b", "é\n", "\udc80", '"}]', "", "None", "🐜" * 50)
-DIM = 12
-SPEC = FeatureSpec("toy", "a" * 64, STEPS)
-SCORES = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": float("nan"), "split": "test", "n": 9, "head": "x"}
-SCORES |= {"accuracy_high": 0.6, "log_loss": float("inf"), "seed": 0, "scored_classes": 3, "test_views": ()}
-
-
-def fitted(head: str, n_classes: int = 3, scaling: str = "unit", dtype: str = "float32", dim: int = DIM) -> Pipeline:
-    """A head as `fit` makes it."""
-    r = np.random.default_rng(n_classes)
-    y = np.arange(8 * n_classes) % n_classes
-    X = (r.normal(size=(len(y), dim)) + 2 * r.normal(size=(n_classes, dim))[y]).astype(dtype)
-    X[5] = X[5 + n_classes]  # equal vectors, which knn treats of their own
-    scaler, axes = SCALINGS[scaling].make(), PCA()
-    known = get(head)
-    estimator = known.make(0, len(y)).set_params(**known.default)
-    estimator.fit(axes.fit_transform(scaler.fit_transform(X)), y)
-    if head != FLOOR:
-        estimator.set_params(temperature=0.7 + np.float64(0.1))
-    return make_pipeline(scaler, axes, estimator)
-
-
-def saved(folder: Path, head: str, estimator: Pipeline, labels: tuple[str, ...]) -> Path:
-    """The file of a head, in no run's name."""
-    with Cache(folder) as cache:
-        name = f"models/{head}.safetensors"
-        save_model(cache, name, head, Model(estimator, labels, SPEC, "/no/such.pth", SCORES))
-        return folder / name
 
 
 def read(path: Path) -> Model:

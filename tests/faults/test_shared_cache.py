@@ -6,6 +6,8 @@ import json
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -514,3 +516,28 @@ def test_an_import_waits_for_no_fifo_and_reads_no_device(what: str, suffix: str,
         path.symlink_to("/dev/zero")
     with pytest.raises(ExchangeError, match="is no regular file"):
         read(path)
+
+
+def test_a_file_loads_no_plugin_of_hdf5(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    """HDF5 loads what lies in its folder of plugins for a filter that a file names: here that would wait for ever."""
+    path, plugins = exported(".h5"), tmp_path / "plugins"
+    with h5py.File(path, "r+") as file:
+        X = file["features"][()]
+        del file["features"]
+        file.create_dataset("features", data=X, chunks=X.shape, compression="gzip")
+    whole = path.read_bytes()
+    assert whole.count(b"deflate\0") == 1
+    at = whole.index(b"deflate\0") - 8  # where the number of the filter stands
+    path.write_bytes(whole[:at] + (32015).to_bytes(2, "little") + whole[at + 2 :])
+    plugins.mkdir()
+    os.mkfifo(plugins / "libplugin.so")
+    code = (
+        "import sys, h5py\nfrom pathlib import Path\nfrom featcache.store.exchange import read\n"
+        "before = [h5py.h5pl.get(at) for at in range(h5py.h5pl.size())]\n"
+        "try:\n    read(Path(sys.argv[1]))\nexcept Exception as error:\n    print(type(error).__name__)\n"
+        "assert before == [h5py.h5pl.get(at) for at in range(h5py.h5pl.size())]\n"
+    )
+    environment = {**os.environ, "HDF5_PLUGIN_PATH": str(plugins), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stdout) == (0, "ExchangeError\n"), done.stderr
