@@ -37,7 +37,7 @@ def unpickle(path: Path, data: sealed.Bytes) -> Model:
             content["scores"],
             content["versions"],
         )
-    except ModelError:
+    except (ModelError, MemoryError):
         raise
     except Exception as error:  # unpickling broken bytes raises almost anything
         raise ModelError(f"{path} is not a featcache model: {error!r}") from error

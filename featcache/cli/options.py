@@ -173,7 +173,9 @@ def show(as_json: bool, summary: Any, text: Callable[[Any], str]) -> None:
     """Print a summary on stdout, as text or as JSON."""
     from dataclasses import asdict
 
-    click.echo(json.dumps(asdict(summary), indent=2) if as_json else text(summary))
+    from featcache.sealed import without_infinite
+
+    click.echo(json.dumps(without_infinite(asdict(summary)), indent=2, allow_nan=False) if as_json else text(summary))
 
 
 def show_page(as_json: bool, summary: Any, page: Callable[[Any], Page], csv: Path | None, md: Path | None) -> None:

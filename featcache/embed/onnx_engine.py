@@ -6,11 +6,11 @@ import base64
 import os
 
 import numpy as np
-import onnxruntime
 
 from featcache.decode import Pixels
 from featcache.embed.engine import available_memory, batch_that_fits, batch_that_keeps_busy
 from featcache.embed.reference import LAYER_BYTES, REFERENCE, TOLERANCE, disagreement, probe
+from featcache.embed.runtime import onnxruntime
 from featcache.errors import BackboneError, EngineError, EngineMemoryError
 from featcache.records import FeatureSpec, FloatArray
 

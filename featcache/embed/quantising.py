@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from featcache.decode import Pixels
 from featcache.embed.exporting import annotated, silence
 from featcache.embed.reference import probe
+from featcache.embed.runtime import onnxruntime  # before its parts below
 from featcache.errors import EngineError
+
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static  # isort: skip
+from onnxruntime.quantization.shape_inference import quant_pre_process  # isort: skip
 
 METHOD = "static, weights int8 a channel from -64 to 64, activations uint8 between the least and the greatest seen"
 """Of larger weights, processors that multiply bytes by pairs (AVX2 without VNNI) cut off the sums of two products."""

@@ -37,7 +37,7 @@ class ZipArchive:
         self._address = address
         try:
             self._zip = zipfile.ZipFile(opened(address))
-        except DatasetNotFoundError:
+        except (DatasetNotFoundError, MemoryError):
             raise
         except Exception as error:  # zipfile raises almost anything on broken archives
             raise DatasetError(f"{address} is no whole zip archive ({error}): fetch or make it again") from error
@@ -64,7 +64,7 @@ class ZipArchive:
                 return file.read(entry.file_size)
         except KeyError:
             raise PictureError(f"no such file in {self._address}") from None
-        except PictureError:
+        except (PictureError, MemoryError):
             raise
         except Exception as error:
             raise PictureError(f"cannot be read from {self._address}: {error or type(error).__name__}") from error

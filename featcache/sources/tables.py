@@ -43,7 +43,7 @@ class Table:
                 opened(address).close()  # a fifo would be waited for
                 self._arrow = pa.ipc.open_stream(pa.memory_map(address)).read_all()
                 self.schema = self._arrow.schema
-        except DatasetNotFoundError:
+        except (DatasetNotFoundError, MemoryError):
             raise
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{address} is no whole table ({_line(error)}): fetch or make it again") from error

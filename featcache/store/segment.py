@@ -258,7 +258,7 @@ def _open(path: Path) -> Iterator[h5py.File]:
             raise SegmentError(f"{path} is no regular file")
         with open_to_read(path) as file:
             yield file
-    except (CacheError, FileNotFoundError):
+    except (CacheError, FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # h5py raises many types on broken bytes
         if isinstance(error, OSError) and error.errno is not None:  # the system's refusal says nothing of the bytes

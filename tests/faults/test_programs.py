@@ -358,3 +358,21 @@ with threadpool_limits(2, "blas"):
     )
     assert during == [True, True]
     assert after
+
+
+@pytest.mark.parametrize("module", ["onnx_engine", "quantising"])
+def test_onnx_runtime_keeps_no_number_of_the_device_and_tells_nobody(module: str, tmp_path: Path) -> None:
+    """Before it sends anything it makes a folder for what it will send."""
+    pytest.importorskip("onnxruntime")
+    # it keeps quiet where it finds that tests are run
+    environment = {name: value for name, value in os.environ.items() if name in ("PATH", "LD_LIBRARY_PATH", "TMPDIR")}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    code = "import os\nimport {}\nassert 'ORT_DISABLE_TELEMETRY' not in os.environ\n"
+    for name in ("onnxruntime", f"featcache.embed.{module}"):
+        subprocess.run([sys.executable, "-c", code.format(name)], check=True, env=environment, timeout=120)
+        made = [path for path in tmp_path.rglob("*") if "onnxruntime" in str(path)]
+        if name == "onnxruntime" and not made:
+            pytest.skip("this ONNX Runtime keeps none")
+        assert bool(made) == (name == "onnxruntime"), made
+        for path in reversed(made):
+            path.rmdir() if path.is_dir() else path.unlink()
