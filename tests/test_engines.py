@@ -23,6 +23,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import Result, write_picture
+from finetune_rows import Toy, install
 from PIL import Image
 
 import featcache.embed
@@ -965,3 +966,24 @@ def test_values_that_halves_cannot_hold_are_refused_with_advice(
     words = ("extract", few, "--backbone", "resnet18", "--weights", "large.pth")
     refused(run(*words, "--precision", "fp16"), "not finite", "fp16 is too coarse for it, use fp32")
     assert run(*words).code == 0
+
+
+class Bounded(Toy):
+    """A network that has no values for bright pictures."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / (x.mean((1, 2, 3), keepdim=True).flatten(1) < 1.5)
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_a_picture_without_a_finite_vector_costs_itself_alone(
+    run: Run, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    install(monkeypatch, tmp_path / "toy.pth")
+    monkeypatch.setattr("finetune_rows.Toy", Bounded)
+    Image.new("RGB", (64, 64), "white").save(few / "white.png")
+    summary = run("extract", few, "--backbone", "toy", "--engine", engine, "--json").json
+    assert (summary["computed"], summary["unreadable"], summary["engine"]) == (9, 1, engine)
+    assert [Path(row["path"]).name for row in summary["failures"]] == ["white.png"]
+    assert summary["failures"][0]["reason"] == "the network gives values that are not finite for it"
+    assert run("cache", "verify").code == 0

@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import write_picture
 from joblib import cpu_count
 from PIL import Image
 
+import featcache
+from featcache import Options
 from featcache.backbones import Backbone, resolve
 from featcache.backbones.torchvision_models import RESNET18_PREPROCESS
 from featcache.decode import Pixels, decode
@@ -282,14 +285,14 @@ def test_batchnorm_of_timm_is_folded_with_its_activation_kept() -> None:
 def test_weights_that_give_no_finite_vector_are_refused(
     value: float, resnet18: torch.nn.Module, tmp_path: Path
 ) -> None:
+    for number in range(2):
+        write_picture(tmp_path / "photos" / f"{number}.png", number)
     state = {name: tensor.clone() for name, tensor in resnet18.state_dict().items()}
     state["layer4.1.bn2.bias"][7] = value
     path = tmp_path / "net.pth"
     torch.save(state, path)
-    engine = open_engine(resolve("resnet18", path), "cpu")
-    path.unlink()
     with pytest.raises(BackboneError, match=r"resnet18 .*not finite"):
-        engine.embed(_pixels(1))
+        featcache.extract(tmp_path / "photos", Options("resnet18", path, tmp_path / "cache", engine="torch"))
 
 
 # Devices

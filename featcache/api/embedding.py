@@ -18,9 +18,11 @@ from featcache.api.reading import Picture
 from featcache.backbones import Backbone
 from featcache.decode import Pixels
 from featcache.embed import Engine, open_engine
-from featcache.errors import EngineMemoryError
+from featcache.errors import BackboneError, EngineMemoryError
 from featcache.records import FloatArray
 from featcache.store import Cache, FeatureWriter
+
+NOT_FINITE = "values that are not finite"
 
 Entry = tuple[int, bytes, Pixels]
 """The number of a view, the content key of a picture, and its pixels."""
@@ -59,6 +61,7 @@ class Embedder:
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._size = 0
+        self._is_sound = False
         self.undefined: set[bytes] = set()
         """The contents for which the network gives values that are not finite: they get no vector."""
 
@@ -124,6 +127,11 @@ class Embedder:
         self._flying.popleft()
         is_finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
         self.undefined |= {key for (_, key, _), is_sound in zip(batch, is_finite, strict=True) if not is_sound}
+        self._is_sound = self._is_sound or bool(is_finite.any())
+        if not self._is_sound and len(self.undefined) > 1:
+            spec = self._backbones[0].spec
+            why = "fp16 is too coarse for it, use fp32" if spec.precision == "fp16" else "its weights are broken"
+            raise BackboneError(f"{spec.backbone} gave {NOT_FINITE}: {why}, or give other weights")
         for view in sorted({view for view, _, _ in batch}):
             rows = [row for row, entry in enumerate(batch) if entry[0] == view and is_finite[row]]
             self._writers[view].expect(vectors.shape[1])

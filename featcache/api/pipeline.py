@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
-from featcache.api.embedding import Embedder
+from featcache.api.embedding import NOT_FINITE, Embedder
 from featcache.api.options import Options
 from featcache.api.reading import Picture, Reader
 from featcache.backbones import Backbone
@@ -89,7 +89,8 @@ def compute(
             remember(picture)
             embedder.add(picture)
     for key in embedder.undefined:
-        account.note_content(key, "the network gives values that are not finite for it")
+        advice = ", use fp32" if backbones[0].spec.precision == "fp16" else ""
+        account.note_content(key, f"the network gives {NOT_FINITE} for it{advice}")
     rows = missing.settle(items)
     used, total = embedder.engine, perf_counter() - start
     computed = [writer.committed for writer in writers]

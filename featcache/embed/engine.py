@@ -27,8 +27,8 @@ class Engine(Protocol):
     def embed(self, pixels: Pixels) -> FloatArray:
         """Return the vectors (n, d), float32, of uint8 pictures (n, crop, crop, 3), in their order.
 
-        A picture's vector does not depend on the others beyond 1e-4 relative. Raises `BackboneError` where a vector is
-        not finite, and `EngineMemoryError` where the batch does not fit into memory.
+        A picture's vector does not depend on the others beyond 1e-4 relative; it may hold values that are not finite.
+        Raises `EngineMemoryError` where the batch does not fit into memory.
         """
         ...
 

@@ -23,8 +23,11 @@ def probe(crop: int) -> Pixels:
 
 
 def disagreement(found: FloatArray, expected: FloatArray) -> float:
-    """Return the largest distance of two vectors relative to the expected one's length; infinite for other shapes."""
-    if found.shape != expected.shape:
+    """Return the largest distance of two vectors relative to the expected one's length.
+
+    It is infinite for other shapes, and for values that are not finite.
+    """
+    if found.shape != expected.shape or not np.isfinite(found).all():
         return float("inf")
     distance = np.linalg.norm(found - expected, axis=1)
     return float((distance / np.maximum(np.linalg.norm(expected, axis=1), np.finfo(np.float32).tiny)).max())

@@ -23,7 +23,7 @@ from featcache.backbones.base import Backbone
 from featcache.decode import Pixels
 from featcache.embed.engine import available_memory, batch_that_fits, batch_that_keeps_busy
 from featcache.embed.tracing import ThreadTracer
-from featcache.errors import BackboneError, DeviceError, EngineMemoryError, ForkedError
+from featcache.errors import DeviceError, EngineMemoryError, ForkedError
 from featcache.process import Shared
 from featcache.records import FloatArray, Preprocess
 
@@ -110,9 +110,6 @@ class TorchEngine:
             if self._place.type == "cuda":
                 torch.cuda.empty_cache()
             raise EngineMemoryError(f"no memory on {self.device} for a batch of {len(pixels)}") from error
-        if not np.isfinite(vectors).all():
-            why = "fp16 is too coarse for it, use fp32" if self._dtype == torch.float16 else "its weights are broken"
-            raise BackboneError(f"{self._backbone} gave values that are not finite: {why}, or give other weights")
         return np.ascontiguousarray(vectors)
 
     def _upload(self, pixels: Pixels) -> torch.Tensor:
