@@ -1,4 +1,4 @@
-"""ONNX Runtime, imported so that it tells nobody what it is used for; every module imports it from here."""
+"""ONNX Runtime enters; it leaves imported, and tells nobody what it is used for: every module imports it from here."""
 
 from __future__ import annotations
 
