@@ -12,6 +12,7 @@ from typing import Any
 from featcache.errors import DatasetError, DatasetNotFoundError, PictureError
 from featcache.sources import local
 from featcache.sources.addresses import folder_of, is_remote, joined
+from featcache.sources.arrow import ArrowFile
 from featcache.sources.containers import opened
 
 GROUPS_KEPT = 2
@@ -40,18 +41,18 @@ class Table:
                 self._parquet = pq.ParquetFile(opened(address))
                 self.schema = self._parquet.schema_arrow
             else:
-                opened(address).close()  # a fifo would be waited for
-                self._arrow = pa.ipc.open_stream(pa.memory_map(address)).read_all()
+                self._arrow = ArrowFile(address)
                 self.schema = self._arrow.schema
+            list(self.schema.names)  # which are decoded only now
         except (DatasetNotFoundError, MemoryError):
             raise
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DatasetError(f"{address} is no whole table ({_line(error)}): fetch or make it again") from error
 
     @property
     def n_rows(self) -> int:
         """The number of rows."""
-        return int(self._parquet.metadata.num_rows if self._parquet is not None else self._arrow.num_rows)
+        return int(self._parquet.metadata.num_rows if self._parquet is not None else self._arrow.n_rows)
 
     @cached_property
     def features(self) -> dict[str, Any]:
@@ -59,14 +60,17 @@ class Table:
         noted = (self.schema.metadata or {}).get(b"huggingface", b"{}")
         try:
             return dict(json.loads(noted).get("info", {}).get("features") or {})
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise DatasetError(f"{self.address}: what `datasets` noted of its columns is broken: {error}") from error
 
     def column(self, name: str) -> list[Any]:
         """Return the values of a column of small values; raises `DatasetError`."""
-        table = self._arrow if self._parquet is None else self._read(lambda: self._parquet.read(columns=[name]))
-        found: list[Any] = table.column(name).to_pylist()
+        read = self._arrow.column if self._parquet is None else self._whole_column
+        found: list[Any] = self._read(lambda: read(name).to_pylist())
         return found
+
+    def _whole_column(self, name: str) -> Any:
+        return self._parquet.read(columns=[name]).column(name)
 
     def read(self, name: str) -> bytes | str:
         """Return the bytes of the picture in a row, named `column/row`, or the path that stands there instead.
@@ -88,7 +92,7 @@ class Table:
 
     def _value(self, column: str, row: int) -> Any:
         if self._parquet is None:
-            return self._arrow.column(column)[row].as_py()
+            return self._read(lambda: self._arrow.column(column)[row].as_py())
         group = bisect_right(self._starts, row) - 1
         with self._lock:
             found = self._groups.get((group, column))
@@ -127,7 +131,7 @@ class Table:
 
         try:
             return call()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DatasetError(f"{self.address} cannot be read ({_line(error)}): fetch or make it again") from error
 
 

@@ -26,7 +26,7 @@ from featcache.decode import FORMATS, as_file, decode
 from featcache.discover import discover
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Preprocess
-from featcache.sources import local, read, remote
+from featcache.sources import local, look_again, read, remote, table
 
 STEPS = Preprocess(32, 32, "bilinear", (0, 0, 0), (1, 1, 1))
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n9 9 moveto showpage\n"
@@ -320,3 +320,37 @@ def test_a_dataset_of_hugging_face_starts_no_program_and_keeps_the_pixels(progra
         with pytest.raises(PictureError):
             dataset.access.read(item.path)
     assert not programs.exists()
+
+
+@pytest.fixture
+def arrow(tmp_path: Path) -> Path:
+    """An Arrow file of two rows, in which two offsets of four bytes, 5 and 9, say where each text ends."""
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"path": ["1.png", "2.png"], "label": ["abcde", "fghi"]})
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    return tmp_path / "x.arrow"
+
+
+def test_an_arrow_file_reads_nothing_that_lies_outside_of_it(arrow: Path) -> None:
+    whole, ends = arrow.read_bytes(), struct.pack("<iii", 0, 5, 9)
+    assert whole.count(ends) == 1
+    assert list(table(str(arrow)).column("label")) == ["abcde", "fghi"]
+    arrow.write_bytes(whole.replace(ends, struct.pack("<iii", 0, -(2**20), 9)))
+    look_again()
+    with pytest.raises(DatasetError, match="cannot be read"):
+        table(str(arrow)).column("label")
+    with pytest.raises(PictureError, match="cannot be read"):
+        table(str(arrow)).read("label/0")
+
+
+def test_an_arrow_file_unpacks_to_no_more_than_it_is(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    rows = pa.table({"label": pa.array(["a" * 2**20] * 64).dictionary_encode(), "path": ["1.png"] * 64})
+    for compression in (None, "zstd"):
+        path, options = tmp_path / f"{compression}.arrow", pa.ipc.IpcWriteOptions(compression=compression)
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, rows.schema, options=options) as stream:
+            stream.write_table(rows)
+    assert table(str(tmp_path / "None.arrow")).n_rows == 64
+    with pytest.raises(DatasetError, match=r"zstd\.arrow is compressed"):
+        table(str(tmp_path / "zstd.arrow"))
