@@ -116,6 +116,10 @@ class _Check:
         store = self.cache.store(fingerprint)
         store.verify(progress=self.progress)
         self.broken += store.quarantined
+        self.broken += [
+            f"{store.folder / name} has vectors of another shape than others: `featcache extract` tells which are right"
+            for name in store.left_out
+        ]
         self._segments += len(store.segments)
         self._rows += len(store.keys)
 

@@ -32,6 +32,7 @@ def cache_gc(
     """
     options = options or Options()
     with open_cache(options, create=False) as cache:
+        cache.check_own()
         roots = [_known_root(cache, name) for name in forget]
         put_aside = cache.quarantined()  # before the stores are opened, which may put more aside
         stopped = cache.trainings()

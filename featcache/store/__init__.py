@@ -6,9 +6,10 @@ import contextlib
 import json
 import logging
 import platform
-import stat
+import re
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -26,6 +27,7 @@ from featcache.store.files import (
     remove,
     remove_abandoned,
     shared,
+    sizes,
     sync_names,
     write_atomic,
 )
@@ -52,6 +54,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
 _logger = logging.getLogger(__name__)
 
 _MARKS = {
@@ -167,7 +170,8 @@ class Cache:
 
     def store(self, fingerprint: str) -> FeatureStore:
         """Open the vectors that are there of a fingerprint, its spec known or not."""
-        return FeatureStore(self._segments(fingerprint), self.folder / "bad", fingerprint, self.share)
+        folder, usual = self._segments(fingerprint), partial(self._noted_shape, fingerprint)
+        return FeatureStore(folder, self.folder / "bad", fingerprint, self.share, usual)
 
     def fingerprints(self) -> list[str]:
         """Return the fingerprints that have a folder of segments, as their specs or segments say."""
@@ -201,7 +205,7 @@ class Cache:
 
     def trainings(self) -> list[Path]:
         """Return the states of trainings that were stopped and not asked for again."""
-        return sorted((self.folder / "trainings").glob("*.pt"))
+        return sorted(path for path in (self.folder / "trainings").glob("*.pt") if path.is_file())
 
     def models(self) -> dict[Path, Run]:
         """Return the files of models that runs have made, whether they are there or not, with their runs."""
@@ -214,7 +218,7 @@ class Cache:
 
     def size(self, folder: Path | None = None) -> int:
         """Return the bytes of all files in the cache, or in one folder of it."""
-        return sum(map(_size, (folder or self.folder).rglob("*")))
+        return sum(sizes(folder or self.folder))
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -243,6 +247,23 @@ class Cache:
         write_atomic(path, data, folders=len(Path(name).parts) - 1)
         return path
 
+    def check_own(self) -> None:
+        """Raise `CacheError` where a folder of the cache is a link: what would be deleted there is somebody else's."""
+        for path in (*map(self.folder.joinpath, _FOLDERS), *(self.folder / "segments").glob("*")):
+            if path.is_symlink():
+                raise CacheError(
+                    f"{path} is a link to {path.readlink()}, and nothing is deleted through one: put the folder itself "
+                    "there (a link to the whole cache is fine)"
+                )
+
+    def _noted_shape(self, fingerprint: str) -> tuple[int, str] | None:
+        """Return the length of vectors and the type of their values, as the newest extraction of them noted it."""
+        with contextlib.suppress(CacheError):
+            for run in reversed(self.runs.all()):
+                if run.fingerprint == fingerprint and run.command in EXTRACTIONS and run.summary:
+                    return int(run.summary.get("dim", 0)), self.spec(fingerprint).dtype
+        return None
+
     def _segments(self, fingerprint: str) -> Path:
         return self.folder / "segments" / fingerprint[:16]
 
@@ -259,7 +280,9 @@ def _fingerprint_of(folder: Path) -> str | None:
             return fingerprint
     for path in sorted(folder.glob("seg-*.h5")):
         with contextlib.suppress(CacheError, OSError):
-            return declared_fingerprint(path)
+            fingerprint = declared_fingerprint(path)
+            if _FINGERPRINT.fullmatch(fingerprint) and fingerprint[:16] == folder.name:
+                return fingerprint
     return None
 
 
@@ -267,13 +290,6 @@ def _holds(path: Path, content: bytes) -> bool:
     with contextlib.suppress(OSError):
         return read_bounded(path) == content
     return False
-
-
-def _size(path: Path) -> int:
-    with contextlib.suppress(OSError):  # another command may delete it meanwhile
-        status = path.lstat()
-        return status.st_size if stat.S_ISREG(status.st_mode) else 0
-    return 0
 
 
 def _check_version(marker: Path) -> None:

@@ -334,7 +334,7 @@ def _identity_of(path: Path) -> tuple[int, int]:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        create(path)
+        os.close(create(path))
         status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file")

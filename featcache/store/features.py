@@ -37,6 +37,8 @@ ATTEMPTS = 100
 """How often a listing is tried whose files vanish while it is read; a compaction makes that happen once."""
 
 Result = TypeVar("Result")
+Shape = tuple[int, str]
+"""The length of vectors and the type of their values."""
 
 _logger = logging.getLogger(__name__)
 
@@ -55,14 +57,25 @@ class FeatureStore:
     What is committed is put into the `share` too, if there is one.
 
     Opening it is recovery: segments that a valid one replaces are skipped, broken ones are moved to `bad` with a
-    warning. Any number of processes may read and write at once.
+    warning. Those of vectors of another shape than the others are left out: `usual` says which one a run noted. Any
+    number of processes may read and write at once.
     """
 
-    def __init__(self, folder: Path, bad: Path, fingerprint: str, share: Share | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        bad: Path,
+        fingerprint: str,
+        share: Share | None = None,
+        usual: Callable[[], Shape | None] = lambda: None,
+    ) -> None:
         self.folder = folder
         self.share = share
         self.fingerprint = fingerprint
         self.quarantined: list[str] = []
+        self.left_out: tuple[str, ...] = ()
+        """The names of segments with vectors of another shape than those in use."""
+        self._usual = usual
         self._found = 0
         self._bad = bad
         self._live: dict[str, Segment] | None = None
@@ -79,14 +92,8 @@ class FeatureStore:
                 break
         else:
             raise CacheError(f"{self.folder} lists segments that cannot be opened: look for broken links in it")
+        found = self._alike(found)
         if self._live is not None and found.keys() == self._live.keys():
-            return
-        shapes = Counter[tuple[int, str]]()
-        for segment in found.values():
-            shapes[segment.header.dim, segment.header.dtype] += segment.header.n_rows
-        if len(shapes) > 1:
-            self._put_others_aside(found, shapes.most_common(1)[0][0])
-            self.refresh()
             return
         self._offsets = np.cumsum([0, *(segment.header.n_rows for segment in found.values())])
         self._live, self._built, self._before = found, None, self._built or self._before
@@ -173,7 +180,7 @@ class FeatureStore:
 
     def reopened(self) -> FeatureStore:
         """Open the same store once more, with a listing of its own."""
-        return FeatureStore(self.folder, self._bad, self.fingerprint, self.share)
+        return FeatureStore(self.folder, self._bad, self.fingerprint, self.share, self._usual)
 
     def after_compaction(self) -> tuple[int, int]:
         """Return how many segments a compaction would leave, and about how many bytes it would free."""
@@ -226,7 +233,10 @@ class FeatureStore:
                 try:
                     found[name] = (self._live or {}).get(name) or self._open(name, listing)
                 except FileNotFoundError:
-                    return None
+                    if not (self.folder / name).is_symlink():
+                        return None
+                    self._quarantine(name, SegmentError(f"{self.folder / name} is a link that leads nowhere"))
+                    broken.add(name)
                 except SegmentError as error:
                     self._quarantine(name, error)
                     broken.add(name)
@@ -292,26 +302,47 @@ class FeatureStore:
             return None
         return None
 
-    def set_aside(self, why: str) -> None:
-        """Move all segments to `bad`: their vectors are not those of the network."""
-        for name in self.segments:
-            self._quarantine(name, SegmentError(f"{self.folder / name} {why}"))
+    def expect(self, dim: int) -> None:
+        """Move segments with vectors of another length than `dim`, which is that of the network, to `bad`."""
+        if not self.left_out and self.dim in (None, dim):
+            return
+        for name in (*self.segments, *self.left_out):
+            with contextlib.suppress(FileNotFoundError, SegmentError):
+                header, _ = read_keys(self.folder / name, self.fingerprint)
+                if header.dim != dim:
+                    said = f"has vectors of length {header.dim}, and the network gives {dim}"
+                    self._quarantine(name, SegmentError(f"{self.folder / name} {said}"))
         self.refresh()
 
-    def _put_others_aside(self, found: Mapping[str, Segment], shape: tuple[int, str]) -> None:
-        """Move to `bad` what has not the shape that most vectors have: of one network they all have the same."""
-        for name, segment in found.items():
-            other = segment.header.dim, segment.header.dtype
-            if other != shape:
-                said = "vectors of length {} in {}".format(*other)
-                most = "others of length {} in {}".format(*shape)
-                self._quarantine(name, SegmentError(f"{self.folder / name} has {said} among {most}"))
+    def _alike(self, found: dict[str, Segment]) -> dict[str, Segment]:
+        """Return the segments whose vectors have the usual shape, or else that of most: of one network they have one.
+
+        Others stay where they are, since only the network knows which are right.
+        """
+        shapes = Counter[Shape]()
+        for segment in found.values():
+            shapes[segment.shape] += segment.header.n_rows
+        if len(shapes) < 2:
+            self.left_out = ()
+            return found
+        usual = self._usual()
+        shape = usual if usual in shapes else shapes.most_common(1)[0][0]
+        others = tuple(name for name in found if found[name].shape != shape)
+        if others != self.left_out:
+            self.left_out = others
+            _logger.warning(
+                "%s and %d more with vectors of another shape are left out: `featcache extract`, which knows the right "
+                "one, puts away what is wrong",
+                self.folder / others[0],
+                len(others) - 1,
+            )
+        return {name: segment for name, segment in found.items() if segment.shape == shape}
 
     def _quarantine(self, name: str, error: SegmentError) -> None:
         kept = self._bad / f"{self.folder.name}-{name}"
         if kept.exists():  # a segment that was restored, and broke again
             kept = kept.with_suffix(f".{time.time_ns()}.h5")
-        if not (self.folder / name).exists():
+        if not os.path.lexists(self.folder / name):
             return  # another process was faster
         try:
             self._bad.mkdir(exist_ok=True)
@@ -333,7 +364,7 @@ def _replaced(found: Mapping[str, Segment]) -> list[str]:
     """Return the segments whose rows are all in one that says to replace them; what holds less replaces nothing."""
     by: dict[str, str] = {}
     for name in sorted(found, reverse=True):
-        there = [other for other in found[name].header.replaces if other in found]
+        there = [o for o in found[name].header.replaces if o in found and found[o].shape == found[name].shape]
         index = KeyIndex(found[name].keys) if there else None
         for other in there:
             above = name

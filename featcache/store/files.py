@@ -27,13 +27,36 @@ MODE = 0o666
 MOST_BYTES = 2**28
 """A JSON file of a cache is smaller: a split of a million pictures has 70 MB."""
 
+MOST_NUMBER = 10**9
+"""A number from here on is passed over by those that are given out: who put it there must not use them up."""
+
 BLOCK = 4096
 """What a file without content is said to need: it has a name, and a disk counts in blocks."""
 
 
-def create(path: Path) -> None:
-    """Make an empty file as the umask says, where there is none; raises `OSError`."""
-    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, MODE))
+def create(path: Path) -> int:
+    """Open a file to read it, made empty as the umask says where there is none; raises `OSError`.
+
+    It is not made where a broken link leads: whoever put that there would say where a file appears.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with contextlib.suppress(FileExistsError):
+        return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # somebody else was faster, or it is such a link
+
+
+def sizes(folder: Path) -> Iterator[int]:
+    """Yield the bytes of all files in a folder, at any depth; what links lead to is not in it."""
+    folders = [os.fspath(folder)]
+    while folders:
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:  # others may delete it meanwhile
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):
+                        yield entry.stat(follow_symlinks=False).st_size
 
 
 def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -124,13 +147,17 @@ def move(source: Path, target: Path) -> None:
 
 
 def remove_abandoned(folder: Path, inside: Iterable[str]) -> None:
-    """Remove temporary files in `folder`, and below the folders `inside` of it, whose writer is gone.
+    """Remove temporary files in `folder`, in the folders `inside` of it, and in those in them, whose writer is gone.
 
-    One of a live writer is locked. Other folders may hold pictures, whose names are their own affair.
+    One of a live writer is locked. Other folders may hold pictures, whose names are their own affair; what a link
+    leads to is somebody else's.
     """
     pattern = f"{TEMPORARY_PREFIX}*"
-    for temporary in chain(folder.glob(pattern), *((folder / name).rglob(pattern) for name in inside)):
-        if not _TEMPORARY.fullmatch(temporary.name):
+    own = [folder / name for name in inside if not (folder / name).is_symlink()]
+    for temporary in chain(
+        folder.glob(pattern), *(there.glob(f"{deep}{pattern}") for there in own for deep in ("", "*/"))
+    ):
+        if not _TEMPORARY.fullmatch(temporary.name) or temporary.is_symlink() or temporary.parent.is_symlink():
             continue
         # Where locks are not supported nobody can tell, so the file stays.
         with contextlib.suppress(OSError):
@@ -142,6 +169,12 @@ def remove_abandoned(folder: Path, inside: Iterable[str]) -> None:
                 os.close(descriptor)
 
 
+def number_of(name: str) -> int | None:
+    """Return the number that a name of `claim_number` begins with, `None` for one that it never gave."""
+    found = re.match(r"([0-9]{6,10})(?![0-9])", name)
+    return int(found[1]) if found else None
+
+
 def claim_number(folder: Path, suffix: str) -> int:
     """Make an empty file with the next free number as its name, and return the number.
 
@@ -149,8 +182,8 @@ def claim_number(folder: Path, suffix: str) -> int:
     """
     try:
         _make_folder(folder, 1)
-        taken = (re.match("[0-9]+", name) for name in os.listdir(folder))
-        number = max((int(found[0]) for found in taken if found), default=0) + 1
+        taken = (number_of(name) for name in os.listdir(folder))
+        number = max((found for found in taken if found is not None and found < MOST_NUMBER), default=0) + 1
         while True:
             try:
                 os.close(os.open(folder / f"{number:06d}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE))
@@ -191,7 +224,7 @@ def shared(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _lock_file(path: Path) -> Iterator[int]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, MODE)
+        descriptor = create(path)
     except OSError as error:
         raise CacheWriteError(_explain(path, BLOCK, error)) from error
     try:

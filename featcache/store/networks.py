@@ -81,7 +81,9 @@ class Indexes(Networks):
 
     def besides(self, names: Collection[str]) -> list[Path]:
         """Return the files of all indexes but those with these names."""
-        return sorted(path for path in self._folder.glob(f"*{self.suffix}") if path.name[:16] not in names)
+        return sorted(
+            path for path in self._folder.glob(f"*{self.suffix}") if path.name[:16] not in names and path.is_file()
+        )
 
 
 def _digest(network: bytes | memoryview) -> str:

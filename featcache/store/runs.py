@@ -15,7 +15,7 @@ from typing import Any
 
 from featcache.errors import CacheWriteError
 from featcache.records.runs import RECORDS, misfit
-from featcache.store.files import claim_number, read_json, remove, write_atomic
+from featcache.store.files import claim_number, number_of, read_json, remove, write_atomic
 
 EXTRACTIONS = ("extract", "import")
 """The commands that bring a dataset into the cache."""
@@ -128,12 +128,13 @@ class Runs:
 
     def _files(self) -> Iterator[tuple[Path, Run | str]]:
         """Yield path and run, or what is wrong with it, newest first."""
-        files = (path for path in self._folder.glob("[0-9]*") if path.suffix in (".json", _NOT_NOTED))
-        for path in sorted(files, reverse=True):
+        files = [path for path in self._folder.glob("[0-9]*") if path.suffix in (".json", _NOT_NOTED)]
+        numbers = {path: number for path in files if (number := number_of(path.stem)) is not None}
+        for path in sorted(numbers, key=lambda path: (numbers[path], path.name), reverse=True):
             try:
                 if path.suffix == _NOT_NOTED:
                     asked = path.stat().st_mtime
-                    yield path, Run(int(path.stem), EXTRACTIONS[0], "", "", asked, catalog=self.catalog, error=_NO_ROOM)
+                    yield path, Run(numbers[path], EXTRACTIONS[0], "", "", asked, catalog=self.catalog, error=_NO_ROOM)
                     continue
                 if path.stat().st_size:  # empty: a run that was stopped before it began
                     yield path, _restored(path)

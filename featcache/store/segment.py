@@ -73,6 +73,11 @@ class Segment:
     header: Header
     keys: Keys
 
+    @property
+    def shape(self) -> tuple[int, str]:
+        """The length of its vectors, and the type of their values."""
+        return self.header.dim, self.header.dtype
+
 
 @dataclass
 class Writer:

@@ -7,13 +7,14 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from featcache.records import FileStat
+from featcache.store.arrays import read_arrays
 from featcache.store.files import dataset_name, remove, write_atomic
 from featcache.store.index import stack_keys
+from featcache.store.segment import KEY_BYTES
 from featcache.store.shares import Share
 
 _logger = logging.getLogger(__name__)
@@ -50,11 +51,8 @@ class Shards:
             self._share.fetch(self._folder.name, f"{dataset_name(root)}-*.npz")
         for path in self._paths(root):
             try:
-                with np.load(path) as kept:
-                    addresses = kept["addresses"].tobytes().split(b"\0") if len(kept["keys"]) else []
-                    for address, stat, key in zip(addresses, kept["stats"].tolist(), kept["keys"], strict=True):
-                        found[os.fsdecode(address)] = FileStat(*stat), key.tobytes()
-            except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+                found |= _read(path)
+            except (OSError, ValueError) as error:
                 _logger.warning("%s cannot be read (%s): the files of that shard are read again", path, error)
         return found
 
@@ -64,4 +62,18 @@ class Shards:
             remove(path)
 
     def _paths(self, root: str) -> list[Path]:
-        return sorted(self._folder.glob(f"{dataset_name(root)}-*.npz"))
+        return sorted(path for path in self._folder.glob(f"{dataset_name(root)}-*.npz") if path.is_file())
+
+
+def _read(path: Path) -> dict[str, tuple[FileStat, bytes]]:
+    """Return what a shard has read; raises `OSError`, and `ValueError` for what is not as `put` writes it."""
+    addresses, stats, keys = read_arrays(path, ("addresses", "stats", "keys")).values()
+    names = addresses.tobytes().split(b"\0") if len(keys) else []
+    if (stats.dtype, keys.dtype, addresses.dtype) != (np.dtype(np.int64), np.dtype(np.uint8), np.dtype(np.uint8)):
+        raise ValueError("its values are of other types")
+    if stats.shape != (len(names), 3) or keys.shape != (len(names), KEY_BYTES):
+        raise ValueError("its arrays do not belong together")
+    return {
+        os.fsdecode(name): (FileStat(*stat), key.tobytes())
+        for name, stat, key in zip(names, stats.tolist(), keys, strict=True)
+    }

@@ -64,8 +64,7 @@ class FeatureWriter:
 
     def expect(self, dim: int) -> None:
         """Put aside vectors of another length than `dim`, which the network gives: somebody else put them there."""
-        if self._store.dim not in (None, dim):
-            self._store.set_aside(f"has vectors of length {self._store.dim}, and the network gives {dim}")
+        self._store.expect(dim)
 
     def flush(self) -> None:
         """Commit the buffer as one segment; after this the rows survive a kill and a power loss."""

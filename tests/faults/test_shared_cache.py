@@ -127,6 +127,10 @@ def test_a_segment_of_another_make_is_put_aside_and_the_others_are_used(
     found = store.reopened()
     found.verify()
     assert len(found.segments) == 1
+    if kind == "another length":  # only the network knows which are right
+        assert len(found.left_out) == 1
+        found.expect(DIM)
+        assert found.left_out == ()
     assert len(list((tmp_path / "cache" / "bad").iterdir())) == 1
     assert_holds(found, make_rows(0, 10))
 
@@ -141,11 +145,7 @@ def test_what_is_no_file_is_no_segment_and_nobody_waits_for_it(what: str, store:
     else:
         place.symlink_to("/dev/zero" if what == "device" else tmp_path / "nowhere")
     start = time.perf_counter()
-    try:
-        found = store.reopened()
-        assert_holds(found, make_rows(0, 10))
-    except CacheError as error:
-        assert what == "broken link", error  # noqa: PT017
+    assert_holds(store.reopened(), make_rows(0, 10))
     assert time.perf_counter() - start < 10
 
 

@@ -1,0 +1,203 @@
+"""A cache in which somebody else put what leads out of it, or what would make it useless: neither comes to pass."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Result
+from store_rows import segment_files
+
+from featcache.records import FileStat
+from featcache.store.files import dataset_name
+from featcache.store.segment import build_image
+from featcache.store.shards import Shards
+
+Run = Callable[..., Result]
+
+pytestmark = pytest.mark.usefixtures("ready_network")
+
+KEYS = np.random.default_rng(0).integers(0, 256, (200, 32), np.uint8)
+
+
+@pytest.fixture
+def cache(run: Run, photos: Path, tmp_path: Path) -> Path:
+    assert run("extract", photos, network=True).code == 0
+    return tmp_path / "cache"
+
+
+def forged(fingerprint: str, dim: int = 4, rows: int = 200) -> bytes:
+    return build_image(
+        KEYS[:rows], np.ones((rows, dim), np.float32), fingerprint=fingerprint, writer="ffffffff", created_ns=0
+    )
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def one_line(result: Result, code: int = 1) -> str:
+    assert result.code == code, result.err
+    (line,) = [line for line in result.err.splitlines() if line.startswith("featcache: ")][-1:]
+    assert "Traceback" not in result.err
+    return line
+
+
+# --- what leads out of the cache ---
+
+
+@pytest.mark.parametrize("name", ["../../out", "/tmp/out", "a" * 63 + "/", ""])
+def test_what_a_segment_says_that_it_holds_is_no_path(run: Run, cache: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "spec.json").write_text("{}")
+    evil = cache / "segments" / "evil"
+    evil.mkdir()
+    (evil / "seg-00000000000000000001-ffffffff-00000001.h5").write_bytes(forged(name))
+    before = snapshot(out)
+    for words in (("cache", "compact"), ("cache", "gc", "--yes"), ("cache", "verify")):
+        result = run(*words)
+        assert "Traceback" not in result.err
+    assert snapshot(out) == before
+    assert run("fit").code == 0
+
+
+@pytest.mark.parametrize("name", ["bad", "trainings", "indexes", "segments"])
+def test_gc_deletes_nothing_through_a_link(run: Run, cache: Path, tmp_path: Path, name: str) -> None:
+    precious = tmp_path / "precious"
+    (cache / name).rename(precious) if (cache / name).exists() else precious.mkdir()
+    for file in ("a.pt", "a.faiss", "letter.txt", ".tmp-0123456789abcdef"):
+        (precious / file).write_text("x")
+    (cache / name).symlink_to(precious)
+    before = snapshot(precious)
+    assert f"{name} is a link" in one_line(run("cache", "gc", "--yes"))
+    assert run("cache", "info").code == 0
+    assert snapshot(precious) == before
+
+
+@pytest.mark.parametrize("name", ["catalog.sqlite", ".lock"])
+def test_no_file_is_made_where_a_broken_link_leads(run: Run, cache: Path, tmp_path: Path, name: str) -> None:
+    (cache / name).unlink(missing_ok=True)
+    (cache / name).symlink_to(tmp_path / "elsewhere")
+    for words in (("fit",), ("cache", "gc", "--yes"), ("extract", tmp_path / "photos")):
+        result = run(*words, network=words[0] == "extract")
+        assert "Traceback" not in result.err
+        assert name in one_line(result)
+    assert not (tmp_path / "elsewhere").exists()
+    (cache / name).unlink()
+    assert run("extract", tmp_path / "photos", network=True).code == 0
+
+
+# --- what would make it useless ---
+
+
+def test_many_vectors_of_another_length_put_none_of_ours_aside(
+    run: Run, cache: Path, photos: Path, tmp_path: Path
+) -> None:
+    (folder,) = (cache / "segments").iterdir()
+    mine = [path.name for path in segment_files(folder)]
+    fingerprint = json.loads((folder / "spec.json").read_text())["fingerprint"]
+    name = "seg-00000000000000000001-ffffffff-00000001.h5"
+    (folder / name).write_bytes(forged(fingerprint))
+    for words in (("fit",), ("cache", "compact"), ("cache", "gc", "--yes")):
+        assert run(*words).code == 0
+    assert "has vectors of another shape" in "".join(run("cache", "verify", "--json").json["broken"])
+    again = run("extract", photos, "--json", network=True)
+    assert (again.json["computed"], again.json["reused"]) == (0, 30)
+    assert {path.name for path in segment_files(folder)} >= set(mine)
+    for path in (cache / "runs").glob("*.json"):  # where nothing says which length is right
+        path.unlink()
+    (folder / name).write_bytes(forged(fingerprint))
+    for words in (("cache", "compact"), ("cache", "gc", "--yes")):
+        run(*words)
+    assert {path.name for path in segment_files(folder)} >= set(mine)
+    assert run("extract", photos, network=True).code == 0
+    assert (
+        "has vectors of length 4, and the network gives 512" in run("extract", photos, network=True).err
+        or not (folder / name).exists()
+    )
+    assert run("cache", "verify").code == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "999999.asked",
+        "999999999.json",
+        "9223372036854775807.json",
+        "9" * 240 + ".json",
+        "1e9.json",
+        "0x10.json",
+        "٣٣٣٣٣٣.json",
+    ],
+)
+def test_no_name_of_a_run_ends_commands_for_good(run: Run, cache: Path, photos: Path, name: str) -> None:
+    (cache / "runs" / name).touch()
+    assert run("extract", photos, network=True).code == 0
+    assert run("fit").code == 0
+    runs = [path.name for path in (cache / "runs").iterdir()]
+    assert len(runs) == 4
+    assert run("cache", "verify").code == 0
+    assert run("cache", "gc", "--yes").code == 0
+
+
+def test_folders_of_any_depth_are_no_matter(run: Run, cache: Path) -> None:
+    here = Path.cwd()
+    try:
+        os.chdir(cache / "segments")
+        for _ in range(1800):
+            Path("d").mkdir()
+            os.chdir("d")
+    finally:
+        os.chdir(here)
+    for words in (("fit",), ("cache", "info"), ("cache", "verify"), ("cache", "gc", "--yes")):
+        result = run(*words)
+        assert result.code == 0, result.err
+
+
+def shard(kind: str, path: Path) -> None:
+    """Make what another computer's part of the extraction is not."""
+    whole = {"addresses": np.frombuffer(b"/x", np.uint8), "stats": np.ones((1, 3), np.int64), "keys": KEYS[:1]}
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "array":
+        np.save(path.with_suffix(".npy"), KEYS)
+        path.with_suffix(".npy").rename(path)
+    elif kind == "bomb":
+        np.savez_compressed(path, **(whole | {"addresses": np.zeros(2**29, np.uint8)}))
+    elif kind == "huge":
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"shape": (2**50,), "fortran_order": False, "descr": "|u1"})
+        with zipfile.ZipFile(path, "w") as file:
+            for name in whole:
+                file.writestr(f"{name}.npy", header.getvalue())
+    else:
+        odd = {"columns": {"stats": np.ones((1, 4), np.int64)}, "types": {"keys": np.ones((1, 32), "U3")}}
+        np.savez(path, **(whole | odd[kind]))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device", "array", "bomb", "huge", "columns", "types"])
+def test_a_shard_of_another_make_is_read_as_none(kind: str, run: Run, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "shards"
+    folder.mkdir(parents=True)
+    shard(kind, folder / f"{dataset_name(str(photos))}-0-of-2.npz")
+    assert Shards(folder).of(str(photos)) == {}
+    result = run("extract", photos, network=True)
+    assert result.code == 0, result.err
+
+
+def test_a_shard_comes_back_as_it_was_put(tmp_path: Path) -> None:
+    files = {f"/{at}\udcff": (FileStat(at, -at, 2**62), KEYS[at].tobytes()) for at in range(3)}
+    for content in (files, {}):
+        Shards(tmp_path / "shards").put("root", (0, 1), content)
+        assert Shards(tmp_path / "shards").of("root") == content
