@@ -288,5 +288,6 @@ def test_storms(seed: int, sets: dict[str, Path], seeded_weights: Path, tmp_path
     from storms import storm
 
     report = storm(seed, sets, seeded_weights, tmp_path)
+    sys.stdout.write(f"{json.dumps(report.counts)}\n")  # which -rP shows
     assert report.wrong == []
     assert sum(report.counts.values()) > 0
