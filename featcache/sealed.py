@@ -161,11 +161,20 @@ def without_infinite(value: Any) -> Any:
 
 
 def read_json(text: bytes | str) -> Any:
-    """Return the value of strict JSON: no name twice, no infinite number; raises `ValueError`."""
+    """Return the value of strict JSON: no name twice, no infinite number, no broken text; raises `ValueError`."""
     try:
-        return json.loads(text, object_pairs_hook=_table, parse_constant=_refuse, parse_float=_finite)
+        found = json.loads(text, object_pairs_hook=_table, parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
+    check_texts(text, found)
+    return found
+
+
+def check_texts(text: bytes | str, found: Any) -> None:
+    """Raise `ValueError` where JSON `text` spells out halves of characters, which no name of a file can have."""
+    said = text if isinstance(text, str) else text.decode(errors="replace")
+    if "\\ud" in said.lower():
+        json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 
 def _known(noted: Mapping[str, str]) -> Mapping[str, Any] | None:

@@ -114,7 +114,7 @@ def _old_indexes(cache: Cache, forgotten: Sequence[str]) -> list[Path]:
 
 
 def _known_root(cache: Cache, name: str | Path) -> str:
-    root = named(name)
+    given, root = str(name), named(name)
     asked = last_asked(cache)
     known = sorted(
         {run.root for run in uses(cache)}
@@ -122,6 +122,8 @@ def _known_root(cache: Cache, name: str | Path) -> str:
         | set(elsewhere(cache))
         | ({asked.root} if asked is not None and asked.root else set())
     )
+    if root not in known and given in known:  # somebody else's run may have a root that is no place
+        return given
     if root not in known:
         raise DatasetError(f"the cache knows no dataset {root}: it knows {', '.join(known) or 'none'}")
     return root

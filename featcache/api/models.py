@@ -20,6 +20,9 @@ FORMAT_VERSION = 2
 """Version 1 is pickled, and was written with joblib."""
 
 SUFFIX = sealed.SUFFIX
+OLD_SUFFIX = ".joblib"
+_PICKLED = b"\x80"
+"""What every pickle that Python 3 made begins with."""
 
 _SAID: dict[str, Any] = {
     "format": str,
@@ -97,6 +100,8 @@ def load_model(cache: Cache, path: Path, trust: bool) -> Model:
         raise ModelError(f"cannot read the model {path}: {error.strerror}") from error
     digest = hashlib.sha256(data).hexdigest()
     if path.suffix != SUFFIX and not sealed.looks_like_one(data):
+        if path.suffix != OLD_SUFFIX and data[:1] != _PICKLED:
+            raise ModelError(f"{path} is no model: `featcache fit` makes them, and says where they lie")
         if not trust:
             raise ModelError(
                 f"{path} is a model of the old format, and opening one can run any code: fit it again, or add --trust "

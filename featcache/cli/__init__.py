@@ -93,7 +93,7 @@ def _exit_code() -> int:
         return WRONG_USAGE if isinstance(error, UsageError) else 1
     except (click.Abort, KeyboardInterrupt):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is closed, and Python would be torn up as it ends
-        _say("interrupted; what was finished is kept, run the same command again to go on")
+        _say("interrupted; what was finished is kept: run the same command again")
         return INTERRUPTED
     except UnreadError:
         return UNREAD

@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cache
 from math import isfinite
 from textwrap import shorten
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeGuard, cast
 
 from featcache.errors import DatasetError, DatasetNotFoundError, FeatcacheError, PictureError
 from featcache.records import FileStat
@@ -155,11 +155,20 @@ def explained(url: str) -> Iterator[None]:
     except FeatcacheError:
         raise
     except FileNotFoundError as error:
-        if isinstance(error.__cause__, _RedirectError):
-            raise DatasetError(f"cannot read {url}: {error.__cause__}") from error
+        cause = error.__cause__
+        if isinstance(cause, _RedirectError):
+            raise DatasetError(f"cannot read {url}: {cause}") from error
+        if _is_unanswered(cause):  # of the web fsspec says the same whatever went wrong
+            raise DatasetError(f"cannot read {url}: {_said(cause)}") from error
         raise DatasetNotFoundError(f"no such folder, manifest or picture: {url}") from error
     except Exception as error:  # each file system has errors of its own
         raise DatasetError(f"cannot read {url}: {_said(error)}") from error
+
+
+def _is_unanswered(cause: BaseException | None) -> TypeGuard[Exception]:
+    """Tell whether a server was not reached, or answered something else than that there is no such thing."""
+    is_refused = getattr(cause, "status", 404) not in (404, 410)
+    return is_refused or (isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError))
 
 
 def stat_of(info: Mapping[str, Any]) -> FileStat | None:

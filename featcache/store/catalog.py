@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
 import sqlite3
 import stat
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -39,6 +41,11 @@ CREATE TABLE IF NOT EXISTS commits (number INTEGER PRIMARY KEY, root TEXT, run I
 
 KEY_BYTES = 32
 
+_JOURNAL = bytes.fromhex("d9d505f920a163d7")
+"""What a part of a rollback journal begins with, and what one ends with that names a further file."""
+
+_logger = logging.getLogger(__name__)
+
 _STATEMENTS = {text.split("(")[0].split()[-1]: text.strip() for text in _TABLES.split(";") if text.strip()}
 
 PATIENCE = 120
@@ -63,6 +70,7 @@ class Catalog:
         self._path = path
         with self._errors():
             self._identity = _identity_of(path)
+            _put_forged_aside(path)
             self._connection = sqlite3.connect(path, timeout=PATIENCE)
             self._connection.execute("PRAGMA trusted_schema = OFF")
             # Names of files are bytes; as text they keep whatever cannot be decoded, like os.fsdecode does.
@@ -327,6 +335,26 @@ class Catalog:
 
     def _damaged(self, said: str) -> str:
         return f"the catalog {self._path} is damaged ({said}): run `featcache cache verify --repair`; no vector is lost"
+
+
+def _put_forged_aside(path: Path) -> None:
+    """Rename what SQLite would take for its own beside the catalog, and is not; raises `OSError`.
+
+    A journal that names a further file makes SQLite delete that (https://sqlite.org/fileformat.html, the rollback
+    journal); ours never does. Links and pipes would be written to, or waited for.
+    """
+    for suffix in ("-journal", "-wal", "-shm"):
+        beside = path.with_name(path.name + suffix)
+        with contextlib.suppress(FileNotFoundError):
+            is_ours = stat.S_ISREG(beside.lstat().st_mode)
+            if is_ours and suffix == "-journal":
+                with beside.open("rb") as file:
+                    file.seek(max(0, beside.stat().st_size - len(_JOURNAL)))
+                    is_ours = file.read() != _JOURNAL
+            if not is_ours:
+                kept = beside.with_name(f"{beside.name}.{time.time_ns()}")
+                beside.rename(kept)
+                _logger.warning("%s is not what SQLite writes there: it is now %s", beside, kept)
 
 
 def _identity_of(path: Path) -> tuple[int, int]:

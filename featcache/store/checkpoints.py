@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 from featcache.errors import CacheError
-from featcache.store.files import remove, write_atomic
+from featcache.store.files import read_bounded, remove, write_atomic
 
 _MARK = b"featcache training "
 
@@ -20,9 +21,11 @@ class Checkpoint:
     def load(self) -> bytes | None:
         """Return the state that was kept last, or `None`; raises `CacheError` for one that is damaged."""
         try:
-            data = self.path.read_bytes()
+            data = read_bounded(self.path, sys.maxsize)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise CacheError(f"{self.path} cannot be read ({error.strerror}): remove it") from error
         if not data.startswith(_MARK):  # older ones begin with the state
             return data
         line, _, state = data.partition(b"\n")

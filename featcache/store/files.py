@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import CacheWriteError
+from featcache.sealed import check_texts
 
 TEMPORARY_PREFIX = ".tmp-"
 _TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + "[0-9a-f]{16}")
@@ -61,22 +62,30 @@ def sizes(folder: Path) -> Iterator[int]:
 
 def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
     """Return the bytes of a small file of the cache; raises `OSError`, also for what is no regular file, or larger."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # a fifo would be waited for
-        raise OSError(errno.EINVAL, "it is no regular file")
-    with path.open("rb") as file:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a fifo would be waited for
+    with os.fdopen(descriptor, "rb") as file:
+        status = _regular(descriptor)
         data = file.read(min(status.st_size, most) + 1)  # which is made room for at once
     if len(data) > most:
         raise OSError(errno.EFBIG, f"it has more than {most:,} bytes")
     return data
 
 
+def _regular(descriptor: int) -> os.stat_result:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return status
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a small JSON file; raises `OSError`, and `ValueError` for anything else in it."""
+    data = read_bounded(path)
     try:
-        found = json.loads(read_bounded(path))
+        found = json.loads(data)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    check_texts(data, found)
     if not isinstance(found, dict):
         raise ValueError("it holds no JSON object")
     return found
@@ -228,6 +237,10 @@ def _lock_file(path: Path) -> Iterator[int]:
     except OSError as error:
         raise CacheWriteError(_explain(path, BLOCK, error)) from error
     try:
+        try:
+            _regular(descriptor)
+        except OSError as error:
+            raise CacheWriteError(_explain(path, BLOCK, error)) from error
         yield descriptor
     finally:
         os.close(descriptor)

@@ -6,11 +6,12 @@ import contextlib
 import hashlib
 import logging
 import os
+import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
 
-from featcache.store.files import move, remove, write_atomic
+from featcache.store.files import move, read_bounded, remove, write_atomic
 
 _logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class Networks:
             if path in self._whole:
                 return path
             try:
-                found = _digest(path.read_bytes())
+                found = _digest(read_bounded(path, sys.maxsize))
             except OSError:
                 continue
             if path.stem.endswith(f"-{found}"):
@@ -47,7 +48,7 @@ class Networks:
         """Return the bytes kept for a fingerprint, whole and unchanged, or `None`: those that were checked."""
         path = self.find(fingerprint)
         with contextlib.suppress(FileNotFoundError):  # another process has made a newer one
-            data = path.read_bytes() if path else None
+            data = read_bounded(path, sys.maxsize) if path else None
             if path is None or data is None or path.stem.endswith(f"-{_digest(data)}"):
                 return data
             self._whole.discard(path)

@@ -159,6 +159,8 @@ def _restored(path: Path) -> Run:
     if wrong:
         raise ValueError(f"its {wrong} is {content.get(wrong)!r:.100}")
     run = Run(**content)
+    if "\0" in run.root + run.catalog or (run.fingerprint and not run.root):
+        raise ValueError(f"its root is {run.root!r:.100}")
     if run.id != int(path.stem):
         raise ValueError(f"it is run {run.id}")
     if not all(-_LAST < moment < _LAST for moment in (run.started, run.finished or 0.0)):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
+import sqlite3
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -196,3 +199,89 @@ def test_a_shard_comes_back_as_it_was_put(tmp_path: Path) -> None:
     for content in (files, {}):
         Shards(tmp_path / "shards").put("root", (0, 1), content)
         assert Shards(tmp_path / "shards").of("root") == content
+
+
+# --- what is opened beside the catalog, and read whole ---
+
+
+def hot_journal(catalog: Path, victim: Path) -> bytes:
+    """A journal of no pages that names another file, which SQLite deletes when it has played the journal back."""
+    magic, name = bytes.fromhex("d9d505f920a163d7"), os.fsencode(victim)
+    page = struct.unpack(">H", catalog.read_bytes()[16:18])[0]
+    header = magic + struct.pack(">IIIII", 0, 12345, catalog.stat().st_size // page, 512, page)
+    return (
+        header.ljust(512, b"\0")
+        + struct.pack(">I", 2**30 // page + 1)
+        + name
+        + struct.pack(">II", len(name), sum(name))
+        + magic
+    )
+
+
+def test_a_journal_makes_sqlite_delete_no_other_file(run: Run, cache: Path, tmp_path: Path) -> None:
+    victim, catalog = tmp_path / "victim.txt", cache / "catalog.sqlite"
+    for _ in range(2):
+        victim.write_text("x")
+        (cache / "catalog.sqlite-journal").write_bytes(hot_journal(catalog, victim))
+        if victim.exists() and not (tmp_path / "shown").exists():  # that it would
+            (tmp_path / "shown").mkdir()
+            shutil.copytree(cache, tmp_path / "shown" / "cache")
+            with sqlite3.connect(tmp_path / "shown" / "cache" / "catalog.sqlite") as db:
+                db.execute("SELECT * FROM datasets").fetchall()
+            assert not victim.exists()
+            victim.write_text("x")
+        assert run("cache", "info").code == 0
+        assert victim.exists()
+    assert run("fit").code == 0
+
+
+@pytest.mark.parametrize("suffix", ["-journal", "-wal", "-shm"])
+@pytest.mark.parametrize("what", ["link", "fifo"])
+def test_what_is_no_file_beside_the_catalog_is_neither_written_nor_waited_for(
+    run: Run, cache: Path, photos: Path, tmp_path: Path, suffix: str, what: str
+) -> None:
+    victim, place = tmp_path / "victim.txt", cache / f"catalog.sqlite{suffix}"
+    victim.write_text("x" * 2000)
+    place.symlink_to(victim) if what == "link" else os.mkfifo(place)
+    assert run("extract", photos, network=True).code == 0
+    assert victim.read_text() == "x" * 2000
+
+
+@pytest.mark.parametrize("what", ["fifo", "device", "folder"])
+@pytest.mark.parametrize(
+    "name", [".lock", "networks/{}-x.onnx", "indexes/x.faiss", "trainings/x.pt", "models/x.safetensors"]
+)
+def test_nothing_in_a_cache_is_waited_for(run: Run, cache: Path, photos: Path, name: str, what: str) -> None:
+    (folder,) = (cache / "segments").iterdir()
+    place = cache / name.format(folder.name)
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)
+    if what == "fifo":
+        os.mkfifo(place)
+    elif what == "device":
+        place.symlink_to("/dev/zero")
+    else:
+        place.mkdir()
+    (photos / "new.png").write_bytes(next(photos.rglob("*.png")).read_bytes())
+    extracted = run("extract", photos, "--engine", "onnx", "--rehash", network=True)
+    for result in (extracted, run("cache", "gc", "--yes"), run("cache", "verify"), run("fit")):
+        assert "Traceback" not in result.err
+        assert result.code == 0 or name == ".lock", result.err
+
+
+@pytest.mark.parametrize("root", ["\ud800x", "a\0b", "", "../../etc", "zip://x::y"])
+def test_the_root_of_a_run_may_be_anything(run: Run, cache: Path, photos: Path, root: str) -> None:
+    (file,) = (cache / "runs").glob("*.json")
+    content = json.loads(file.read_text())
+    content |= {"id": 2, "root": root, "summary": None, "finished": None}
+    del content["sha256"]
+    (cache / "runs" / "000002.json").write_text(json.dumps(content))
+    for words in (("cache", "info"), ("cache", "verify"), ("cache", "gc", "--yes"), ("fit", photos), ("audit", photos)):
+        result = run(*words)
+        assert "Traceback" not in result.err
+    result = run("cache", "gc", "--yes")
+    if result.code:
+        (cache / "runs" / "000002.json").unlink() if "000002.json" in result.err else None
+        run("cache", "gc", "--yes", "--forget", root) if "000002.json" not in result.err else None
+    assert run("cache", "gc", "--yes").code == 0
+    assert run("fit", photos).code == 0

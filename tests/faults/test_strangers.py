@@ -236,7 +236,7 @@ class Web(BaseHTTPRequestHandler):
             self.send_header("Location", place.removeprefix("to-") if "://" in place else f"/{place[3:]}")
             self.end_headers()
             return
-        self.send_response(200)
+        self.send_response(404 if place == "missing" else 200)
         if place == "picture.png":
             self.send_header("Content-Length", str(len(PICTURE)))
         self.end_headers()
@@ -354,3 +354,12 @@ def test_an_arrow_file_unpacks_to_no_more_than_it_is(tmp_path: Path) -> None:
     assert table(str(tmp_path / "None.arrow")).n_rows == 64
     with pytest.raises(DatasetError, match=r"zstd\.arrow is compressed"):
         table(str(tmp_path / "zstd.arrow"))
+
+
+def test_a_server_that_cannot_be_reached_is_no_missing_file(web: int) -> None:
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as closed:
+        port = closed.server_address[1]
+    with pytest.raises(DatasetError, match=r"cannot read http://127\.0\.0\.1:\d+/x\.zip: \w+: .*"):
+        discover(f"http://127.0.0.1:{port}/x.zip")
+    with pytest.raises(DatasetError, match="no such folder, manifest or picture"):
+        discover(f"http://127.0.0.1:{web}/missing")
