@@ -14,6 +14,7 @@ from featcache.store import Cache, Runs
 
 CACHE_VARIABLE = "FEATCACHE_CACHE"
 CATALOG_VARIABLE = "FEATCACHE_CATALOG"
+LONGEST_NAME, LONGEST_PATH = 255, 4096
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Options:
     of `records.PRECISIONS`; `draft` decodes large JPEG files in fewer pixels. Both give other features. `columns` says
     what `path`, `label` and `split` are called in the dataset. `share` is a URL of fsspec where vectors are put
     too, and looked for. The engine `ray` extracts on the Ray cluster at `address` (`auto`: the one that runs on this
-    computer); without one on that in `RAY_ADDRESS`, else it starts Ray here.
+    computer); without one on that in `RAY_ADDRESS`, else it starts Ray here. Paths may be given as texts.
     """
 
     backbone: str = AUTO
@@ -40,6 +41,13 @@ class Options:
     columns: Mapping[str, str] | None = None
     share: str | None = None
     address: str | None = None
+
+    def __post_init__(self) -> None:
+        """Take a path that was given as a text."""
+        for name in ("weights", "cache"):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, Path(given))
 
 
 def open_cache(options: Options, *, create: bool = True) -> Cache:
@@ -69,10 +77,11 @@ def find_weights(options: Options) -> Options:
 
 def moved(cache: Cache, file: str | None) -> Path | None:
     """Return where a weights file lies that was noted before: what the cache made itself moves with it."""
-    if not file:
-        return None
+    parts = list(map(os.fsencode, Path(file).parts)) if file else []
+    if not file or "\0" in file or len(file) > LONGEST_PATH or max(map(len, parts), default=0) > LONGEST_NAME:
+        return None  # somebody else's note, which names no file that could be
     inside = cache.folder / "models" / Path(file).name
-    return inside if inside.exists() and not Path(file).exists() else Path(file)
+    return inside if inside.exists() and not os.path.exists(file) else Path(file)
 
 
 def places(options: Options) -> tuple[Path, Path | None]:

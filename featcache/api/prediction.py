@@ -61,7 +61,8 @@ def predict(
         if progress and (rows % TOLD == 0 or rows == len(features.paths)):
             progress("predict", rows, len(features.paths))
 
-    probabilities = np.mean([of_classes(fitted.estimator, seen.X, told) for seen in (features, *others)], axis=0)
+    with np.errstate(all="ignore"):  # what comes of numbers that are too large is looked at as a whole
+        probabilities = np.mean([of_classes(fitted.estimator, seen.X, told) for seen in (features, *others)], axis=0)
     if not np.isfinite(probabilities).all():
         raise ModelError(f"{model} gives probabilities that are not finite: fit it again")
     labels = probabilities.argmax(1)

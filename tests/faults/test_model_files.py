@@ -418,6 +418,23 @@ def test_arrays_that_disagree_are_refused(files: dict[str, Path], head: str, nam
         read(rewritten(files[head], change))
 
 
+@pytest.mark.parametrize("file", ["a\0b", "x" * 100_000, "/" + "y/" * 5000])
+def test_where_the_weights_lay_may_be_anything(cache: Path, scene: Path, run: Run, file: str) -> None:
+    def change(known: dict[str, Any], tensors: dict[str, sealed.Tensor]) -> None:
+        known["weights_file"] = file
+
+    result = run("predict", rewritten(model_of(cache, "logreg"), change), scene / "photos")
+    assert "Traceback" not in result.err
+    assert result.code == 0, result.err  # the network that is known here has the same weights
+    assert max(map(len, result.err.splitlines())) < 1000
+
+
+def test_what_is_no_model_is_not_said_to_be_an_old_one(cache: Path, scene: Path, run: Run, tmp_path: Path) -> None:
+    picture = next((scene / "photos").rglob("*.png"))
+    for words in ((), ("--trust",)):
+        assert refused(run("predict", picture, scene / "photos", *words), "is no model")
+
+
 def test_a_head_for_other_vectors_is_one_line(cache: Path, scene: Path, tmp_path: Path, run: Run) -> None:
     own = model_of(cache, "logreg")
     known = load_saved(own)
