@@ -16,6 +16,7 @@ from featcache.sources.addresses import folder_of, joined
 from featcache.sources.containers import opened
 
 LONGEST_LINE = 2**20
+MOST_COLUMNS = 10_000
 
 Row = tuple[str, str, str | None, str | None]
 """Where it stands, the path as it stands there, label and split."""
@@ -68,6 +69,8 @@ def _lines(root: str, stream: TextIO) -> Iterator[str]:
 
 def _rows(root: str, stream: TextIO, labelled: bool, columns: Columns, labels: Labels) -> Iterator[Row]:
     rows = csv.DictReader(_lines(root, stream), strict=True)
+    if len(rows.fieldnames or ()) > MOST_COLUMNS:
+        raise DatasetError(f"{root} has {len(rows.fieldnames or ()):,} columns: it is no list of pictures")
     path, label, split = (columns.get(name, name) for name in ("path", "label", "split"))
     needed = [path, *([label] if labelled or "label" in columns else []), *([split] if "split" in columns else [])]
     for name in needed:

@@ -8,8 +8,9 @@ import os
 import shutil
 import sqlite3
 import struct
+import subprocess
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,14 @@ def test_no_name_of_a_run_ends_commands_for_good(run: Run, cache: Path, photos: 
     assert run("cache", "gc", "--yes").code == 0
 
 
+@pytest.fixture
+def _emptied(tmp_path: Path) -> Iterator[None]:
+    """Remove what is too deep for Python to remove, and so for pytest."""
+    yield
+    subprocess.run(["rm", "-rf", str(tmp_path)], check=True)
+
+
+@pytest.mark.usefixtures("_emptied")
 def test_folders_of_any_depth_are_no_matter(run: Run, cache: Path) -> None:
     here = Path.cwd()
     try:
