@@ -34,7 +34,7 @@ SIZES = {
 }
 """The types of tensors that are read, with the bytes of a value."""
 
-_NUMPY = {"F64": "<f8", "F32": "<f4", "I64": "<i8"}
+_NUMPY = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "U8": "|u1"}
 _METADATA = "__metadata__"
 _KNOWN = "featcache"
 _SEAL = "sha256"
@@ -52,7 +52,7 @@ class Tensor:
     data: Bytes
 
     def array(self) -> npt.NDArray[Any]:
-        """Return a copy as an array of float64, float32 or int64; raises `ValueError` for another type."""
+        """Return a copy as an array of float64, float32, int64 or uint8; raises `ValueError` for another type."""
         if self.dtype not in _NUMPY:
             raise ValueError(f"a tensor has the type {self.dtype}, not one of {', '.join(_NUMPY)}")
         return np.frombuffer(self.data, _NUMPY[self.dtype]).reshape(self.shape).copy()
@@ -68,7 +68,7 @@ class Content:
 
 
 def of_array(array: npt.NDArray[Any]) -> Tensor:
-    """Return the tensor with the values of an array of float64, float32 or int64; raises `ValueError` for another."""
+    """Return the tensor with the values of an array of a type that `array` gives; raises `ValueError` for another."""
     for name, dtype in _NUMPY.items():
         if array.dtype == np.dtype(dtype):
             return Tensor(name, array.shape, np.ascontiguousarray(array, dtype).tobytes())

@@ -9,12 +9,15 @@ import numpy as np
 import numpy.typing as npt
 from isal.isal_zlib import crc32
 
+from featcache import sealed
 from featcache.errors import CacheError, DatasetError, UsageError
 from featcache.records import FloatArray
 
 PROBED = 32
 """How many lists of an index are looked into at least."""
 NOT_FINITE = "a vector of the dataset is not finite: `featcache audit` names the picture"
+
+_FORMAT = "featcache-index"
 
 Places = npt.NDArray[np.intp]
 
@@ -83,8 +86,7 @@ class Index:
     @classmethod
     def train(cls, vectors: FloatArray, lists: int) -> Index:
         """Return an index with nothing in it, its lists made from a sample (m, d) of what it is to hold."""
-        faiss = load_faiss()
-        index = faiss.index_factory(vectors.shape[1], f"IVF{lists},RaBitQ", faiss.METRIC_INNER_PRODUCT)
+        index = _empty(vectors.shape[1], lists)
         index.cp.max_points_per_centroid = len(vectors)
         index.train(_directions(vectors))
         return cls(index)
@@ -92,17 +94,26 @@ class Index:
     @classmethod
     def from_bytes(cls, data: bytes) -> Index:
         """Return the index that `to_bytes` wrote; raises `CacheError` for what is none."""
-        faiss = load_faiss()
         try:
-            index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
-        except RuntimeError as error:
-            said = " ".join(str(error).split())
-            raise CacheError(f"an index of the cache cannot be read ({said}): remove its folder `indexes`") from error
-        return cls(index)
+            return cls(_restored(sealed.unpack(data)))
+        except (ValueError, KeyError) as error:
+            raise CacheError(f"an index of the cache cannot be read ({error}): remove its folder `indexes`") from error
 
-    def to_bytes(self) -> memoryview:
-        """Return all of the index."""
-        return memoryview(load_faiss().serialize_index(self._index))
+    def to_bytes(self) -> bytes:
+        """Return all of the index as arrays; faiss's own files can make it do anything as they are read."""
+        faiss, lists = load_faiss(), self._index.invlists
+        sizes = np.array([lists.list_size(number) for number in range(self._index.nlist)], np.int64)
+        filled = [int(number) for number in np.flatnonzero(sizes)]
+        width = lists.code_size
+        ids = [faiss.rev_swig_ptr(lists.get_ids(number), int(sizes[number])) for number in filled]
+        codes = [faiss.rev_swig_ptr(lists.get_codes(number), int(sizes[number]) * width) for number in filled]
+        arrays = {
+            "centroids": self._index.quantizer.reconstruct_n(0, self._index.nlist),
+            "sizes": sizes,
+            "ids": np.concatenate([np.empty(0, np.int64), *ids]),
+            "codes": np.concatenate([np.empty(0, np.uint8), *codes]).reshape(-1, width),
+        }
+        return sealed.pack({name: sealed.of_array(array) for name, array in arrays.items()}, {"format": _FORMAT})
 
     def filled(self, pieces: Iterable[tuple[Places, FloatArray]]) -> Index:
         """Return an index with the same lists, with numbers (m) and vectors (m, d) in it and nothing else.
@@ -134,6 +145,11 @@ class Index:
                 return found & 2**32 - 1, found >> 32
             self._index.nprobe *= 4
 
+    @property
+    def dim(self) -> int:
+        """The length of a vector."""
+        return int(self._index.d)
+
     def __len__(self) -> int:
         """The number of vectors."""
         return int(self._index.ntotal)
@@ -142,6 +158,39 @@ class Index:
         """What it is, and how far it was looked through."""
         looked_into = min(self._index.nprobe, self._index.nlist)
         return f"faiss IVF{self._index.nlist},RaBitQ, {looked_into:,} of {self._index.nlist:,} lists looked into"
+
+
+def _empty(dim: int, lists: int) -> Any:
+    faiss = load_faiss()
+    return faiss.index_factory(dim, f"IVF{lists},RaBitQ", faiss.METRIC_INNER_PRODUCT)
+
+
+def _restored(content: sealed.Content) -> Any:
+    """Return the index of faiss with what a file holds; raises `ValueError` and `KeyError`."""
+    if not content.is_sealed or content.known != {"format": _FORMAT}:
+        raise ValueError("it is none")
+    arrays = {name: content.tensors[name].array() for name in ("centroids", "sizes", "ids", "codes")}
+    centroids, sizes, ids, codes = arrays.values()
+    if [array.dtype.name for array in arrays.values()] != ["float32", "int64", "int64", "uint8"]:
+        raise ValueError("its arrays have other types")
+    if [array.ndim for array in arrays.values()] != [2, 1, 1, 2] or not all(centroids.shape):
+        raise ValueError("its arrays have other shapes")
+    if len(sizes) != len(centroids) or sizes.min() < 0 or sizes.max() > len(ids) or sizes.sum() != len(ids):
+        raise ValueError("its lists have other lengths")
+    if not np.isfinite(centroids).all() or (ids < 0).any():
+        raise ValueError("its values are none that it can have")
+    index = _empty(centroids.shape[1], len(centroids))
+    if codes.shape != (len(ids), index.invlists.code_size):
+        raise ValueError("its codes have other lengths")
+    index.quantizer.add(centroids)
+    index.is_trained, index.ntotal = True, len(ids)
+    faiss, first = load_faiss(), 0
+    for number, size in enumerate(sizes.tolist()):
+        part = slice(first, first + size)
+        if size:
+            index.invlists.add_entries(number, size, faiss.swig_ptr(ids[part]), faiss.swig_ptr(codes[part]))
+        first += size
+    return index
 
 
 def checks(vectors: FloatArray) -> Places:

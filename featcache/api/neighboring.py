@@ -156,12 +156,14 @@ def _compared(cache: Cache, run: Run, store: FeatureStore, asked: _Asked, progre
 
 def _via(index: Index, cache: Cache, run: Run, store: FeatureStore, asked: _Asked) -> _Found:
     """Compare the candidates of an index, whose vectors are read alone: not the checksums of all that lies beside."""
+    if index.dim != len(asked.vector):
+        raise CacheError(f"the index of {run.root} is of vectors of length {index.dim}: remove the folder `indexes`")
     positions, expected = index.candidates(asked.vector, CANDIDATES + 10 * asked.k)
     order = np.argsort(positions)  # so that of equals the first ones are taken, as of all
     rows = cache.catalog.rows_at(run.root, positions[order].tolist())
-    keys = [row.key or b"" for row in rows]
+    keys = [row.key for row in rows if row.key is not None]
     vectors = store.stored(keys, check=False).read(np.arange(len(keys)))
-    if (checks(vectors) != expected[order]).any():
+    if len(keys) != len(expected) or (checks(vectors) != expected[order]).any():
         store.verify(keys)
         raise CacheError(f"vectors of {run.root} are not what its index was made of: run `featcache cache verify`")
     others = np.array([at for at, row in enumerate(rows) if not _is_itself(row, asked)], np.intp)

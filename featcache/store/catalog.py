@@ -195,12 +195,12 @@ class Catalog:
         return positions, bytes(keys)
 
     def rows_at(self, root: str, positions: Iterable[int]) -> list[Row]:
-        """Return the pictures at these positions of the dataset at `root`."""
+        """Return the pictures at those of these positions that the dataset at `root` has."""
         with self._transaction() as db:
             (dataset,) = db.execute("SELECT id FROM datasets WHERE root = CAST(? AS TEXT)", (_text(root),)).fetchone()
             asked = "SELECT path, label, split, key, reason FROM items WHERE dataset = ? AND position = ?"
             found = (db.execute(asked, (dataset, position)).fetchone() for position in positions)
-            return [self._row(*row) for row in found]
+            return [self._row(*row) for row in found if row is not None]
 
     def labels(self, root: str) -> Iterator[tuple[str | None, str | None, bytes]]:
         """Yield label, split and key of the readable pictures of the dataset at `root`, in order, none kept."""

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Collection
+from itertools import chain
 from pathlib import Path
 
 from featcache.store.files import move, read_bounded, remove, write_atomic
@@ -63,9 +64,10 @@ class Networks:
 
 
 class Indexes(Networks):
-    """Indexes of the vectors of datasets, `indexes/<name>-<sha256[:16]>.faiss`, kept as exported networks are."""
+    """Indexes of the vectors of datasets, `indexes/<name>-<sha256[:16]>.safetensors`, kept as networks are."""
 
-    suffix = ".faiss"
+    suffix = ".safetensors"
+    old_suffix = ".faiss"
     what = "the index"
 
     @staticmethod
@@ -73,18 +75,20 @@ class Indexes(Networks):
         """Return the name of the index of a dataset as the run with this number saved it: 8 digits of which, 8 when."""
         return f"{_digest(os.fsencode(root) + fingerprint.encode())[:8]}{run:08x}"
 
-    def replace(self, name: str, index: memoryview) -> None:
+    def replace(self, name: str, index: bytes) -> None:
         """Keep an index, and delete older ones of the same vectors; raises `CacheWriteError`."""
         kept = self.keep(name, index)
-        for path in self._folder.glob(f"{name[:8]}*{self.suffix}"):
+        for path in self._files(f"{name[:8]}*"):
             if path != kept:
                 remove(path)
 
     def besides(self, names: Collection[str]) -> list[Path]:
         """Return the files of all indexes but those with these names."""
-        return sorted(
-            path for path in self._folder.glob(f"*{self.suffix}") if path.name[:16] not in names and path.is_file()
-        )
+        return sorted(path for path in self._files("*") if path.suffix != self.suffix or path.name[:16] not in names)
+
+    def _files(self, pattern: str) -> list[Path]:
+        found = (self._folder.glob(pattern + suffix) for suffix in (self.suffix, self.old_suffix))
+        return [path for path in chain.from_iterable(found) if path.is_file()]
 
 
 def _digest(network: bytes | memoryview) -> str:

@@ -98,4 +98,4 @@ def indexes() -> list[bytes]:
 
 
 def use_index(path: Path) -> object:
-    return Index.from_bytes(path.read_bytes()).candidates(X[0], 10)
+    return Index.from_bytes(sealed_again(path.read_bytes())).candidates(X[0], 10)

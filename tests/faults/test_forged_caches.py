@@ -258,7 +258,7 @@ def test_what_is_no_file_beside_the_catalog_is_neither_written_nor_waited_for(
 
 @pytest.mark.parametrize("what", ["fifo", "device", "folder"])
 @pytest.mark.parametrize(
-    "name", [".lock", "networks/{}-x.onnx", "indexes/x.faiss", "trainings/x.pt", "models/x.safetensors"]
+    "name", [".lock", "networks/{}-x.onnx", "indexes/x.safetensors", "trainings/x.pt", "models/x.safetensors"]
 )
 def test_nothing_in_a_cache_is_waited_for(run: Run, cache: Path, photos: Path, name: str, what: str) -> None:
     (folder,) = (cache / "segments").iterdir()

@@ -708,6 +708,21 @@ def test_the_bytes_of_a_network_are_those_that_were_checked(tmp_path: Path) -> N
         assert [kept.read_bytes() for kept in cache.quarantined()] == [b"another"]
 
 
+def test_an_index_comes_back_as_it_was() -> None:
+    pytest.importorskip("faiss")
+    from featcache.search import Index
+
+    X = np.random.default_rng(0).normal(size=(900, 24)).astype(np.float32)
+    made = Index.train(X, 9).filled([(np.arange(400), X[:400]), (np.arange(400, 900), X[400:])])
+    found = Index.from_bytes(made.to_bytes())
+    assert (len(found), found.dim, found.to_bytes()) == (900, 24, made.to_bytes())
+    for row in range(0, 900, 90):
+        for one, other in zip(found.candidates(X[row], 40), made.candidates(X[row], 40), strict=True):
+            assert one.tolist() == other.tolist()
+    empty = Index.from_bytes(Index.train(X, 9).to_bytes())
+    assert len(empty) == 0
+
+
 def test_an_index_that_is_none_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("faiss")
     from featcache.search import Index
