@@ -507,3 +507,11 @@ def test_the_list_of_what_could_not_be_read_outlives_the_next_extraction(run: Ru
         listings.append(Path(said.rsplit("listed in ", 1)[1].strip()))
     for name, listing in zip(("one", "two"), listings, strict=True):
         assert str(tmp_path / name / "leaf" / "rubbish.jpg") in listing.read_text()
+
+
+def test_ctrl_c_while_the_command_line_is_loaded_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-m", "featcache", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "featcache: interrupted before it began\n")
