@@ -20,18 +20,18 @@ MAX_PIXELS = 2 * 89_478_485
 """Pictures with more pixels are refused: Pillow's own limit, whatever the program around sets Pillow's to."""
 
 MAX_READS = 2**20
-"""Pillow asks a file for bytes so often at most, where a 512 MiB photograph takes a tenth of it: up to 5 seconds."""
+"""Pillow asks a file for bytes so often at most, where a 512 MiB photograph takes a quarter of it: up to 5 seconds."""
 
-MAX_SLOW_PIXELS = 2**23
-MAX_SLOW_BYTES = 2**27
-"""What Pillow decodes in Python has so many pixels, of 4 microseconds each, in so many bytes."""
+MAX_SLOW_PIXELS = 2**22
+MAX_SLOW_BYTES = 2**26
+"""What Pillow decodes in Python has so many pixels, of 4 to 7 microseconds each, in so many bytes."""
 
 MAX_HEADER = 2**22
 """So many bytes of headers are taken apart: of a JPEG all but its comments and other applications' segments, of a JPEG
-2000 all boxes but those of pixels, and Exif data."""
+2000 the box of headers, and Exif data."""
 
 MAX_ITEMS = 2**19
-"""So many bytes of boxes other than pixels an AVIF or HEIC has: libavif looks for each item among all others."""
+"""So many bytes of items and tracks an AVIF or HEIC has: libavif looks for each item among all others."""
 
 MAX_SEGMENTS = 10_000
 """A JPEG has so many segments before its pixels: of full ones, 512 MiB hold 8,192."""
@@ -63,11 +63,13 @@ _LONG = (
 each part, a packed text of a PNG is a megabyte, a comment of a plain PPM moves a megabyte."""
 
 _QUICK = {"SGI16"}
+_HEAVY = {"JPEG2000": (MAX_PIXELS, 2**27), "AVIF": (2**26, 2**29), "HEIF": (2**26, 2**29)}
 _MARKER = re.compile(rb"\xff([\xc0-\xfe])")
 _NO_BODY = {0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
 _START_OF_SCAN = 0xDA
-_PHOTO_BOXES = {b"mdat", b"jp2c", b"free", b"skip", b"uuid", b"xml "}
+_HEADER_BOXES = {b"ftyp", b"meta", b"moov", b"jp2h"}
 _NUMBERS = {3: "H", 4: "L", 5: "LL", 6: "b", 8: "h", 9: "l", 10: "ll", 11: "f", 12: "d", 13: "L", 16: "Q"}
+_WHOLE = {3, 4, 8, 9, 13, 16}
 _DIRECTORIES = (34665, 34853, 40965)
 
 
@@ -103,34 +105,34 @@ def bounded(data: bytes) -> Asked:
     elif data.startswith((b"II", b"MM")):
         _check_numbers(data)
     elif data[4:8] in (b"ftyp", b"jP  "):
-        taken = sum(size for name, size in _boxes(data) if name not in _PHOTO_BOXES)
+        taken = sum(size for name, size in _boxes(data) if name in _HEADER_BOXES)
         _at_most(taken, MAX_ITEMS if data[4:8] == b"ftyp" else MAX_HEADER, "bytes of headers")
     elif data.startswith(b"8BPS"):
         _at_most(max(struct.unpack(">II", data[14:22].ljust(8, b"\0"))), MAX_PSD_EDGE, "pixels a side")
     elif data.startswith((b"\0\0\1\0", b"icns")):
+        _at_most(len(data), MAX_SLOW_BYTES, "bytes in an icon")
         for width, height in _nested(data):
             _at_most(width * height, MAX_NESTED_PIXELS, "pixels in an icon")
     return Asked(data)
 
 
-def check_opened(image: Image.Image, file: Asked | None = None) -> None:
+def check_opened(image: Image.Image, file: Asked) -> None:
     """Refuse a picture that is opened, and would take very long or very much memory to decode.
 
     What is decoded in Python may ask `file` more often, as it has pixels. Raises `PictureError`.
     """
-    pixels = image.width * image.height
+    pixels, n_bytes = image.width * image.height, file.getbuffer().nbytes
     if pixels > MAX_PIXELS:
         raise PictureError(f"too many pixels to be a photograph: {pixels:,}, at most {MAX_PIXELS:,} are decoded")
     coders: set[str] = {tile[0] for tile in getattr(image, "tile", None) or ()}
     if coders & (set(Image.DECODERS) - _QUICK):
-        _at_most(pixels, MAX_SLOW_PIXELS, f"pixels in {image.format} of this kind, decoded slowly: save it as PNG")
-        _at_most(
-            file.getbuffer().nbytes if file else 0,
-            MAX_SLOW_BYTES,
-            f"bytes in {image.format} of this kind, decoded slowly: save it as PNG",
-        )
-        if file is not None:
-            file.left += 2 * pixels
+        kind = f"in a slowly decoded kind of {image.format}"
+        _at_most(pixels, MAX_SLOW_PIXELS, f"pixels {kind}", "save it as PNG")
+        _at_most(n_bytes, MAX_SLOW_BYTES, f"bytes {kind}", "save it as PNG")
+        file.left += 2 * pixels
+    elif image.format in _HEAVY:
+        _at_most(pixels, _HEAVY[image.format][0], f"pixels of {image.format}", "save it as PNG")
+        _at_most(n_bytes, _HEAVY[image.format][1], f"bytes of {image.format}", "save it as PNG")
     exif: Any = image.info.get("exif") or b""
     _at_most(len(exif), MAX_HEADER, "bytes of Exif data")
     _at_most(len(image.info.get("Raw profile type exif", "")), MAX_HEADER // 16, "characters of Exif data")
@@ -138,9 +140,9 @@ def check_opened(image: Image.Image, file: Asked | None = None) -> None:
         _check_numbers(exif.removeprefix(b"Exif\0\0"))
 
 
-def _at_most(found: int, limit: int, what: str) -> None:
+def _at_most(found: int, limit: int, what: str, advice: str = "no photograph, save it anew") -> None:
     if found > limit:
-        raise PictureError(f"{found:,} {what}, at most {limit:,} are taken: no photograph, save it anew")
+        raise PictureError(f"{found:,} {what}, at most {limit:,} are taken: {advice}")
 
 
 def _check_segments(data: bytes) -> None:
@@ -148,10 +150,10 @@ def _check_segments(data: bytes) -> None:
     at, segments, taken = 2, 0, 0
     while (found := _MARKER.search(data, at)) and found[1][0] != _START_OF_SCAN:
         marker, at = found[1][0], found.end()
-        if marker in _NO_BODY:
-            continue
         segments += 1
         _at_most(segments, MAX_SEGMENTS, "segments")
+        if marker in _NO_BODY:
+            continue
         length = max(2, int.from_bytes(data[at : at + 2], "big"))
         is_passed_over = 0xE0 <= marker <= 0xEF or marker == 0xFE
         if not is_passed_over or data[at + 2 : at + 8] in (b"Exif\0\0", b"Photos"):
@@ -176,13 +178,12 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
 
 def _nested(data: bytes) -> Iterator[tuple[int, int]]:
     """Yield the sizes of all pictures in an ICO or ICNS, and of whatever looks like one."""
-    for name in (b"IHDR", b"ihdr", b"\xff\x4f\xff\x51"):
-        for found in re.finditer(re.escape(name) + (b"....." * 4 if name[0] == 0xFF else b"." * 8), data, re.DOTALL):
-            if name[0] == 0xFF:
-                right, lower, left, upper = struct.unpack(">4I", found[0][8:24])
-                yield max(0, right - left), max(0, lower - upper)
-            else:
-                yield struct.unpack(">II", found[0][4:12])
+    for name in (b"IHDR", b"ihdr"):
+        for found in re.finditer(b"(?=%b(.{8}))" % name, data, re.DOTALL):  # ahead, for one may overlap another
+            yield struct.unpack(">II", found[1])
+    for found in re.finditer(b"(?=\\xff\\x4f\\xff\\x51.{4}(.{16}))", data, re.DOTALL):
+        right, lower, left, upper = struct.unpack(">4I", found[1])
+        yield max(0, right - left), max(0, lower - upper)
     if data[:1] == b"\0":
         for number in range(min(int.from_bytes(data[4:6], "little"), len(data) // 16)):
             place = int.from_bytes(data[18 + 16 * number : 22 + 16 * number], "little")
@@ -217,6 +218,6 @@ def _check_numbers(data: bytes) -> None:
                 if there + count * long > len(data):
                     continue  # not there, so it is passed over
             numbers += count
-            if tag in _DIRECTORIES and len(places) < MAX_DIRECTORIES:
-                places.append(int(abs(struct.unpack_from(order + _NUMBERS[kind], raw)[0])))
+            if tag in _DIRECTORIES and kind in _WHOLE and len(places) < MAX_DIRECTORIES:
+                places.append(abs(struct.unpack_from(order + _NUMBERS[kind], raw)[0]))
         _at_most(numbers, MAX_NUMBERS, "numbers in its directory")

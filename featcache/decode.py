@@ -191,7 +191,7 @@ def identified(data: bytes) -> Image.Image:
             opened: Image.Image = heif.HeifImageFile(file)
         except (SyntaxError, IndexError, TypeError) as error:
             raise PictureError("broken picture: HEIC that pillow-heif cannot identify") from error
-        check_opened(opened)
+        check_opened(opened, file)
         return opened
     if data.startswith(_EPS):
         raise PictureError("EPS is a program, not a photograph: convert it")
