@@ -15,15 +15,13 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from featcache.augment import draw
+from featcache.bounds import bounded, check_opened
 from featcache.errors import PictureError
 from featcache.records import ORIGINAL, Look, Preprocess, is_drawn
 from featcache.resize import resize
 
 LARGE_PIXELS = 2**25
 """Pictures with more pixels are decoded one at a time, so that a few huge ones do not fill the memory together."""
-
-MAX_PIXELS = 2 * 89_478_485
-"""Pictures with more pixels are refused: Pillow's own limit, whatever the program around sets Pillow's to."""
 
 MAX_SCANS = 100
 MAX_SCANNED = 2**31
@@ -162,7 +160,6 @@ def _opened(data: bytes, draft: int | None, use: Callable[[Image.Image, tuple[in
     try:
         with identified(data) as image:
             size = image.size
-            _check_work(image, data)
             if draft is not None:
                 scale = 2 * draft / min(size)
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
@@ -181,27 +178,33 @@ def _opened(data: bytes, draft: int | None, use: Callable[[Image.Image, tuple[in
 
 
 def identified(data: bytes) -> Image.Image:
-    """Open a picture of one of our `FORMATS`, or a HEIC; raises `PictureError` or `OSError`."""
+    """Open a picture of one of our `FORMATS`, or a HEIC, that can be decoded in bounded time and memory.
+
+    Raises `PictureError` or `OSError`.
+    """
+    file = bounded(data)
     if data[4:12] in _HEIC_BRANDS:
         heif = _heif_plugin()
         if heif is None:
             raise PictureError("HEIC picture: install pillow-heif (pip install 'featcache[heic]')")
         try:
-            opened: Image.Image = heif.HeifImageFile(io.BytesIO(data))
+            opened: Image.Image = heif.HeifImageFile(file)
         except (SyntaxError, IndexError, TypeError) as error:
             raise PictureError("broken picture: HEIC that pillow-heif cannot identify") from error
+        check_opened(opened, file)
         return opened
     if data.startswith(_EPS):
         raise PictureError("EPS is a program, not a photograph: convert it")
     Image.init()
-    return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+    opened = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    check_opened(opened, file)
+    _check_scans(opened, data)
+    return opened
 
 
-def _check_work(image: Image.Image, data: bytes) -> None:
-    """Refuse what would take a very long time or very much memory to decode, before it is begun."""
+def _check_scans(image: Image.Image, data: bytes) -> None:
+    """Refuse a JPEG that goes over its pixels very often."""
     pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise PictureError(f"too many pixels to be a photograph: {pixels:,}, at most {MAX_PIXELS:,} are decoded")
     if image.format in ("JPEG", "MPO") and data.count(_SCAN) > 1:
         scans = data.count(_SCAN)
         if scans > MAX_SCANS or scans * pixels > MAX_SCANNED:

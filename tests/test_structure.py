@@ -25,6 +25,7 @@ LAYERS = [
     "sources",
     "resize",
     "augment",
+    "bounds",
     "decode",
     "discover",
     "backbones",

@@ -1,0 +1,249 @@
+"""Pictures made to take hours or all memory: each is refused by its rule, and one just within it is decoded."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from featcache import bounds
+from featcache.decode import FORMATS, decode, identified
+from featcache.errors import PictureError
+from featcache.records import Preprocess
+
+STEPS = Preprocess(32, 32, "bilinear", (0, 0, 0), (1, 1, 1))
+Image.init()
+PIXELS = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+
+
+def encoded(form: str, mode: str = "RGB", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(PIXELS).convert(mode).save(stream, form, **options)
+    return stream.getvalue()
+
+
+def chunk(name: bytes, body: bytes = b"") -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def in_png(parts: bytes) -> bytes:
+    data = encoded("PNG")
+    return data[:33] + parts + data[33:]
+
+
+def segment(marker: int, body: bytes = b"") -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def in_jpeg(parts: bytes) -> bytes:
+    data = encoded("JPEG")
+    return data[:2] + parts + data[2:]
+
+
+def directory(entries: list[tuple[int, int, int, int]], body: bytes = b"") -> bytes:
+    """Return the bytes of a TIFF, or of Exif data, with one directory: tag, kind, count and value of each entry."""
+    packed = b"".join(struct.pack("<HHLL", *entry) for entry in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(4) + body
+
+
+def tiff(n: int) -> bytes:
+    """Return a grey TIFF whose last tag, of no meaning, has `n` numbers."""
+    tags = [(256, 4, 1, 32), (257, 4, 1, 32), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 134)]
+    tags += [(277, 3, 1, 1), (278, 4, 1, 32), (279, 4, 1, 1024), (60000, 3, n, 134 + 1024)]
+    return directory(tags, PIXELS[..., 0].tobytes() + bytes(2 * n))
+
+
+def below(n: int) -> bytes:
+    """Return Exif data that turn a picture, with a directory of `n` numbers below the first one."""
+    second = struct.pack("<H", 1) + struct.pack("<HHLL", 0x9000, 3, n, 56) + bytes(4) + bytes(2 * n)
+    return directory([(0x0112, 3, 1, 3), (0x8769, 4, 1, 38)], second)
+
+
+def gif(n: int) -> bytes:
+    data = encoded("GIF", "L")
+    at = data.index(b",", 13 + 768)
+    return data[:at] + b"!\xfe" + b"\1A" * n + b"\0" + data[at:]
+
+
+def psd(height: int) -> bytes:
+    rows = PIXELS[:, 0].T.tobytes()
+    return b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, height, 1, 8, 3) + bytes(12) + b"\0\0" + rows.ljust(3 * height)
+
+
+def icon(form: str, picture: bytes) -> bytes:
+    if form == "ICNS":
+        return b"icns" + struct.pack(">I4sI", 16 + len(picture), b"ic10", 8 + len(picture)) + picture
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 32, 32, 0, 0, 1, 24, len(picture), 22) + picture
+
+
+def header_alone(width: int, height: int) -> bytes:
+    """Return a PNG whose first header says that it is small, and whose second one does not."""
+    small, large = (struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 0) for size in ((32, 32), (width, height)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", small) + chunk(b"IHDR", large) + chunk(b"IDAT") + chunk(b"IEND")
+
+
+def dib(width: int, height: int) -> bytes:
+    return struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(9)
+
+
+def boxed(form: str, name: bytes, n: int) -> bytes:
+    """Return a picture in boxes, one of which has `n` bytes more, of an empty box."""
+    data = encoded(form)
+    at = data.index(name) - 4
+    (size,) = struct.unpack_from(">I", data, at)
+    inside, rest = data[at + 8 : at + size], data[at + size :]
+    empty = struct.pack(">I4s", n, b"moov" if form == "AVIF" else b"free").ljust(n, b"\0")
+    if form == "AVIF":  # at the end, for the pixels lie where they were
+        return data + empty
+    return data[:at] + struct.pack(">I4s", size + n, name) + inside + empty + rest
+
+
+TURNED = b"Exif\0\0" + directory([(0x0112, 3, 1, 3)])
+PACKED = b"a\0\0" + zlib.compress(bytes(2**16))
+RULES: dict[str, tuple[Callable[[int], bytes], int, int, str]] = {
+    "comments of a plain PPM": (lambda n: b"P2 32 32 255\n" + b"#\n" * n + b"7 " * 1024, 256, 257, "parts #"),
+    "Exif of a JPEG": (lambda n: in_jpeg(segment(0xE1, b"Exif\0\0M") * n), 256, 257, "parts Exif"),
+    "large Exif of a JPEG": (
+        lambda n: in_jpeg(segment(0xE1, b"Exif\0\0" + b"M" * 60_000) * n), 68, 70, "bytes of headers",
+    ),
+    "Photoshop's in a JPEG": (
+        lambda n: in_jpeg(segment(0xED, b"Photoshop 3.0\0" + bytes(60_000)) * n), 68, 70, "bytes of headers",
+    ),
+    "tables of a JPEG": (lambda n: in_jpeg(segment(0xDB, (b"\0" + b"\1" * 64) * 900) * n), 70, 72, "bytes of headers"),
+    "comments of a JPEG": (lambda n: in_jpeg(segment(0xFE) * n), 9_000, 10_001, "segments"),
+    "markers of a JPEG": (lambda n: in_jpeg(b"\xff\xd0" * n), 9_000, 10_001, "segments"),
+    "fill bytes of a JPEG": (lambda n: in_jpeg(b"\xff" * n), 2**9, 2**12, "its parts are so many"),
+    "junk in a JPEG": (lambda n: in_jpeg(segment(0xFE) + bytes(n)), 2**9, 2**12, "its parts are so many"),
+    "profiles of a PNG": (lambda n: in_png(chunk(b"iCCP", PACKED) * n), 256, 257, "parts iCCP"),
+    "texts of a PNG": (lambda n: in_png(chunk(b"zTXt", PACKED) * n), 256, 257, "parts zTXt"),
+    "chunks of a PNG": (lambda n: in_png(chunk(b"prVt") * n), 2**9, 2**12, "its parts are so many"),
+    "chunks after a PNG": (
+        lambda n: encoded("PNG")[:-12] + chunk(b"prVt") * n + chunk(b"IEND"), 2**9, 2**12, "its parts are so many",
+    ),
+    "Exif of a PNG": (
+        lambda n: in_png(chunk(b"eXIf", directory([]).ljust(n))), 2**22 - 8, 2**22, "bytes of Exif data"
+    ),
+    "Exif as text in a PNG": (
+        lambda n: in_png(chunk(b"tEXt", b"Raw profile type exif\0\nexif\n0\n%b" % TURNED.hex().encode().ljust(n))),
+        2**18 - 8, 2**18, "characters of Exif data",
+    ),
+    "numbers below the Exif of a PNG": (
+        lambda n: in_png(chunk(b"eXIf", below(n))), 2**16, 2**20, "numbers in its directory",
+    ),
+    "numbers of a TIFF": (tiff, 2**20 - 9, 2**20 - 8, "numbers in its directory"),
+    "blocks of a GIF": (gif, 2**9, 2**12, "its parts are so many"),
+    "rows of a PSD": (psd, 30_000, 30_001, "pixels a side"),
+    "empty parts of an ICNS": (
+        lambda n: icon("ICNS", b"").replace(b"\0\0\0\x10", b"\0\xff\xff\xff")[:8] + b"abcd\0\0\0\x08" * n, 0, 2**12,
+        "its parts are so many",
+    ),
+    "bytes of an icon": (lambda n: icon("ICO", encoded("PNG")).ljust(n), 2**20, 2**26 + 1, "bytes in an icon"),
+    "headers of a JPEG 2000": (lambda n: boxed("JPEG2000", b"jp2h", n), 2**22 - 200, 2**22, "bytes of headers"),
+    "boxes of a JPEG 2000": (
+        lambda n: encoded("JPEG2000")[:32] + b"\0\0\0\x08free" * n + encoded("JPEG2000")[32:], 9_000, 10_001, "boxes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Metadata Warning")
+@pytest.mark.parametrize("name", RULES)
+def test_a_picture_of_very_many_parts_is_refused_and_one_of_many_decoded(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, within, beyond, reason = RULES[name]
+    assert bounds.Asked.left == 2**20
+    if "parts are so many" in reason:
+        monkeypatch.setattr(bounds.Asked, "left", 2**12)
+    with pytest.raises(PictureError, match=reason):
+        decode(make(beyond), STEPS)
+    if name == "empty parts of an ICNS":  # which is no picture within it either
+        return
+    assert decode(make(within), STEPS).shape == (32, 32, 3)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
+def test_an_avif_of_very_many_items_is_refused() -> None:
+    with pytest.raises(PictureError, match="bytes of headers, at most 524,288 are taken"):
+        identified(boxed("AVIF", b"mdat", 2**19))
+    assert decode(encoded("AVIF"), STEPS).shape == (32, 32, 3)
+
+
+def qoi(width: int, height: int) -> bytes:
+    pixels = b"".join(b"\xfe" + bytes(pixel) for pixel in PIXELS.reshape(-1, 3)[: width * height])
+    return b"qoif" + struct.pack(">IIBB", width, height, 3, 0) + pixels + bytes(7) + b"\1"
+
+
+def dds(width: int, height: int) -> bytes:
+    head = struct.pack("<IIIIIII", 124, 0x1007, height, width, 0, 0, 1) + bytes(44)
+    form = struct.pack("<IIIIIIII", 32, 0x40, 0, 24, 0xFF, 0xFF00, 0xFF0000, 0)
+    return b"DDS " + head + form + struct.pack("<IIIII", 0x1000, 0, 0, 0, 0) + PIXELS.tobytes()[: 3 * width * height]
+
+
+def bmp(width: int, height: int) -> bytes:
+    body = b"\1\5\0\0" * height + b"\0\1"
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(body), 0, 0, 1078) + head + bytes(1024) + body
+
+
+SLOW: dict[str, Callable[[int, int], bytes]] = {
+    "QOI": qoi,
+    "DDS": dds,
+    "BMP": bmp,
+    "PPM": lambda width, height: b"P3 %d %d 255\n" % (width, height) + b"7 " * (3 * width * height),
+    "PPM with another brightest": lambda width, height: b"P6 %d %d 254\n" % (width, height) + bytes(3 * width * height),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_what_is_decoded_in_python_has_a_limit_of_its_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "BMP":
+        with pytest.raises(
+            PictureError, match=r"^4,198,400 pixels in a slowly decoded kind of BMP, at most 4,194,304 "
+        ):
+            decode(bmp(2**12, 2**10 + 1), STEPS)
+    monkeypatch.setattr(bounds, "MAX_SLOW_PIXELS", 32 * 32)
+    monkeypatch.setattr(bounds.Asked, "left", 60)
+    assert decode(SLOW[name](32, 32), STEPS).shape == (32, 32, 3)
+    with pytest.raises(PictureError, match=r"pixels in a slowly decoded kind of \w+, at most 1,024 .* save it as PNG$"):
+        decode(SLOW[name](32, 33), STEPS)
+    monkeypatch.setattr(bounds, "MAX_SLOW_BYTES", 100)
+    with pytest.raises(PictureError, match=r"bytes in a slowly decoded kind of \w+, at most 100 .* save it as PNG$"):
+        decode(SLOW[name](32, 32), STEPS)
+
+
+def test_what_is_decoded_in_c_has_not() -> None:
+    large = b"P5 4096 2048 255\n" + bytes(2**23)
+    assert not decode(large, STEPS).any()
+
+
+@pytest.mark.parametrize("form", ["ICO", "ICNS"])
+@pytest.mark.parametrize("name", ["png", "dib", "dib from the top", "jpeg 2000"])
+def test_a_large_picture_in_an_icon_is_refused_before_it_is_decoded(
+    form: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (form == "ICNS" and "dib" in name) or (form == "ICO" and name == "jpeg 2000"):
+        pytest.skip("no such icons")
+    jp2 = encoded("JPEG2000")
+    made = {
+        "png": header_alone(4096, 4097),
+        "dib": dib(4096, 4097),
+        "dib from the top": dib(4096, -4097),
+        "jpeg 2000": jp2.replace(struct.pack(">II", 32, 32), struct.pack(">II", 4096, 4097)),
+    }
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(PictureError, match="16,781,312 pixels in an icon, at most 16,777,216 are taken"):
+        identified(icon(form, made[name]))
+
+
+@pytest.mark.parametrize("form", sorted(set(FORMATS) & set(Image.SAVE)))
+def test_an_ordinary_picture_of_any_format_has_its_pixels(form: str) -> None:
+    mode = "1" if form in ("MSP", "XBM") else "RGB"
+    data = encoded(form, mode, **({"sizes": [(32, 32)]} if form == "ICO" else {}))
+    with Image.open(io.BytesIO(data)) as wanted, identified(data) as found:
+        assert np.array_equal(np.asarray(found.convert("RGB")), np.asarray(wanted.convert("RGB")))
