@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from featcache.augment import draw
 from featcache.bounds import bounded, check_opened
@@ -30,6 +30,17 @@ in all of them together, which takes up to half a minute."""
 
 BAND_PIXELS = 2**22
 """A large picture is converted so many pixels at a time, since a conversion holds it several times over."""
+
+_TURNS: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What each orientation of Exif needs to stand upright."""
 
 FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "MPO", "QOI"),
@@ -137,7 +148,9 @@ def as_file(picture: Image.Image | npt.NDArray[Any]) -> bytes:
         raise PictureError(f"a picture of the format {picture.format} is not decoded here: convert it")
     try:
         rgb = _upright_rgb(picture.copy())
-    except OSError as error:
+    except (PictureError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's plugins raise almost anything on broken files
         raise PictureError(f"broken picture: {' '.join(str(error).split())}") from error
     return b"P6\n%d %d\n255\n" % rgb.size + rgb.tobytes()
 
@@ -217,8 +230,18 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if "transparency" in image.info and "RGB;16B" in str(getattr(image, "tile", "")):
         # Pillow keeps 8 bits of the pixels and all 16 of the transparent colour, so they cannot be compared.
         raise PictureError("16-bit colour picture with one transparent colour: convert it to 8 bit")
-    ImageOps.exif_transpose(image, in_place=True)
-    return to_rgb(image)
+    return to_rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return the picture turned as its Exif says; Pillow's own way writes the Exif anew, and fails on an odd tag."""
+    image.load()  # some formats have their Exif behind the pixels
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.format = image.format
+    return turned
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

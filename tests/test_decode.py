@@ -364,6 +364,27 @@ STORED = {
 
 
 class TestOrientation:
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            (0x9286, 7, 4, b"\0\0\0\0"),
+            (0x11A, 2, 4, b"abc\0"),
+            (0x8769, 4, 1, b"\x9f\x86\1\0"),
+            (0x102, 8, 2, b"\xff\xff\1\0"),
+        ],
+    )
+    def test_an_odd_tag_beside_it_breaks_no_picture(self, odd: tuple[int, int, int, bytes]) -> None:
+        plain = encoded(Image.fromarray(np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)), "JPEG")
+        looks = []
+        for tags in ([], [odd]):
+            entries = sorted([(0x112, 3, 1, b"\6\0\0\0"), *tags])
+            packed = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+            exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + b"\0" * 44
+            data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
+            looks.append(decode(data, steps(resize=32, crop=32)))
+        assert np.array_equal(*looks)
+        assert not np.array_equal(looks[0], decode(plain, steps(resize=32, crop=32)))
+
     @pytest.mark.parametrize("orientation", STORED)
     def test_every_orientation_decodes_as_the_upright_picture(self, orientation: int) -> None:
         upright = Image.fromarray(noise(90, 60))
