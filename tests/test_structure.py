@@ -18,6 +18,7 @@ PACKAGE = Path(featcache.__file__).parent
 README = Path(__file__).parent.parent / "README.md"
 LAYERS = [
     "errors",
+    "texts",
     "sheets",
     "process",
     "records",

@@ -14,6 +14,7 @@ from typing import Any
 
 from featcache.discover.folders import SPLIT_NAMES
 from featcache.errors import DatasetError, UsageError
+from featcache.texts import flaw, flaw_of_names
 
 Columns = Mapping[str, str]
 """The names that a user's data has for `path`, `label` and `split`."""
@@ -44,6 +45,12 @@ def check_no_columns(root: str, columns: Columns) -> None:
             f"{root} has no columns: its labels and splits are the names of its folders; leave --columns out, or list "
             "the pictures in a CSV manifest"
         )
+
+
+def check_names(names: Any, where: str) -> None:
+    """Raise `DatasetError` for names of classes that are no list of different texts."""
+    if (said := flaw_of_names(names)) is not None:
+        raise DatasetError(f"{where}: the names of its classes cannot be used, {said}: name them anew")
 
 
 class Labels:
@@ -92,6 +99,8 @@ def one_label(value: Any, where: str, names: Sequence[str] = ()) -> str | None:
     if isinstance(value, bytes):
         value = value.decode(errors="surrogateescape")
     if isinstance(value, str):
+        if (said := flaw(value)) is not None:
+            raise DatasetError(f"{where}: the label {value!r:.60} cannot be kept, {said}: write it anew")
         return _of_text(value.strip(), where) or None
     if value is None or (isinstance(value, float | Decimal) and math.isnan(value)):
         return None

@@ -14,8 +14,8 @@ from featcache.sheets import meant
 from featcache.sources import exists
 from featcache.sources.addresses import folder_of, joined
 from featcache.sources.containers import opened
+from featcache.texts import LONGEST, flaw
 
-LONGEST_LINE = 2**20
 MOST_COLUMNS = 10_000
 
 Row = tuple[str, str, str | None, str | None]
@@ -44,6 +44,8 @@ def listed(root: str, rows: Iterable[Row], folder: str | None = None) -> Iterato
     for where, path, label, split in rows:
         if not path:
             raise DatasetError(f"{root}, {where}: the path is empty")
+        if (said := flaw(path)) is not None:
+            raise DatasetError(f"{root}, {where}: no file can have the path {path!r:.60}: {said}")
         address = joined(above, path)
         if not exists(address):
             raise DatasetNotFoundError(f"{root}, {where}: no such file: {path} (paths are relative to {base})")
@@ -61,9 +63,9 @@ def listed(root: str, rows: Iterable[Row], folder: str | None = None) -> Iterato
 
 def _lines(root: str, stream: TextIO) -> Iterator[str]:
     """Yield the lines of a manifest; one without end would be read into memory whole."""
-    while line := stream.readline(LONGEST_LINE):
-        if len(line) == LONGEST_LINE:
-            raise DatasetError(f"{root} has a line of more than {LONGEST_LINE:,} characters: it is no list of pictures")
+    while line := stream.readline(LONGEST):
+        if len(line) == LONGEST:
+            raise DatasetError(f"{root} has a line of more than {LONGEST:,} characters: it is no list of pictures")
         yield line
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.discover.folders import SPLIT_NAMES
-from featcache.discover.labels import Columns, Labels, one_label, one_split
+from featcache.discover.labels import Columns, Labels, check_names, one_label, one_split
 from featcache.discover.manifests import Row, listed
 from featcache.errors import DatasetError
 from featcache.records import Dataset, Item
@@ -113,7 +113,9 @@ def _column(rows: Table, name: str) -> _Column | None:
     if name not in rows.schema.names:
         return None
     noted: Any = rows.features.get(name)
-    return _Column(name, tuple(noted.get("names") or ()) if isinstance(noted, dict) else ())
+    names = (noted.get("names") or ()) if isinstance(noted, dict) else ()
+    check_names(names, f"{rows.address}, column {name!r}")
+    return _Column(name, tuple(names))
 
 
 def _of_type(rows: Table, kind: str) -> list[str]:

@@ -6,20 +6,27 @@ import json
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterator
 from functools import cached_property
+from os import SEEK_END
 from typing import Any
 
+from featcache import texts
 from featcache.errors import DatasetError, DatasetNotFoundError, PictureError
 from featcache.sources import local
 from featcache.sources.addresses import folder_of, is_remote, joined
 from featcache.sources.arrow import ArrowFile
 from featcache.sources.containers import opened
+from featcache.texts import Values
 
 GROUPS_KEPT = 2
 """How many groups of rows of a Parquet file are in memory: threads read a few rows apart."""
 
 MOST_GROUP_BYTES = 2 * 2**30
 ROWS_AT_ONCE = 16
+
+ALWAYS_ROWS = 2**20
+"""A table has no more rows than these, or than bytes: each becomes a picture in memory."""
 
 
 class Table:
@@ -37,6 +44,8 @@ class Table:
         self._parquet: Any = None
         self._arrow: Any = None
         try:
+            with opened(address) as file:
+                self._size = file.seek(0, SEEK_END)
             if address.lower().endswith(".parquet"):
                 self._parquet = pq.ParquetFile(opened(address))
                 self.schema = self._parquet.schema_arrow
@@ -48,6 +57,8 @@ class Table:
             raise
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DatasetError(f"{address} is no whole table ({_line(error)}): fetch or make it again") from error
+        if self.n_rows > max(ALWAYS_ROWS, self._size):
+            raise DatasetError(f"{address} has {self.n_rows:,} rows in {self._size:,} bytes: it is no list of pictures")
 
     @property
     def n_rows(self) -> int:
@@ -59,18 +70,37 @@ class Table:
         """What `datasets` notes of each column, by name; empty where it did not write the file."""
         noted = (self.schema.metadata or {}).get(b"huggingface", b"{}")
         try:
-            return dict(json.loads(noted).get("info", {}).get("features") or {})
+            found = json.loads(noted).get("info", {}).get("features") or {}
+            if not isinstance(found, dict):
+                raise ValueError("its features are no table")
+            return found
         except (ValueError, AttributeError, RecursionError) as error:
             raise DatasetError(f"{self.address}: what `datasets` noted of its columns is broken: {error}") from error
 
     def column(self, name: str) -> list[Any]:
-        """Return the values of a column of small values; raises `DatasetError`."""
-        read = self._arrow.column if self._parquet is None else self._whole_column
-        found: list[Any] = self._read(lambda: read(name).to_pylist())
+        """Return the values of a column of texts or numbers; raises `DatasetError`."""
+        values = Values(self._size)
+        chunks = self._arrow_chunks if self._parquet is None else self._parquet_chunks
+        try:
+            found: list[Any] = self._read(lambda: [value for chunk in chunks(name) for value in values.of(chunk)])
+        except ValueError as error:
+            if isinstance(error, DatasetError):
+                raise
+            raise DatasetError(f"{self.address}: the column {name!r} cannot be used: {_line(error)}") from error
+        if len(found) != self.n_rows:
+            raise DatasetError(f"{self.address}: the column {name!r} has not the {self.n_rows:,} rows of the table")
         return found
 
-    def _whole_column(self, name: str) -> Any:
-        return self._parquet.read(columns=[name]).column(name)
+    def _arrow_chunks(self, name: str) -> Iterator[Any]:
+        yield from self._arrow.column(name).chunks
+
+    def _parquet_chunks(self, name: str) -> Iterator[Any]:
+        left = self.n_rows
+        for batch in self._parquet.iter_batches(texts.ROWS_AT_ONCE, columns=[name], use_threads=False):
+            left -= batch.num_rows
+            if left < 0:
+                return
+            yield batch.column(0)
 
     def read(self, name: str) -> bytes | str:
         """Return the bytes of the picture in a row, named `column/row`, or the path that stands there instead.
@@ -131,6 +161,8 @@ class Table:
 
         try:
             return call()
+        except MemoryError:
+            raise
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DatasetError(f"{self.address} cannot be read ({_line(error)}): fetch or make it again") from error
 

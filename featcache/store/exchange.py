@@ -9,6 +9,7 @@ import secrets
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from isal.isal_zlib import crc32
 
 from featcache.errors import ExchangeError
 from featcache.records import Features, FeatureSpec
+from featcache.store.arrays import arrays_in
 from featcache.store.hdf5 import open_to_read
 from featcache.store.index import stack_keys
 from featcache.store.segment import KEY_BYTES
+from featcache.texts import ROWS_AT_ONCE, Values, flaw
 
 FORMAT = "featcache-export"
 FORMAT_VERSION = 1
@@ -85,6 +88,8 @@ def read(path: Path) -> Exchange:
             raise ExchangeError(f"{path} has {what}: export it again from where its pictures are")
         if any(arrays[name].shape != (len(X),) or arrays[name].dtype.kind != "U" for name in _TEXTS):
             raise ExchangeError(f"{path} has not one path, label and split a vector")
+        for text in chain.from_iterable(arrays[name].tolist() for name in _TEXTS):
+            _check_text(path, text)
         features = Features(
             X=X,
             y=arrays["labels"],
@@ -117,9 +122,8 @@ def _npz(arrays: Arrays, note: str) -> bytes:
 
 
 def _from_npz(path: Path) -> tuple[Arrays, str]:
-    with np.load(path, allow_pickle=False) as file:
-        _check_size(path, sum(member.file_size for member in file.zip.infolist()))
-        arrays = {name: file[name] for name in ("note", "features", "keys", *_TEXTS)}
+    with path.open("rb") as file:
+        arrays = arrays_in(file, ("note", "features", "keys", *_TEXTS), path.stat().st_size, _most_bytes(path))
     return arrays, str(arrays.pop("note"))
 
 
@@ -140,9 +144,7 @@ def _h5(arrays: Arrays, note: str) -> bytes:
 
 def _from_h5(path: Path) -> tuple[Arrays, str]:
     with open_to_read(path) as file:
-        sets = {name: _own(file, name, path) for name in ("features", "keys", *_TEXTS)}
-        _check_size(path, sum(found.nbytes for found in sets.values()))
-        arrays = {name: found[()] for name, found in sets.items()}
+        arrays = {name: _own(file, name, path)[()] for name in ("features", "keys", *_TEXTS)}
         for name, array in arrays.items():
             if crc32(array.tobytes()) != int(file.attrs[f"crc32_{name}"]):
                 raise ExchangeError(f"{path}: the checksum of {name!r} does not match its bytes")
@@ -166,32 +168,73 @@ def _parquet(arrays: Arrays, note: str) -> bytes:
 
 
 def _from_parquet(path: Path) -> tuple[Arrays, str]:
-    _, parquet = _arrow()
+    pyarrow, parquet = _arrow()
+    names = ("path", "label", "split")
+    found: dict[str, list[Any]] = {name: [] for name in (*names, "key", "features")}
+    texts = Values(path.stat().st_size)
     with parquet.ParquetFile(path, page_checksum_verification=True, memory_map=False) as file:
-        columns = [file.schema_arrow.field(name).type for name in ("path", "label", "split", "key", "features")]
-        _check_size(path, file.metadata.num_rows * (KEY_BYTES + 4 * columns[-1].list_size))
-        table = file.read(columns=["path", "label", "split", "key", "features"]).combine_chunks()
-    note = table.schema.metadata[b"featcache"].decode()
-    vectors = table["features"].combine_chunks()
-    arrays: dict[str, npt.NDArray[Any]] = {
-        f"{name}s": np.array(table[name].to_pylist(), np.str_) for name in ("path", "label", "split")
-    }
-    arrays["keys"] = stack_keys(table["key"].to_pylist())
-    arrays["features"] = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(table), vectors.type.list_size)
+        note = file.schema_arrow.metadata[b"featcache"].decode()
+        n, vector = file.metadata.num_rows, file.schema_arrow.field("features").type
+        _check_size(path, n * (KEY_BYTES + 4 * vector.list_size))
+        _check_lengths(path, file.metadata, n * vector.list_size)
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(found), use_threads=False):
+            for name in names:
+                found[name] += texts.of(batch.column(name))
+            found["key"] += batch.column("key").to_pylist()
+            found["features"].append(batch.column("features"))
+            _check_size(path, len(found["key"]) * (KEY_BYTES + 4 * vector.list_size))
+    arrays: dict[str, npt.NDArray[Any]] = {f"{name}s": _as_array(path, found[name]) for name in names}
+    arrays["keys"] = stack_keys(found["key"])
+    values = pyarrow.chunked_array(found["features"], vector).combine_chunks().flatten()
+    arrays["features"] = values.to_numpy(zero_copy_only=False).reshape(-1, vector.list_size)
     return arrays, note
 
 
+def _check_lengths(path: Path, metadata: Any, expected: int) -> None:
+    """Refuse vectors longer than their type says, which Arrow would find out only when it has made room for them."""
+    groups = (metadata.row_group(at) for at in range(metadata.num_row_groups))
+    columns = (group.column(at) for group in groups for at in range(group.num_columns))
+    held = sum(column.num_values for column in columns if column.path_in_schema.startswith("features."))
+    if held != expected:
+        raise ExchangeError(f"{path} has {held:,} numbers in its vectors, and says that they are {expected:,}")
+
+
+def _as_array(path: Path, texts: list[Any]) -> npt.NDArray[Any]:
+    """Return texts as an array, in which each takes the room of the longest."""
+    _check_size(path, 4 * len(texts) * max(map(len, texts), default=0))
+    for text in texts:
+        _check_text(path, text)  # here too, for NumPy leaves NULs out at an end
+    return np.array(texts, np.str_)
+
+
+def _check_text(path: Path, text: str) -> None:
+    if (said := flaw(text)) is not None:
+        raise ExchangeError(f"{path} has a path, label or split {text!r:.60} that cannot be kept: {said}")
+
+
 def _own(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
-    """Return a data set of numbers or short texts that is in this file, and reaches into no other."""
+    """Return a data set of numbers or short texts that is in this file, with a place for each of its bytes."""
     is_own = isinstance(file.get(name, getlink=True), h5py.HardLink) and isinstance(file[name], h5py.Dataset)
     if not is_own or file[name].is_virtual or file[name].external or file[name].dtype.kind not in "fuS":
         raise ExchangeError(f"{path} has no data set {name!r} of its own")
+    made = file[name].id.get_create_plist()
+    # a filter unpacks to whatever it likes, and what has no place is made up
+    if made.get_layout() != h5py.h5d.CONTIGUOUS or made.get_nfilters() or _stored(file[name]) != file[name].nbytes:
+        raise ExchangeError(f"{path}: the data set {name!r} is packed, or not all there: export it again as it is")
     return file[name]
+
+
+def _stored(found: h5py.Dataset) -> int:
+    return int(found.id.get_storage_size())
+
+
+def _most_bytes(path: Path) -> int:
+    return max(2**24, MOST_COMPRESSED * path.stat().st_size)
 
 
 def _check_size(path: Path, size: int) -> None:
     """Refuse a file that says to be far more than its bytes could be."""
-    if size > max(2**24, MOST_COMPRESSED * path.stat().st_size):
+    if size > _most_bytes(path):
         raise ExchangeError(f"{path} says that it holds {size:,} bytes, far more than fit into it")
 
 

@@ -1,0 +1,105 @@
+"""Texts that somebody else wrote enter, one or a column of an Arrow table; those leave that a cache can keep apart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+LONGEST = 2**20
+"""No label, path or line of a list has more characters."""
+
+ROWS_AT_ONCE = 64
+"""Of a column of texts in Parquet: in its dictionary a few bytes stand for many, which are known only when read."""
+
+MOST_SAID = 1000
+
+MOST_UNPACKED, ALWAYS_BYTES = 200, 2**26
+"""A table's texts take no more memory than so often the bytes of its file, or than these."""
+
+
+def flaw(text: str) -> str | None:
+    """Return why a label or path cannot be kept, in a few words; `None` where it can."""
+    if len(text) > LONGEST:
+        return f"it has {len(text):,} characters, and {LONGEST:,} are read"
+    if "\0" in text:  # NumPy leaves it out at an end, and takes two labels for one
+        return "it has a NUL character in it"
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return "it has half a character (a surrogate) in it"
+    return None
+
+
+def flaw_of_names(names: Any) -> str | None:
+    """Return why the names of classes cannot be kept, in a few words; `None` where they can."""
+    if not isinstance(names, Sequence) or isinstance(names, str):
+        return "they are no list"
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            return f"{name!r:.60} is no text"
+        if (said := flaw(name)) is not None:
+            return f"{name!r:.60}: {said}"
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    return None if twice is None else f"two classes are called {twice!r:.60}"
+
+
+class Values:
+    """Reads columns of texts and numbers of one file of `size` bytes, each text once; raises `ValueError`."""
+
+    def __init__(self, size: int) -> None:
+        self._left = max(ALWAYS_BYTES, MOST_UNPACKED * size)
+        self._kept: dict[Any, Any] = {}
+
+    def of(self, array: Any) -> list[Any]:
+        """Return the values of an Arrow array as Python's."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        kind = array.type
+        if pa.types.is_dictionary(kind):
+            words = self.of(array.dictionary)
+            return [None if at is None else words[at] for at in array.indices.to_pylist()]
+        if is_number(kind):
+            return list(array.to_pylist())
+        if not is_text(kind):
+            return _several(array)
+        if (longest := pc.max(pc.binary_length(array)).as_py() or 0) > 4 * LONGEST:
+            raise ValueError(f"it has a text of {longest:,} bytes, and is no list")
+        return [self._once(value) for value in array.to_pylist()]
+
+    def _once(self, value: Any) -> Any:
+        known = self._kept.get(value)
+        if known is None and value is not None:
+            known = self._kept[value] = value
+            self._left -= len(value)
+            if self._left < 0:
+                raise ValueError("it unpacks to far more than its file could hold")
+        return known
+
+
+def _several(array: Any) -> list[Any]:
+    """Return lists or tables of values, which are said and refused where the first one stands: all as that one."""
+    inner = [array.type.field(at).type for at in range(array.type.num_fields)]
+    first = next((at for at in range(len(array)) if array[at].is_valid), len(array))
+    if not (inner and all(is_text(kind) or is_number(kind) for kind in inner)):
+        raise ValueError(f"it holds {array.type}, neither texts nor numbers")
+    if first < len(array) and len(array[first]) > MOST_SAID:
+        raise ValueError(f"it holds lists of {len(array[first]):,} values, neither texts nor numbers")
+    return [*[None] * first, *[value.as_py() for value in array[first : first + 1]] * (len(array) - first)]
+
+
+def is_text(kind: Any) -> bool:
+    """Tell whether an Arrow type is of texts, or of bytes."""
+    import pyarrow as pa
+
+    is_any = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(is_it(kind) for is_it in is_any)
+
+
+def is_number(kind: Any) -> bool:
+    """Tell whether an Arrow type is of numbers, of true and false, or of nothing."""
+    import pyarrow as pa
+
+    is_any = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean, pa.types.is_null)
+    return any(is_it(kind) for is_it in is_any)
