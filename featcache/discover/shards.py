@@ -118,7 +118,7 @@ def _label(found: TarArchive, address: str, key: str, sample: Sample, columns: C
         text = found.read(name).decode("utf-8")
         value: Any = json.loads(text) if field else text
         return labels.read(value.get(field) if field else value, where)
-    except (PictureError, ValueError, AttributeError) as error:
+    except (PictureError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{where}: its label cannot be read from {name}: {error}") from error

@@ -17,7 +17,7 @@ from featcache.sources import local
 from featcache.sources.addresses import folder_of, is_remote, joined
 from featcache.sources.arrow import ArrowFile
 from featcache.sources.containers import opened
-from featcache.texts import Values
+from featcache.texts import LONGEST, Values, flaw
 
 GROUPS_KEPT = 2
 """How many groups of rows of a Parquet file are in memory: threads read a few rows apart."""
@@ -77,9 +77,9 @@ class Table:
         except (ValueError, AttributeError, RecursionError) as error:
             raise DatasetError(f"{self.address}: what `datasets` noted of its columns is broken: {error}") from error
 
-    def column(self, name: str) -> list[Any]:
-        """Return the values of a column of texts or numbers; raises `DatasetError`."""
-        values = Values(self._size)
+    def column(self, name: str, longest: int = LONGEST) -> list[Any]:
+        """Return the values of a column of numbers, or texts of so many characters; raises `DatasetError`."""
+        values = Values(self._size, longest)
         chunks = self._arrow_chunks if self._parquet is None else self._parquet_chunks
         try:
             found: list[Any] = self._read(lambda: [value for chunk in chunks(name) for value in values.of(chunk)])
@@ -114,7 +114,9 @@ class Table:
             raise PictureError(f"cannot be read from {self.address}: {_line(error)}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None and isinstance(value, dict) and value.get("path") and not is_remote(self.address):
-            return joined(folder_of(self.address), str(value["path"]))
+            if (said := flaw(path := str(value["path"]))) is not None:
+                raise PictureError(f"no file can have the path in this row: {said}")
+            return joined(folder_of(self.address), path)
         if not isinstance(data, bytes):
             raise PictureError("no picture in this row")
         local.check_size(len(data))
