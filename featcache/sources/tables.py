@@ -95,8 +95,9 @@ class Table:
         yield from self._arrow.column(name).chunks
 
     def _parquet_chunks(self, name: str) -> Iterator[Any]:
-        left = self.n_rows
-        for batch in self._parquet.iter_batches(texts.ROWS_AT_ONCE, columns=[name], use_threads=False):
+        left, kind = self.n_rows, type(self.schema.field(name).type).__name__
+        at_once = texts.ROWS_AT_ONCE * (128 if kind == "DictionaryType" else 1)  # each batch has all of the dictionary
+        for batch in self._parquet.iter_batches(at_once, columns=[name], use_threads=False):
             left -= batch.num_rows
             if left < 0:
                 return
