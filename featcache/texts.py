@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 LONGEST = 2**20
-"""No label, path or line of a list has more characters."""
+"""No path or line of a list has more characters."""
+
+LONGEST_LABEL = 4096
+"""Each label is kept as long as the longest of its dataset in an array, and once a picture in the catalog."""
 
 ROWS_AT_ONCE = 64
 """Of a column of texts in Parquet: in its dictionary a few bytes stand for many, which are known only when read."""
@@ -18,10 +21,10 @@ MOST_UNPACKED, ALWAYS_BYTES = 200, 2**26
 """A table's texts take no more memory than so often the bytes of its file, or than these."""
 
 
-def flaw(text: str) -> str | None:
+def flaw(text: str, longest: int = LONGEST) -> str | None:
     """Return why a label or path cannot be kept, in a few words; `None` where it can."""
-    if len(text) > LONGEST:
-        return f"it has {len(text):,} characters, and {LONGEST:,} are read"
+    if len(text) > longest:
+        return f"it has {len(text):,} characters, and at most {longest:,} are taken"
     if "\0" in text:  # NumPy leaves it out at an end, and takes two labels for one
         return "it has a NUL character in it"
     try:
@@ -35,19 +38,23 @@ def flaw_of_names(names: Any) -> str | None:
     """Return why the names of classes cannot be kept, in a few words; `None` where they can."""
     if not isinstance(names, Sequence) or isinstance(names, str):
         return "they are no list"
+    seen: set[str] = set()
     for name in names:
         if not isinstance(name, str) or not name.strip():
             return f"{name!r:.60} is no text"
-        if (said := flaw(name)) is not None:
+        if (said := flaw(name, LONGEST_LABEL)) is not None:
             return f"{name!r:.60}: {said}"
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-    return None if twice is None else f"two classes are called {twice!r:.60}"
+        if name in seen:
+            return f"two classes are called {name!r:.60}"
+        seen.add(name)
+    return None
 
 
 class Values:
     """Reads columns of texts and numbers of one file of `size` bytes, each text once; raises `ValueError`."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, longest: int = LONGEST) -> None:
+        self._most = 4 * longest  # bytes of a character
         self._left = max(ALWAYS_BYTES, MOST_UNPACKED * size)
         self._kept: dict[Any, Any] = {}
 
@@ -64,8 +71,8 @@ class Values:
             return list(array.to_pylist())
         if not is_text(kind):
             return _several(array)
-        if (longest := pc.max(pc.binary_length(array)).as_py() or 0) > 4 * LONGEST:
-            raise ValueError(f"it has a text of {longest:,} bytes, and is no list")
+        if (found := pc.max(pc.binary_length(array)).as_py() or 0) > self._most:
+            raise ValueError(f"it has a text of {found:,} bytes, and at most {self._most:,} are taken")
         return [self._once(value) for value in array.to_pylist()]
 
     def _once(self, value: Any) -> Any:

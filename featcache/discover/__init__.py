@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from featcache.discover.folders import SPLIT_NAMES, folder_dataset
-from featcache.discover.labels import Columns, check_columns, check_no_columns, one_split, split_of
+from featcache.discover.labels import Columns, check_columns, check_no_columns, check_path, one_split, split_of
 from featcache.discover.manifests import csv_dataset
 from featcache.discover.objects import object_dataset
 from featcache.discover.shards import archive_or_shard, shards_dataset
@@ -44,7 +44,7 @@ def discover(source: Any, *, labelled: bool = True, columns: Columns | None = No
         return _checked(_of_splits(source, labelled, columns), source)
     if not isinstance(source, str | os.PathLike):
         return _checked(object_dataset(source), source)
-    root = named(source)
+    root = check_path(named(source), "the dataset")
     look_again()
     try:
         if scheme(root) in CONTAINERS:

@@ -14,7 +14,7 @@ from typing import Any
 
 from featcache.discover.folders import SPLIT_NAMES
 from featcache.errors import DatasetError, UsageError
-from featcache.texts import flaw, flaw_of_names
+from featcache.texts import LONGEST_LABEL, flaw, flaw_of_names
 
 Columns = Mapping[str, str]
 """The names that a user's data has for `path`, `label` and `split`."""
@@ -51,6 +51,13 @@ def check_names(names: Any, where: str) -> None:
     """Raise `DatasetError` for names of classes that are no list of different texts."""
     if (said := flaw_of_names(names)) is not None:
         raise DatasetError(f"{where}: the names of its classes cannot be used, {said}: name them anew")
+
+
+def check_path(path: str, where: str) -> str:
+    """Return a path that a file can have; raises `DatasetError` for another."""
+    if (said := flaw(path)) is not None:
+        raise DatasetError(f"{where}: no file can have the path {path!r:.60}: {said}")
+    return path
 
 
 class Labels:
@@ -99,7 +106,7 @@ def one_label(value: Any, where: str, names: Sequence[str] = ()) -> str | None:
     if isinstance(value, bytes):
         value = value.decode(errors="surrogateescape")
     if isinstance(value, str):
-        if (said := flaw(value)) is not None:
+        if (said := flaw(value, LONGEST_LABEL)) is not None:
             raise DatasetError(f"{where}: the label {value!r:.60} cannot be kept, {said}: write it anew")
         return _of_text(value.strip(), where) or None
     if value is None or (isinstance(value, float | Decimal) and math.isnan(value)):

@@ -7,14 +7,14 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
-from featcache.discover.labels import Columns, Labels, one_split
+from featcache.discover.labels import Columns, Labels, check_path, one_split
 from featcache.errors import DatasetError, DatasetNotFoundError
 from featcache.records import Dataset, Item
 from featcache.sheets import meant
 from featcache.sources import exists
 from featcache.sources.addresses import folder_of, joined
 from featcache.sources.containers import opened
-from featcache.texts import LONGEST, flaw
+from featcache.texts import LONGEST
 
 MOST_COLUMNS = 10_000
 
@@ -44,9 +44,7 @@ def listed(root: str, rows: Iterable[Row], folder: str | None = None) -> Iterato
     for where, path, label, split in rows:
         if not path:
             raise DatasetError(f"{root}, {where}: the path is empty")
-        if (said := flaw(path)) is not None:
-            raise DatasetError(f"{root}, {where}: no file can have the path {path!r:.60}: {said}")
-        address = joined(above, path)
+        address = joined(above, check_path(path, f"{root}, {where}"))
         if not exists(address):
             raise DatasetNotFoundError(f"{root}, {where}: no such file: {path} (paths are relative to {base})")
         item = Item(address, label, split)

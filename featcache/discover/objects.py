@@ -13,7 +13,7 @@ from typing import Any
 from PIL import ImageOps
 
 from featcache.decode import as_file, identified
-from featcache.discover.labels import Labels
+from featcache.discover.labels import Labels, check_names, check_path
 from featcache.discover.manifests import listed
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Access, Dataset, FileStat, Item
@@ -140,7 +140,10 @@ class _Given:
         names = self._names()
         labels = [found.read(v, f"{self.root}/{row}", names) for row, v in zip(self._rows, values, strict=True)]
         given = self.root if split is None else f"{self.root}/{split}"
-        paths = [named(samples[row][0]) if self.has_paths else f"{given}/{row}" for row in self._rows]
+        paths = [
+            check_path(named(samples[row][0]), f"{self.root}/{row}") if self.has_paths else f"{given}/{row}"
+            for row in self._rows
+        ]
         self.items = [Item(path, label, split) for path, label in zip(paths, labels, strict=True)]
 
     def picture(self, at: int) -> Any:
@@ -153,7 +156,10 @@ class _Given:
         """Return the names of the classes; of labels that were transformed they say nothing."""
         names = next((getattr(self._source, name) for name in _CLASSES if hasattr(self._source, name)), ())
         is_transformed = getattr(self._source, "target_transform", None) is not None
-        return () if is_transformed or not isinstance(names, Sequence) else tuple(map(str, names))
+        if is_transformed or not isinstance(names, Sequence):
+            return ()
+        check_names(found := tuple(map(str, names)), self.root)
+        return found
 
     def _values(self, samples: Any) -> list[Any]:
         """Return the label of each picture as the dataset has it, where possible without its pictures."""

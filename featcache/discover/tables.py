@@ -17,6 +17,7 @@ from featcache.records import Dataset, Item
 from featcache.sources import table
 from featcache.sources.addresses import part
 from featcache.sources.tables import Table
+from featcache.texts import LONGEST_LABEL, flaw
 
 Parts = Sequence[tuple[str, str | None]]
 """The addresses of tables, each with the split that its name says."""
@@ -44,7 +45,9 @@ def saved_dataset(root: str, labelled: bool, columns: Columns) -> Dataset:
         names = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
         known = [name for name in names if name.lower() in SPLIT_NAMES]
         parts = [part for name in known for part in _saved_parts(folder / name, SPLIT_NAMES[name.lower()])]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, DatasetError):
+            raise
         raise DatasetError(f"{root} is no whole dataset of `save_to_disk` ({error}): save it again") from error
     others = [name for name in names if name not in known]
     return table_dataset(root, parts, labelled, columns, [f"the split {name!r} left out" for name in others])
@@ -52,7 +55,10 @@ def saved_dataset(root: str, labelled: bool, columns: Columns) -> Dataset:
 
 def _saved_parts(folder: Path, split: str | None) -> Parts:
     state = json.loads((folder / "state.json").read_bytes())
-    return [(str(folder / file["filename"]), split) for file in state["_data_files"]]
+    names = [file["filename"] for file in state["_data_files"]]
+    if beside := [name for name in names if Path(name).name != name or flaw(name)]:
+        raise ValueError(f"{beside[0]!r:.60} is no file in it")
+    return [(str(folder / name), split) for name in names]
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,8 @@ def _items(rows: Table, split: str | None, labelled: bool, columns: Columns, fou
     path = _path_column(rows, columns)
     kind = rows.schema.field(path).type
     label, in_split = _label_column(rows, labelled, columns), _split_column(rows, columns)
-    labels = rows.column(label.name) if label else [None] * rows.n_rows
-    splits = rows.column(in_split.name) if in_split else [None] * rows.n_rows
+    labels = rows.column(label.name, LONGEST_LABEL) if label else [None] * rows.n_rows
+    splits = rows.column(in_split.name, LONGEST_LABEL) if in_split else [None] * rows.n_rows
     said: list[Row] = []
     for at, (value, own) in enumerate(zip(labels, splits, strict=True)):
         where = f"row {at}"
@@ -92,6 +98,7 @@ def _path_column(rows: Table, columns: Columns) -> str:
         wanted = columns.get("path") or next((n for n in ("path", "image") if n in rows.schema.names), "path")
         _check(rows, wanted, "path")
         return wanted
+    _check(rows, pictures[0], "path")
     return pictures[0]
 
 
@@ -113,6 +120,7 @@ def _column(rows: Table, name: str) -> _Column | None:
     if name not in rows.schema.names:
         return None
     noted: Any = rows.features.get(name)
+    _check(rows, name, "label")
     names = (noted.get("names") or ()) if isinstance(noted, dict) else ()
     check_names(names, f"{rows.address}, column {name!r}")
     return _Column(name, tuple(names))
@@ -128,3 +136,5 @@ def _check(rows: Table, name: str, what: str) -> None:
             f"{rows.address} has no column {name!r}: it has {', '.join(rows.schema.names) or 'none'}; say which one "
             f"holds the {what} with --columns {what}=NAME"
         )
+    if rows.schema.names.count(name) > 1:
+        raise DatasetError(f"{rows.address} has several columns {name!r}: name all but one of them anew")

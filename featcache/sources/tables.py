@@ -17,7 +17,7 @@ from featcache.sources import local
 from featcache.sources.addresses import folder_of, is_remote, joined
 from featcache.sources.arrow import ArrowFile
 from featcache.sources.containers import opened
-from featcache.texts import Values
+from featcache.texts import LONGEST, Values, flaw
 
 GROUPS_KEPT = 2
 """How many groups of rows of a Parquet file are in memory: threads read a few rows apart."""
@@ -77,9 +77,9 @@ class Table:
         except (ValueError, AttributeError, RecursionError) as error:
             raise DatasetError(f"{self.address}: what `datasets` noted of its columns is broken: {error}") from error
 
-    def column(self, name: str) -> list[Any]:
-        """Return the values of a column of texts or numbers; raises `DatasetError`."""
-        values = Values(self._size)
+    def column(self, name: str, longest: int = LONGEST) -> list[Any]:
+        """Return the values of a column of numbers, or texts of so many characters; raises `DatasetError`."""
+        values = Values(self._size, longest)
         chunks = self._arrow_chunks if self._parquet is None else self._parquet_chunks
         try:
             found: list[Any] = self._read(lambda: [value for chunk in chunks(name) for value in values.of(chunk)])
@@ -95,8 +95,9 @@ class Table:
         yield from self._arrow.column(name).chunks
 
     def _parquet_chunks(self, name: str) -> Iterator[Any]:
-        left = self.n_rows
-        for batch in self._parquet.iter_batches(texts.ROWS_AT_ONCE, columns=[name], use_threads=False):
+        left, kind = self.n_rows, type(self.schema.field(name).type).__name__
+        at_once = texts.ROWS_AT_ONCE * (128 if kind == "DictionaryType" else 1)  # each batch has all of the dictionary
+        for batch in self._parquet.iter_batches(at_once, columns=[name], use_threads=False):
             left -= batch.num_rows
             if left < 0:
                 return
@@ -114,7 +115,9 @@ class Table:
             raise PictureError(f"cannot be read from {self.address}: {_line(error)}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None and isinstance(value, dict) and value.get("path") and not is_remote(self.address):
-            return joined(folder_of(self.address), str(value["path"]))
+            if (said := flaw(path := str(value["path"]))) is not None:
+                raise PictureError(f"no file can have the path in this row: {said}")
+            return joined(folder_of(self.address), path)
         if not isinstance(data, bytes):
             raise PictureError("no picture in this row")
         local.check_size(len(data))

@@ -9,7 +9,6 @@ import secrets
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from featcache.store.arrays import arrays_in
 from featcache.store.hdf5 import open_to_read
 from featcache.store.index import stack_keys
 from featcache.store.segment import KEY_BYTES
-from featcache.texts import ROWS_AT_ONCE, Values, flaw
+from featcache.texts import LONGEST, LONGEST_LABEL, ROWS_AT_ONCE, Values, flaw
 
 FORMAT = "featcache-export"
 FORMAT_VERSION = 1
@@ -88,17 +87,7 @@ def read(path: Path) -> Exchange:
             raise ExchangeError(f"{path} has {what}: export it again from where its pictures are")
         if any(arrays[name].shape != (len(X),) or arrays[name].dtype.kind != "U" for name in _TEXTS):
             raise ExchangeError(f"{path} has not one path, label and split a vector")
-        for text in chain.from_iterable(arrays[name].tolist() for name in _TEXTS):
-            _check_text(path, text)
-        features = Features(
-            X=X,
-            y=arrays["labels"],
-            paths=tuple(arrays["paths"].tolist()),
-            splits=arrays["splits"],
-            keys=tuple(key.tobytes() for key in keys),
-            fingerprint=spec.fingerprint,
-        )
-        return Exchange(features, spec, str(note["weights"]))
+        return Exchange(_features(path, arrays, spec), spec, str(note["weights"]))
     except (ExchangeError, MemoryError):
         raise
     except FileNotFoundError as error:
@@ -106,6 +95,20 @@ def read(path: Path) -> Exchange:
     except Exception as error:  # three libraries raise almost anything on broken bytes
         said = " ".join(str(error).split()) or type(error).__name__
         raise ExchangeError(f"{path} is no file that `featcache cache export` wrote: {said:.300}") from error
+
+
+def _features(path: Path, arrays: Arrays, spec: FeatureSpec) -> Features:
+    for name in _TEXTS:
+        for text in arrays[name].tolist():
+            _check_text(path, text, LONGEST if name == "paths" else LONGEST_LABEL)
+    return Features(
+        X=arrays["features"],
+        y=arrays["labels"],
+        paths=tuple(arrays["paths"].tolist()),
+        splits=arrays["splits"],
+        keys=tuple(key.tobytes() for key in arrays["keys"]),
+        fingerprint=spec.fingerprint,
+    )
 
 
 def _format(path: Path) -> tuple[Callable[[Arrays, str], bytes], Callable[[Path], tuple[Arrays, str]]]:
@@ -179,7 +182,8 @@ def _from_parquet(path: Path) -> tuple[Arrays, str]:
         _check_lengths(path, file.metadata, n * vector.list_size)
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(found), use_threads=False):
             for name in names:
-                found[name] += texts.of(batch.column(name))
+                found[name] += (new := texts.of(batch.column(name)))
+                _check_size(path, 4 * n * max(map(len, new), default=0))  # an array's texts are all as long
             found["key"] += batch.column("key").to_pylist()
             found["features"].append(batch.column("features"))
             _check_size(path, len(found["key"]) * (KEY_BYTES + 4 * vector.list_size))
@@ -200,15 +204,13 @@ def _check_lengths(path: Path, metadata: Any, expected: int) -> None:
 
 
 def _as_array(path: Path, texts: list[Any]) -> npt.NDArray[Any]:
-    """Return texts as an array, in which each takes the room of the longest."""
-    _check_size(path, 4 * len(texts) * max(map(len, texts), default=0))
     for text in texts:
-        _check_text(path, text)  # here too, for NumPy leaves NULs out at an end
+        _check_text(path, text, LONGEST)  # here too, for NumPy leaves NULs out at an end
     return np.array(texts, np.str_)
 
 
-def _check_text(path: Path, text: str) -> None:
-    if (said := flaw(text)) is not None:
+def _check_text(path: Path, text: str, longest: int) -> None:
+    if (said := flaw(text, longest)) is not None:
         raise ExchangeError(f"{path} has a path, label or split {text!r:.60} that cannot be kept: {said}")
 
 

@@ -13,6 +13,7 @@ import signal
 import sqlite3
 import sys
 import tempfile
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,10 @@ class Watch:
 def main(name: str, count: int, number: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     files, called, use = parser(name, folder)
-    for data in files:  # what is whole is taken, or the run would show nothing
+    for at, data in enumerate(files):  # what is whole is taken, or the run would show nothing
         (folder / called).write_bytes(data)
-        use(folder / called)
+        with nullcontext() if at == 0 else suppress(FeatcacheError):  # others may be of a kind that is refused
+            use(folder / called)
     watch = Watch(folder)
     (folder / "changed-files-begin").touch()  # where a trace of the system begins to count
     counts = {"inputs": 0, "taken": 0}

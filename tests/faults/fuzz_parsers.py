@@ -105,7 +105,8 @@ def archives(picture: bytes) -> dict[str, bytes]:
     return {"stored": plain.getvalue(), "deflated": packed_.getvalue(), "tar": tarred.getvalue()}
 
 
-def tables(picture: bytes, folder: Path) -> tuple[bytes, bytes]:
+def tables(picture: bytes, folder: Path) -> tuple[list[bytes], bytes]:
+    """Return Parquet files of each kind, and an Arrow file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -114,11 +115,16 @@ def tables(picture: bytes, folder: Path) -> tuple[bytes, bytes]:
         {"info": {"features": {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}}}
     )
     table = pa.table({"image": rows, "label": [0, 1, 0, 1]}).replace_schema_metadata({"huggingface": noted})
-    pq.write_table(table, folder / "t.parquet")
     out = io.BytesIO()
     with pa.ipc.new_stream(out, table.schema) as stream:
         stream.write_table(table)
-    return (folder / "t.parquet").read_bytes(), out.getvalue()
+    texts = pa.table({"image": rows, "label": ["a", "b"] * 2, "split": ["train", "test"] * 2})
+    broken = noted.replace('["a", "b"]', '[1, "\\ud800"]')
+    found = []
+    for each in (table, texts, table.replace_schema_metadata({"huggingface": broken})):
+        pq.write_table(each, folder / "t.parquet", compression="zstd" if each is texts else "snappy")
+        found.append((folder / "t.parquet").read_bytes())
+    return found, out.getvalue()
 
 
 def read_arrow(path: Path) -> object:
@@ -136,7 +142,28 @@ def read_arrow(path: Path) -> object:
 def exported(suffix: str) -> list[bytes]:
     texts = np.array(["a", "b", "c", "d", "e", "f"])
     features = Features(X, texts, tuple(texts.tolist()), texts, tuple(KEYS), SPEC.fingerprint)
-    return [packed(Path(f"x{suffix}"), Exchange(features, SPEC, "w"))]
+    whole = packed(Path(f"x{suffix}"), Exchange(features, SPEC, "w"))
+    if suffix == ".npz":
+        return [whole, *(zipped_again(whole, method) for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))]
+    return [whole, h5_packed(whole)] if suffix == ".h5" else [whole]
+
+
+def zipped_again(whole: bytes, method: int) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(out, "w", method) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return out.getvalue()
+
+
+def h5_packed(whole: bytes) -> bytes:
+    """Return the same file with its data sets in chunks, deflated."""
+    out = io.BytesIO()
+    with h5py.File(io.BytesIO(whole), "r") as old, h5py.File(out, "w") as new:
+        for name in old:
+            new.create_dataset(name, data=old[name][()], chunks=True, compression="gzip")
+        new.attrs.update(dict(old.attrs))
+    return out.getvalue()
 
 
 def open_store(path: Path) -> object:
@@ -162,12 +189,7 @@ def segments() -> list[bytes]:
     keys = np.frombuffer(b"".join(KEYS), np.uint8).reshape(-1, 32)
     options: dict[str, Any] = {"fingerprint": SPEC.fingerprint, "writer": "ffffffff", "created_ns": 1}
     plain = build_image(keys, X, **options)
-    packed_ = io.BytesIO()
-    with h5py.File(io.BytesIO(plain), "r") as old, h5py.File(packed_, "w") as new:
-        for name in old:
-            new.create_dataset(name, data=old[name][()], chunks=True, compression="gzip")
-        new.attrs.update(dict(old.attrs))
-    return [plain, build_image(keys, X, replaces=["seg-1.h5"], **options), packed_.getvalue()]
+    return [plain, build_image(keys, X, replaces=["seg-1.h5"], **options), h5_packed(plain)]
 
 
 def catalogs(folder: Path) -> list[bytes]:
@@ -252,7 +274,7 @@ def parser(name: str, folder: Path) -> Parser:
         "picture": lambda: (pictures(), "x.jpg", decode_file),
         "zip": lambda: ([archives(picture)["stored"], archives(picture)["deflated"]], "x.zip", read_all),
         "tar": lambda: ([archives(picture)["tar"]], "x.tar", read_all),
-        "parquet": lambda: ([tables(picture, folder)[0]], "x.parquet", read_all),
+        "parquet": lambda: (tables(picture, folder)[0], "x.parquet", read_all),
         "arrow": lambda: ([tables(picture, folder)[1]], "x.arrow", read_arrow),
         "csv": lambda: ([b'path,label,split\na.png,a,train\nb.png,b,test\n"c.png",\'=a,\n'], "x.csv", use_manifest),
         "export.npz": lambda: (exported(".npz"), "x.npz", read_exchange),
