@@ -9,7 +9,7 @@ from typing import Any
 LONGEST = 2**20
 """No path or line of a list has more characters."""
 
-LONGEST_LABEL = 4096
+LONGEST_LABEL = 1000
 """Each label is kept as long as the longest of its dataset in an array, and once a picture in the catalog."""
 
 ROWS_AT_ONCE = 64

@@ -21,9 +21,6 @@ Columns = Mapping[str, str]
 
 COLUMNS = ("path", "label", "split")
 
-LONGEST_LABEL = 1000
-"""A class has a name; a longer text is a description, and as many bytes are kept for each picture."""
-
 SEPARATORS = (",", ";", "|", None)
 """What stands between several labels in one field; `None` is white space."""
 
@@ -126,8 +123,6 @@ def one_label(value: Any, where: str, names: Sequence[str] = ()) -> str | None:
 
 
 def _of_text(text: str, where: str) -> str:
-    if len(text) > LONGEST_LABEL:
-        raise DatasetError(f"{where}: {text[:40]!r}... has {len(text):,} characters, a class at most {LONGEST_LABEL:,}")
     if text[:1] in ("[", "{", "(") and _is_list(text):
         raise _several(text, where)
     if whole := _WHOLE.fullmatch(text):

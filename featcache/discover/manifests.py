@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
@@ -14,9 +15,10 @@ from featcache.sheets import meant
 from featcache.sources import exists
 from featcache.sources.addresses import folder_of, joined
 from featcache.sources.containers import opened
+from featcache.sources.remote import LIST_SECONDS
 from featcache.texts import LONGEST
 
-MOST_COLUMNS = 10_000
+MOST_COLUMNS, MOST_LINES = 10_000, 20_000_000
 
 Row = tuple[str, str, str | None, str | None]
 """Where it stands, the path as it stands there, label and split."""
@@ -60,10 +62,14 @@ def listed(root: str, rows: Iterable[Row], folder: str | None = None) -> Iterato
 
 
 def _lines(root: str, stream: TextIO) -> Iterator[str]:
-    """Yield the lines of a manifest; one without end would be read into memory whole."""
+    """Yield the lines of a manifest; one without end would be read into memory whole, and many such for ever."""
+    end, lines = time.monotonic() + LIST_SECONDS, 0
     while line := stream.readline(LONGEST):
         if len(line) == LONGEST:
             raise DatasetError(f"{root} has a line of more than {LONGEST:,} characters: it is no list of pictures")
+        lines += 1
+        if lines > MOST_LINES or time.monotonic() > end:
+            raise DatasetError(f"{root} has no end: after {lines:,} lines, and at most an hour, it is left")
         yield line
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO, TypeGuard, cast
 
 from featcache.errors import DatasetError, DatasetNotFoundError, FeatcacheError, PictureError
 from featcache.records import FileStat
+from featcache.sources import local
 from featcache.sources.addresses import CHAIN, SCHEMES, scheme
 from featcache.sources.local import CHANGED, check_size, in_64_bits
 
@@ -26,6 +28,8 @@ LIST_SECONDS = 3600
 """How long a file system may take to give a file, and to list a folder."""
 
 PIECE_BYTES = 2**20
+
+_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
 _used: dict[Any, None] = {}
 
@@ -129,16 +133,31 @@ def _web_options() -> dict[str, Any]:
 
     async def check(_session: Any, _context: Any, asked: Any) -> None:
         leads_to = asked.response.headers.get("Location", "")
-        host = asked.url.join(URL(leads_to)).host
-        if host != asked.url.host:
+        place, before = asked.url.join(URL(leads_to)), asked.url
+        is_secured = (before.scheme, before.port, place.scheme, place.port) == ("http", 80, "https", 443)
+        if place.host != before.host or not (is_secured or place.origin() == before.origin()):
             raise _RedirectError(f"it leads to {leads_to}, on another server: name that address if it is meant")
 
     from yarl import URL
 
+    class Bounded(aiohttp.ClientResponse):
+        """An answer that is read to what was asked for: fsspec takes all that a server sends into memory."""
+
+        async def read(self) -> bytes:
+            found = _RANGE.fullmatch(self.request_info.headers.get("Range", ""))
+            most = int(found[2]) - int(found[1]) + 1 if found else local.MAX_BYTES
+            data = bytearray()
+            async for piece in self.content.iter_chunked(PIECE_BYTES):
+                data += piece
+                if len(data) > most:
+                    self.close()
+                    raise OSError(f"the server sends more than the {most:,} bytes that were asked for")
+            return bytes(data)
+
     traces = aiohttp.TraceConfig()
     traces.on_request_redirect.append(check)
     timeout = aiohttp.ClientTimeout(total=READ_SECONDS, sock_connect=30)
-    return {"client_kwargs": {"timeout": timeout, "trace_configs": [traces]}}
+    return {"client_kwargs": {"timeout": timeout, "trace_configs": [traces], "response_class": Bounded}}
 
 
 def forget() -> None:

@@ -37,7 +37,7 @@ def test_a_label_is_no_longer_than_a_name(tmp_path: Path, label: str, kind: str)
         listed(tmp_path, f"path,label\n1.png,{label}\n") if kind == "list" else shard(tmp_path, "cls", label.encode())
     )
     start = time.perf_counter()
-    with pytest.raises(DatasetError, match="a class at most 1,000") as caught:
+    with pytest.raises(DatasetError, match=r"cannot be kept, it has .* characters") as caught:
         discover(path)
     assert len(str(caught.value)) < 500
     assert time.perf_counter() - start < 5

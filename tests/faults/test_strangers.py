@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -23,7 +24,7 @@ import pytest
 from PIL import Image
 
 from featcache.decode import FORMATS, as_file, decode
-from featcache.discover import discover
+from featcache.discover import discover, manifests
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Preprocess
 from featcache.sources import local, look_again, read, remote, table
@@ -236,7 +237,11 @@ class Web(BaseHTTPRequestHandler):
             self.send_header("Location", place.removeprefix("to-") if "://" in place else f"/{place[3:]}")
             self.end_headers()
             return
-        self.send_response(404 if place == "missing" else 200)
+        asks_a_part = place == "parts.csv" and "Range" in self.headers
+        self.send_response(404 if place == "missing" else 206 if asks_a_part else 200)
+        if place in ("parts.csv", "rows.csv"):
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", "1000000" if self.command == "HEAD" else str(10**15))
         if place == "picture.png":
             self.send_header("Content-Length", str(len(PICTURE)))
         self.end_headers()
@@ -245,8 +250,10 @@ class Web(BaseHTTPRequestHandler):
         if place == "picture.png":
             self.wfile.write(PICTURE)
         try:
-            while place == "endless":
+            while place in ("endless", "parts.csv"):
                 self.wfile.write(bytes(2**16))
+            while place == "rows.csv":
+                self.wfile.write(b"path,label\n" + b"x.png,a\n" * 2**13)
             if place == "silent":
                 time.sleep(20)
         except OSError:
@@ -363,3 +370,32 @@ def test_a_server_that_cannot_be_reached_is_no_missing_file(web: int) -> None:
         discover(f"http://127.0.0.1:{port}/x.zip")
     with pytest.raises(DatasetError, match="no such folder, manifest or picture"):
         discover(f"http://127.0.0.1:{web}/missing")
+
+
+def test_a_part_without_end_is_read_to_its_bound(web: int) -> None:
+    tracemalloc.start()
+    with pytest.raises(DatasetError, match=r"the server sends more than the .* bytes that were asked for"):
+        discover(f"http://127.0.0.1:{web}/parts.csv")
+    assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    tracemalloc.stop()
+
+
+def test_a_list_without_end_is_left(web: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifests, "MOST_LINES", 100)
+    (tmp_path / "x.png").write_bytes(PICTURE)
+    (tmp_path / "x.csv").write_text("path,label\n" + "x.png,a\n" * 99)
+    (tmp_path / "y.csv").write_text("path,label\n" + "x.png,a\n" * 100)
+    assert len(discover(tmp_path / "x.csv").items) in (1, 99)
+    with pytest.raises(DatasetError, match=r"y\.csv has no end: after 101 lines"):
+        discover(tmp_path / "y.csv")
+    monkeypatch.setattr(manifests, "LIST_SECONDS", -1)
+    with pytest.raises(DatasetError, match="has no end"):
+        discover(tmp_path / "x.csv")
+
+
+def test_another_port_is_another_server(web: int) -> None:
+    with (
+        serving() as other,
+        pytest.raises(PictureError, match=r"it leads to http://127.0.0.1:\d+/picture.png, on another"),
+    ):
+        read(f"http://127.0.0.1:{web}/to-http://127.0.0.1:{other}/picture.png")
