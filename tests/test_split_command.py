@@ -414,7 +414,7 @@ class TestLinks:
         api.split(tmp_path / "list.csv", links=tmp_path / "linked")
         assert len(discover(tmp_path / "linked").items) == 30
 
-    @pytest.mark.parametrize("label", ["a/b", "..", ".hidden", "__MACOSX", "nul\0"])
+    @pytest.mark.parametrize("label", ["a/b", "..", ".hidden", "__MACOSX"])
     def test_a_label_that_is_no_name_of_a_folder_is_refused(self, photos: Path, tmp_path: Path, label: str) -> None:
         lines = [f"{path},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]
         (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines]).replace(",sky", f",{label}"))

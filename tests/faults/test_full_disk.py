@@ -263,6 +263,8 @@ def kind_of(name: str, first: Any, args: tuple[Any, ...]) -> str:
         return MERGED if Path(first).name.startswith("seg-") else ""
     if name == "Path.open":
         return "open" if set("".join(args[:1])) & set("wax+") else ""
+    if name == "open":  # to write, or to make names durable
+        return "open" if args[0] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_DIRECTORY) else ""
     return name
 
 
