@@ -15,7 +15,7 @@ from featcache.records import FloatArray
 
 PROBED = 32
 """How many lists of an index are looked into at least."""
-NOT_FINITE = "a vector of the dataset is not finite: `featcache audit` names the picture"
+TOO_LARGE = "a vector of the dataset has values beyond 1e19, of which no length can be taken: import it scaled down"
 
 _FORMAT = "featcache-index"
 
@@ -36,7 +36,7 @@ class Nearest:
         self.similarities: npt.NDArray[np.float64] = np.empty(0)
 
     def add(self, places: Places, vectors: FloatArray) -> None:
-        """Look at vectors (m, d) at these places (m); raises `DatasetError` where one is not finite.
+        """Look at vectors (m, d) at these places (m); raises `DatasetError` where one is too large.
 
         Rounded, all are compared in the time that it takes to read them. Those that may be among the nearest are
         compared again in float64, one by one, so that the same vector has the same similarity wherever it stands.
@@ -45,7 +45,7 @@ class Nearest:
         # Without BLAS, whose own threads would only wait for each other below those that read.
         rough = np.einsum("ij,j->i", values, self._vector.astype(np.float32)) / _lengths(values)
         if not np.isfinite(rough).all():
-            raise DatasetError(NOT_FINITE)
+            raise DatasetError(TOO_LARGE)
         least = self.similarities[-1] if len(self.places) == self._k else -1.0
         if len(rough) > self._k:
             least = max(least, np.partition(rough, -self._k)[-self._k])
@@ -211,5 +211,5 @@ def _directions(vectors: FloatArray) -> FloatArray:
     values = vectors.astype(np.float32)
     values /= _lengths(values)[:, None]
     if not np.isfinite(values).all():
-        raise DatasetError(NOT_FINITE)
+        raise DatasetError(TOO_LARGE)
     return values

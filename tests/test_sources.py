@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -210,6 +211,18 @@ def test_tars_put_into_one_file_are_refused(whole_tar: bytes, tmp_path: Path) ->
     (tmp_path / "x.tar").write_bytes(whole_tar + whole_tar)
     with pytest.raises(DatasetError, match="goes on behind its end after 4 whole files"):
         discover(tmp_path / "x.tar")
+
+
+def test_a_tar_for_which_room_was_only_made_is_refused_soon(whole_tar: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(whole_tar)
+    os.truncate(path, len(whole_tar) + 2**20)
+    assert len(discover(path).items) == 4
+    os.truncate(path, 2**40)  # a terabyte that is not there
+    start = time.perf_counter()
+    with pytest.raises(DatasetError, match="nothing but zeros for 67,108,864 bytes behind its end after 4 whole files"):
+        discover(path)
+    assert time.perf_counter() - start < 30
 
 
 @pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tgz", "x.tar.xz", "x.tar.bz2"])

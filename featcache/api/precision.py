@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +15,7 @@ from featcache.embed import exported
 from featcache.errors import CacheError, DatasetError, PictureError
 from featcache.records import DRAFT, Calibration, Dataset, FeatureSpec
 from featcache.sources import ACCESS
+from featcache.sources.threads import reading_threads
 from featcache.store import Cache
 
 CALIBRATION_PICTURES = 128
@@ -86,6 +86,8 @@ def _calibrate(cache: Cache, backbone: Backbone, dataset: Dataset) -> Calibratio
 
 def _sample(spec: FeatureSpec, dataset: Dataset) -> tuple[list[bytes], Pixels]:
     """Return content keys and pixels of up to `CALIBRATION_PICTURES` readable pictures, drawn with a seed."""
+    from joblib import cpu_count
+
     paths = sorted({item.path for item in dataset.items})
     read = (dataset.access or ACCESS).read
     drawn = np.random.default_rng(CALIBRATION_SEED).permutation(len(paths))
@@ -98,7 +100,7 @@ def _sample(spec: FeatureSpec, dataset: Dataset) -> tuple[list[bytes], Pixels]:
         except PictureError:
             return None
 
-    with ThreadPoolExecutor(thread_name_prefix="featcache-read") as executor:
+    with reading_threads(cpu_count()) as executor:
         for start in range(0, len(drawn), CALIBRATION_PICTURES):
             part = drawn[start : start + CALIBRATION_PICTURES].tolist()
             found.update(picture for picture in executor.map(load, part) if picture is not None)

@@ -6,12 +6,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from featcache.decode import Pixels, decode_and_look
 from featcache.errors import PictureError
 from featcache.records import Access, FeatureSpec, FileStat, Look
+from featcache.sources.threads import reading_threads
 from featcache.store import FeatureStore
 
 READ_AHEAD = 8
@@ -65,18 +66,15 @@ class Reader:
         yield from self._read_in_threads(paths[first:], self._cores + (READ_AHEAD if is_slow else 0))
 
     def _read_in_threads(self, paths: Sequence[str], threads: int) -> Generator[Picture]:
-        executor = ThreadPoolExecutor(threads, thread_name_prefix="featcache-read")
         waiting: deque[Future[Picture]] = deque()
-        try:
-            window = max(1, WINDOW * self._cores // len(self._specs))
+        window = max(1, WINDOW * self._cores // len(self._specs))
+        with reading_threads(threads) as executor:
             for path in paths:
                 waiting.append(executor.submit(self._load, path))
                 if len(waiting) >= window:
                     yield self._account(waiting.popleft().result())
             while waiting:
                 yield self._account(waiting.popleft().result())
-        finally:
-            executor.shutdown(cancel_futures=True)
 
     def _account(self, picture: Picture) -> Picture:
         self.read_seconds += picture.seconds[0]

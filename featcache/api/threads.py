@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from featcache.records import Progress
+from featcache.sources.threads import reading_threads
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -18,13 +18,10 @@ def in_threads(
     """Yield the function's result for each value, in order; nobody waits for those not begun when it is left early."""
     from joblib import cpu_count
 
-    executor = ThreadPoolExecutor(cpu_count(), thread_name_prefix="featcache-read")
-    try:
+    with reading_threads(cpu_count()) as executor:
         for done, found in enumerate(executor.map(function, values)):
             if progress:
                 progress(stage, done, len(values))
             yield found
-    finally:
-        executor.shutdown(cancel_futures=True)
     if progress and len(values):
         progress(stage, len(values), len(values))

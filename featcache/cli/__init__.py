@@ -76,7 +76,10 @@ def main() -> NoReturn:
     warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")  # it is only asked for threads
     watch_room()
     with streams():
-        sys.exit(_exit_code())
+        code = _exit_code()
+    if code:
+        os._exit(code)  # Python would wait for threads that read, and those for a server that does not answer
+    sys.exit()
 
 
 def _exit_code() -> int:
@@ -97,6 +100,8 @@ def _exit_code() -> int:
         return INTERRUPTED
     except UnreadError:
         return UNREAD
+    except _Terminated:
+        return TERMINATED
     except BaseException as error:  # a panic of Rust is no `Exception`
         said = explained(error)
         if said is None:
@@ -109,16 +114,21 @@ def _say(text: str) -> None:
     click.echo(f"featcache: {one_line(text)}", err=True)
 
 
+class _Terminated(SystemExit):
+    """SIGTERM, which unwinds, so that buffers are committed and temporary files removed."""
+
+
 def _interrupt(_signal: int, _frame: object) -> NoReturn:
     signal.signal(signal.SIGINT, _leave)
     raise KeyboardInterrupt
 
 
-def _leave(_signal: int, _frame: object) -> NoReturn:
-    """End at the second Ctrl-C, wherever the first one is being dealt with; a cache stands worse than that."""
-    os.write(2, b"\nfeatcache: stopped at once; what was committed is kept\n")
-    os._exit(INTERRUPTED)
-
-
 def _terminate(_signal: int, _frame: object) -> NoReturn:
-    sys.exit(TERMINATED)  # unwinds, so that buffers are committed and temporary files removed
+    signal.signal(signal.SIGTERM, _leave)
+    raise _Terminated(TERMINATED)
+
+
+def _leave(number: int, _frame: object) -> NoReturn:
+    """End at the second signal, wherever the first one is being dealt with; a cache stands worse than that."""
+    os.write(2, b"\nfeatcache: stopped at once; what was committed is kept\n")
+    os._exit(128 + number)

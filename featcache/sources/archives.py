@@ -27,6 +27,10 @@ HEADER_BYTES = 2**20
 """The header of a tar's member is never longer; `tarfile` would read as many bytes as it is said to have."""
 
 
+PADDING_BYTES = 2**26
+"""Tars end in zeros that fill a record, of less than this; more is room that was made and not yet written."""
+
+
 class ZipArchive:
     """A zip archive; `names` are the files in it that a folder could hold too, `left_out` all other entries.
 
@@ -168,6 +172,11 @@ def _members(address: str) -> Iterator[tarfile.TarInfo]:
         if file.read(512) != bytes(512):
             raise DatasetError(f"{address} is cut short {_after(count)}, or still being written: fetch it again")
         while rest := file.read(HEADER_BYTES):
+            if file.tell() > end + PADDING_BYTES:
+                raise DatasetError(
+                    f"{address} has nothing but zeros for {PADDING_BYTES:,} bytes behind its end {_after(count)}: "
+                    "it is still being written, or was not fetched whole"
+                )
             if rest.strip(b"\0"):
                 raise DatasetError(
                     f"{address} goes on behind its end {_after(count)}, as tars do that were put into one file: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from featcache.embed.torch_engine import normalise
 from featcache.errors import PictureError
 from featcache.records import ORIGINAL, FloatArray, Preprocess
 from featcache.sources import read
+from featcache.sources.threads import reading_threads
 from featcache.store.stored import StoredRows
 
 Rows = npt.NDArray[np.intp]
@@ -73,16 +74,13 @@ class Pictures:
         """Yield batches as `Inputs.batches` says, decoded on all cores ahead of the network."""
         view = ORIGINAL if self._augment == "none" else drawn_view(self._augment, self._seed, epoch)
         waiting: deque[tuple[Rows, list[Future[Pixels | None]]]] = deque()
-        executor = ThreadPoolExecutor(cpu_count(), thread_name_prefix="featcache-read")
-        try:
+        with reading_threads(cpu_count()) as executor:
             for rows in batches:
                 waiting.append((rows, [executor.submit(self._load, int(row), view) for row in rows]))
                 if len(waiting) > AHEAD:
                     yield from self._batch(*waiting.popleft())
             while waiting:
                 yield from self._batch(*waiting.popleft())
-        finally:
-            executor.shutdown(cancel_futures=True)
 
     def _batch(self, rows: Rows, loading: Sequence[Future[Pixels | None]]) -> Iterator[tuple[Rows, torch.Tensor]]:
         loaded = [(row, future.result()) for row, future in zip(rows, loading, strict=True)]

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import socketserver
 import stat
 import struct
@@ -29,6 +30,7 @@ from featcache.errors import DatasetError, PictureError
 from featcache.records import Preprocess
 from featcache.sources import local, look_again, read, remote, table
 
+SILENT_SECONDS = 20
 STEPS = Preprocess(32, 32, "bilinear", (0, 0, 0), (1, 1, 1))
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n9 9 moveto showpage\n"
 
@@ -230,6 +232,9 @@ def test_a_list_of_one_endless_line_is_refused(tmp_path: Path) -> None:
 class Web(BaseHTTPRequestHandler):
     """A server of a picture, of one that never ends, of one that lies about its size, of redirects, and of silence."""
 
+    asked = threading.Event()
+    """Set when somebody waits for what never comes."""
+
     def do_GET(self) -> None:
         place = self.path.strip("/")
         if place.startswith("to-"):
@@ -255,7 +260,8 @@ class Web(BaseHTTPRequestHandler):
             while place == "rows.csv":
                 self.wfile.write(b"path,label\n" + b"x.png,a\n" * 2**13)
             if place == "silent":
-                time.sleep(20)
+                self.asked.set()
+                time.sleep(SILENT_SECONDS)
         except OSError:
             pass
 
@@ -399,3 +405,22 @@ def test_another_port_is_another_server(web: int) -> None:
         pytest.raises(PictureError, match=r"it leads to http://127.0.0.1:\d+/picture.png, on another"),
     ):
         read(f"http://127.0.0.1:{web}/to-http://127.0.0.1:{other}/picture.png")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_who_stops_a_command_need_not_wait_for_a_server(
+    web: int, tmp_path: Path, seeded_weights: Path, number: signal.Signals, code: int
+) -> None:
+    places = [f"http://127.0.0.1:{web}/{name},{name[0]}" for name in ["silent"] * 3 + ["picture.png"]]
+    (tmp_path / "x.csv").write_text("\n".join(["path,label", *places]))
+    words = [sys.executable, "-m", "featcache", "extract", "x.csv", "--backbone", "resnet18"]
+    Web.asked.clear()
+    process = subprocess.Popen([*words, "--weights", str(seeded_weights)], cwd=tmp_path, stderr=subprocess.PIPE)
+    assert Web.asked.wait(60)
+    time.sleep(0.5)
+    process.send_signal(number)
+    start = time.perf_counter()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert b"Traceback" not in said
+    assert time.perf_counter() - start < SILENT_SECONDS / 2
