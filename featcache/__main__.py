@@ -1,6 +1,8 @@
 """`python -m featcache` enters; the command line leaves."""
 
+import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 
@@ -13,6 +15,12 @@ def start() -> NoReturn:
     except KeyboardInterrupt:
         sys.stderr.write("featcache: interrupted before it began\n")
         sys.exit(130)
+    except SystemExit as end:
+        if end.code:
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+            os._exit(int(end.code))  # Python would wait for threads that read, and they for a server that is silent
+        raise
 
 
 if __name__ == "__main__":

@@ -277,6 +277,7 @@ def test_a_cache_from_before_is_used_as_it_was(run: Run, here: Path, made: Path)
 # --- what a command works on ---
 
 
+@pytest.mark.slow
 def test_the_first_line_and_the_json_say_what_a_command_works_on(run: Run, here: Path, made: Path) -> None:
     expected = ON.format(made / "old", r"toy\.pth")
     with Cache(here / "cache") as cache:

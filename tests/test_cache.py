@@ -94,6 +94,7 @@ print(left)
 """
 
 
+@pytest.mark.slow
 def test_a_cache_whose_making_was_killed_is_made_on_the_next_use(tmp_path: Path) -> None:
     steps = 1000 - int(run_python(KILLED_MAKER, tmp_path / "whole", 1000))
     assert steps > 1

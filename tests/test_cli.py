@@ -370,6 +370,7 @@ def test_a_cache_of_another_version_is_refused_and_untouched(run: Run, photos: P
     assert sorted(tmp_path.joinpath("cache").rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "times"), [(signal.SIGINT, 130, 1), (signal.SIGINT, 130, 3), (signal.SIGTERM, 143, 1)]
 )
@@ -400,6 +401,7 @@ def test_a_stopped_run_keeps_what_it_committed(
     assert not list((tmp_path / "cache").rglob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_a_dataset_is_used_with_the_network_and_columns_that_it_was_extracted_with(
     run: Run, photos: Path, tmp_path: Path
 ) -> None:
@@ -449,6 +451,7 @@ def test_auto_says_which_backbone_stands_in_and_why(run: Run, photos: Path, monk
     assert "no network" in result.err
 
 
+@pytest.mark.slow
 def test_demo_compares_all_heads_offline(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from featcache.api import demonstration
 

@@ -265,6 +265,7 @@ class TestViews:
 
 
 class TestScoredRowsAreNotSeen:
+    @pytest.mark.slow
     @pytest.mark.parametrize("sizes", [{"train": 12, "test": 9}, {"train": 9, "val": 6, "test": 9}])
     def test_poison_in_the_scored_rows_changes_the_scores_alone(self, sizes: dict[str, int]) -> None:
         given, made = pictures(sizes, apart=0.7, views=["flip"])

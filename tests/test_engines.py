@@ -162,6 +162,7 @@ def warnings_of(result: Result) -> list[str]:
 # --- two engines, the same vectors ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_engines_agree_alone_and_in_batches_in_any_order(
     name: str, exports: dict[str, Path], seeded_weights: Path
@@ -182,6 +183,7 @@ def test_the_engines_agree_alone_and_in_batches_in_any_order(
         assert apart(np.concatenate([engine.embed(pixels[:5]), engine.embed(pixels[5:])]), exact) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_picture_has_the_same_bits_in_a_batch_of_any_size(
@@ -473,6 +475,7 @@ def imported(*words: str | Path) -> tuple[dict[str, Any], list[str]]:
     return json.loads(done.stdout), json.loads(done.stderr.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_cached_folder_needs_neither_torch_nor_onnxruntime(
     run: Run, few: Path, kept: Path, seeded_weights: Path
 ) -> None:
@@ -486,6 +489,7 @@ def test_a_cached_folder_needs_neither_torch_nor_onnxruntime(
     assert len(list((kept / "networks").iterdir())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["squeezenet1_1", "timm:mobilenetv3_small_050"])
 def test_the_second_run_of_any_backbone_imports_nothing_and_notices_other_weights(
     name: str, run: Run, few: Path, tmp_path: Path

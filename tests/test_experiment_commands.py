@@ -156,6 +156,7 @@ def test_compare_uses_the_splits_that_a_dataset_brings_for_every_seed(run: Run, 
     assert not list((tmp_path / "cache" / "splits").glob("*"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("photos")
 def test_compare_repeats_but_for_its_seconds(run: Run) -> None:
     first, second = (run("compare", "--seeds", "2", "--seed", "1", "--json").json for _ in range(2))
@@ -300,6 +301,7 @@ def test_an_interrupted_bench_goes_on_where_it_stopped(run: Run, monkeypatch: py
     assert run("runs", "--json").json["rows"][-1]["result"].startswith(("logreg", "ridge"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("photos")
 def test_a_bench_stopped_by_a_signal_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
     words = ["bench", "--heads", "mlp,svm-rbf", "--seeds", "12", "--classes", "2,all", "--per-class", "3"]
@@ -478,6 +480,7 @@ def test_every_head_fits_and_predicts_probabilities(run: Run, photos: Path, head
         assert np.mean([row["label"] == Path(row["path"]).parent.name for row in predicted]) > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("photos")
 def test_a_sweep_lists_all_that_was_tried_with_its_losses(run: Run) -> None:
     words = ["fit", "--head", "mlp", "--hidden", "8", "--hidden", "8,4", "--lr", "0.01,0.03"]
@@ -507,6 +510,7 @@ def test_a_sweep_lists_all_that_was_tried_with_its_losses(run: Run) -> None:
     assert all(set("▁█") <= set(line) for line in table[3:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [0.9, 0.8, 0.7])
 @pytest.mark.usefixtures("photos")
 def test_a_table_of_tries_says_why_its_first_row_was_not_chosen(other: float, run: Run) -> None:

@@ -378,6 +378,7 @@ def test_data_frames_enter_and_leave(
         np.testing.assert_array_equal(found.to_numpy()[:, :-1], wanted)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_searches_in_two_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -757,6 +757,7 @@ def test_a_fitted_pipeline_leaves_the_vectors_it_is_given() -> None:
     np.testing.assert_array_equal(fitted.estimator.predict_proba(new), first)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_learning_rate_that_breaks_the_network_loses_and_stops_nothing() -> None:
     data = ready({"train": 20, "test": 5})

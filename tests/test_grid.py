@@ -277,6 +277,17 @@ class TestGrid:
         next(rows)
         assert len(kept.order) == 4
 
+    @pytest.mark.parametrize("accuracy", [7.0, -1, float("nan"), "1", None])
+    def test_what_can_be_no_result_is_computed_again(self, accuracy: object) -> None:
+        given, made = eight()
+        kept = Kept(given, {0: made, 1: made})
+        rows = kept.rows([TWO[0]])
+        wrong = {"accuracy": accuracy, "balanced_accuracy": 0.5, "fit_seconds": 0.0}
+        made_anew: dict[str, Any] = {}
+        grid = Grid(given, {0: made, 1: made}, kept.digest, lambda _: wrong, made_anew.__setitem__)
+        assert [row.accuracies for row in grid.rows([TWO[0]], ALL)] == [row.accuracies for row in rows]
+        assert (grid.computed, grid.reused, sorted(made_anew)) == (2, 0, sorted(kept.store))
+
     def test_an_error_of_one_head_leaves_the_others(self) -> None:
         given, made = eight()
         kept = Kept(given, {0: made, 1: made})
@@ -329,6 +340,7 @@ class TestGrid:
             asdict(replace(row, fit_seconds=None)) for row in expected
         ]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("cell", [ALL, Cell(2, 5)])
     def test_poison_in_the_scored_rows_changes_the_scores_alone(
         self, cell: Cell, monkeypatch: pytest.MonkeyPatch

@@ -70,6 +70,7 @@ def test_rows_of_a_manifest_come_in_its_order_with_their_own_vectors(
         np.testing.assert_array_equal(vector, held[hashlib.sha256(Path(path).read_bytes()).digest()])
 
 
+@pytest.mark.slow
 def test_what_the_cache_lacks_is_extracted_and_a_gone_folder_is_taken_as_it_is(
     photos: Path, network: featcache.Options
 ) -> None:

@@ -298,6 +298,7 @@ class TestIndex:
     def files(folder: Path) -> list[Path]:
         return sorted((folder / "cache/indexes").iterdir())
 
+    @pytest.mark.slow
     def test_most_of_the_nearest_are_found_and_compared_exactly(self, tmp_path: Path) -> None:
         X = self.clusters(3000)
         known(tmp_path, X[:700], spec=HALF, name="part")  # in a segment of its own

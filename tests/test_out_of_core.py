@@ -78,6 +78,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "CHUNK_BYTES", 4 * DIM * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("head", out_of_core.LOSSES)
 @pytest.mark.parametrize(
@@ -96,6 +97,7 @@ def test_the_score_is_that_of_the_head_in_memory(tmp_path: Path, head: str, clas
     assert ours.chosen_by == f"{theirs.chosen_by}, the smallest C within one standard error"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("head", out_of_core.LOSSES)
@@ -159,6 +161,7 @@ def test_vectors_are_read_a_block_at_a_time(tmp_path: Path, monkeypatch: pytest.
         fit(tmp_path, out_of_core=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 def test_equal_seeds_give_equal_numbers_also_after_a_compaction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -244,6 +247,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     assert fit(tmp_path).n_test == 200
 
 
+@pytest.mark.slow
 def test_the_command_line_fits_predicts_and_shows(run: Callable[..., Result], photos: Path) -> None:
     found = run("fit", photos, "--out-of-core", "--device", "cpu", "--json", network=True)
     assert (found.code, found.json["out_of_core"], found.json["n_test"]) == (0, True, 6)

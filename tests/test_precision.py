@@ -353,6 +353,7 @@ def test_fp16_on_the_cpu_is_said_to_be_slow(run: Run, photos: Path) -> None:
     assert "fp16 is for GPUs" in found.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("--precision", "fp16"), ("--draft",), ("--precision", "int8", "--draft")])
 def test_the_check_of_other_savings(words: tuple[str, ...], run: Run, photos: Path, made: Any) -> None:
     summary = run("extract", photos, *words, "--check", "--json", network=True).json

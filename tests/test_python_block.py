@@ -14,6 +14,7 @@ from featcache.cli import cli
 README = Path(__file__).parent.parent / "README.md"
 
 
+@pytest.mark.slow
 def test_the_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pandas")
     for at, (split, n) in enumerate((("train", 6), ("test", 4))):

@@ -65,6 +65,7 @@ def labels(lines: Iterable[str]) -> list[str]:
     return [line.split()[0] for line in lines if re.match(r"\w+  +\S", line)]
 
 
+@pytest.mark.slow
 def test_a_head_is_fitted_out_of_core_as_shown(run: Callable[..., Result], files: Path) -> None:
     example = shown("fit [", "fit --out-of-core")
     assert run("extract", "hymenoptera", "--backbone", "efficientnet_lite0").code == 0
@@ -94,6 +95,7 @@ def test_neighbours_are_found_as_shown(run: Callable[..., Result], files: Path, 
     assert labels(lines[9:]) == [*labels(example[9:]), *["note"] * index]
 
 
+@pytest.mark.slow
 def test_the_dataset_in_python_is_extracted(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from featcache.backbones.vision_import import import_torchvision
 

@@ -141,6 +141,7 @@ def ours(name: str, X: Any, y: Any, held: Any, truth: Any) -> Any:
     return fit_head(heads.get(name), prepare(features, plan), 0).probabilities
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("per_class", [1, 2, 5])
 @pytest.mark.parametrize("name", PLAIN)

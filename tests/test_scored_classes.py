@@ -61,6 +61,7 @@ def is_said(summary: Any, page: Any) -> bool:
     return SAID in summary.notices and any(line.endswith(f" {SAID}") for line in noted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out_of_core", [False, True])
 def test_fit_says_which_class_is_not_scored(out_of_core: bool, options: featcache.Options) -> None:
     found = featcache.fit(options=options, out_of_core=out_of_core)
@@ -112,6 +113,7 @@ def test_the_report_says_it_on_its_page(options: featcache.Options, tmp_path: Pa
     assert found.confusion.setting.unscored == ("sky",)
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side_and_a_model_in_onnx_say_it(run: Run, options: featcache.Options) -> None:
     made = featcache.fit(options=options)
     assert "; val, n=8, 2 of 3 classes" in run("runs", "compare", "2", "2").out
@@ -137,6 +139,7 @@ def test_nothing_is_said_where_all_classes_are_scored(
     assert "n=6; fitted on" in text(fit_page([found]))
 
 
+@pytest.mark.slow
 def test_a_class_that_val_lacks_is_named_where_parameters_are_chosen_on_val(
     tmp_path: Path, seeded_weights: Path, options: featcache.Options
 ) -> None:
@@ -148,6 +151,7 @@ def test_a_class_that_val_lacks_is_named_where_parameters_are_chosen_on_val(
     assert (found.scored_classes, found.unscored) == (3, ())
 
 
+@pytest.mark.slow
 def test_bench_with_val_fits_on_as_many_pictures_a_class_as_it_says(
     tmp_path: Path, seeded_weights: Path, options: featcache.Options
 ) -> None:

@@ -291,6 +291,7 @@ def test_the_index_agrees_with_a_dictionary_where_prefixes_collide() -> None:
     assert -1 in expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_a_store_that_stays_open_finds_what_a_new_one_finds(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, seed: int
@@ -318,6 +319,7 @@ def test_a_store_that_stays_open_finds_what_a_new_one_finds(
     np.testing.assert_array_equal(standing.keys, new.keys)
 
 
+@pytest.mark.slow
 def test_what_a_store_that_stays_open_knows_is_not_sorted_again(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (compaction, index):
         monkeypatch.setattr(module, "SMALL_BYTES", 100 * (4 * DIM + 32))

@@ -88,6 +88,7 @@ def test_plain_import_fails_beside_a_cpu_only_torch(plain_import: str) -> None:
     assert MISSING in plain_import
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [False, True], ids=["at once", "after a plain import failed"])
 def test_torchvision_and_timm_work_beside_a_cpu_only_torch(plain_import: str, tmp_path: Path, first: bool) -> None:
     if not plain_import:

@@ -10,7 +10,18 @@ from pathlib import Path
 from featcache.api.exchange import import_into
 from featcache.api.extraction import extract_into
 from featcache.api.options import Options, moved, open_cache, places
-from featcache.api.usage import FOR_TRAINING, is_behind, newest_uses, unknown, unused, uses, without_runs
+from featcache.api.usage import (
+    FOR_TRAINING,
+    is_behind,
+    is_of_another,
+    lost,
+    newest_uses,
+    of_another,
+    unknown,
+    unused,
+    uses,
+    without_runs,
+)
 from featcache.backbones import Backbone, on_demand, resolve
 from featcache.backbones.weights import sha256
 from featcache.discover import discover
@@ -91,7 +102,9 @@ class _Check:
         self.problems += [
             f"{path} cannot be read as a run: restore it, or remove it" for path in self.cache.runs.broken()
         ]
-        self.problems += [f"{without_runs(root)}" for root in unknown(self.cache)]
+        self.problems += [without_runs(root) for root in unknown(self.cache)]
+        for (root, _), said in lost(self.cache).items():
+            self._problem(root, said)
         for root in dict.fromkeys(run.root for run in used if run.summary):
             self._dataset(root, [run for run in used if run.root == root and run.summary])
         self._orphans()
@@ -133,6 +146,8 @@ class _Check:
             self.cache.catalog.check_dataset(root)
         except CatalogError as error:
             self._problem(root, str(error))
+        if is_of_another(self.cache, root):
+            self._problem(root, of_another(self.cache, root))
         if is_behind(self.cache, root, [newest]):
             self._problem(root, f"the catalog {self.cache.catalog_path} is older than the last extraction of {root}")
         try:
@@ -228,6 +243,12 @@ def _repair(cache: Cache, check: _Check, options: Options, progress: Progress | 
 
 
 def _bring_back(cache: Cache, run: Run, options: Options, progress: Progress | None) -> str:
+    said = _extracted_again(cache, run, options, progress)
+    cache.catalog.forget_commits(run.root, [number for root, number in lost(cache) if root == run.root])
+    return said
+
+
+def _extracted_again(cache: Cache, run: Run, options: Options, progress: Progress | None) -> str:
     if run.command == "import":
         import_into(cache, Path(run.root), read_exchange(Path(run.root)), run)
         return f"{run.root} imported again"

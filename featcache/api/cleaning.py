@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from featcache.api.options import Options, open_cache
-from featcache.api.usage import FORGET, Unused, backbone_of, elsewhere, last_asked, unused, uses
+from featcache.api.usage import Unused, backbone_of, elsewhere, last_asked, unused, uses
 from featcache.errors import DatasetError
 from featcache.records import Progress
 from featcache.records.cache import Compacted, CompactSummary, GcSummary
 from featcache.sources.addresses import named
-from featcache.store import Cache
+from featcache.store import FORGET, Cache
 from featcache.store.files import remove
 
 
@@ -32,7 +32,6 @@ def cache_gc(
     """
     options = options or Options()
     with open_cache(options, create=False) as cache:
-        cache.check_own()
         roots = [_known_root(cache, name) for name in forget]
         put_aside = cache.quarantined()  # before the stores are opened, which may put more aside
         stopped = cache.trainings()

@@ -30,6 +30,7 @@ def cache_export(
     with open_cache(options or Options(), create=False) as cache:
         run = last_extraction(cache, named(dataset) if dataset is not None else None)
         spec = cache.spec(run.fingerprint)
+        cache.catalog.check_dataset(run.root)
         features = load(cache.catalog.dataset(run.root), cache.store(run.fingerprint))
         if not len(features.X):
             raise DatasetError(f"{run.root} has no vectors in the catalog: run `featcache extract {run.root}` first")
@@ -60,7 +61,7 @@ def cache_import(file: str | Path, options: Options | None = None) -> ExchangeSu
     with asked("import", path, options) as run:
         content = read(path)
         with open_cache(options) as cache, cache.in_use():
-            return import_into(cache, path, content, run)
+            return import_into(cache, path, content, cache.renewed(run))
 
 
 def import_into(cache: Cache, path: Path, content: Exchange, run: Run | None = None) -> ExchangeSummary:
@@ -87,7 +88,7 @@ def import_into(cache: Cache, path: Path, content: Exchange, run: Run | None = N
         )
     ]
     before = len(cache.catalog.dataset(run.root))
-    cache.catalog.save_dataset(run.root, rows, run.id)
+    saved = cache.catalog.save_dataset(run.root, rows, run.id)
     summary = ExchangeSummary(
         file=str(path),
         format=path.suffix.lower().lstrip("."),
@@ -100,5 +101,6 @@ def import_into(cache: Cache, path: Path, content: Exchange, run: Run | None = N
         added=len(new),
         replaced=before,
     )
-    cache.runs.finish(run, {**asdict(summary), "weights": content.weights, "weights_file": None})
+    noted = {**asdict(summary), "weights": content.weights, "weights_file": None}
+    cache.runs.finish(run, noted, rows_sha256=saved)
     return summary

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from featcache.api.asking import used_as_it_is
@@ -131,6 +132,7 @@ def open_experiment(
     is known. Raises `FeatcacheError`.
     """
     with _opened(source, options, progress, as_it_is) as (cache, extraction):
+        cache.catalog.check_dataset(extraction.root)
         rows = cache.catalog.dataset(extraction.root)
         if not rows:
             raise not_catalogued(cache, extraction.root)
@@ -144,6 +146,7 @@ def open_experiment(
 def open_streamed(source: Source | None, options: Options | None, progress: Progress | None) -> Iterator[Streamed]:
     """Open a dataset as `open_experiment` does, with its vectors left on the disk; raises `FeatcacheError`."""
     with _opened(source, options, progress, False) as (cache, extraction):
+        cache.catalog.check_dataset(extraction.root)
         roll = enrol(cache.catalog, extraction.root)
         if not len(roll.y) and not cache.catalog.unreadable(extraction.root):
             raise not_catalogued(cache, extraction.root)
@@ -167,7 +170,21 @@ def _opened(
             "them out to use the one last extracted as it is"
         )
     with open_cache(options, create=False) as cache:
-        yield cache, extraction_of(cache, done.dataset, done.fingerprint) if done else last_extraction(cache, root)
+        run = extraction_of(cache, done.dataset, done.fingerprint) if done else last_extraction(cache, root)
+        if run.command == "import":
+            _warn_of_change(run)
+        yield cache, run
+
+
+def _warn_of_change(imported: Run) -> None:
+    """Say it where a file has changed since it was imported: what was in it then is what there is."""
+    with suppress(OSError):
+        if Path(imported.root).stat().st_mtime > imported.started:
+            _logger.warning(
+                "%s has changed since it was imported, and what it held then is used: `featcache cache import` brings "
+                "in what it holds now",
+                imported.root,
+            )
 
 
 def _known(

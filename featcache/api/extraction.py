@@ -75,6 +75,7 @@ def _extract(
     with open_cache(options) as cache, cache.in_use():
         note(cache.backbones, backbone, options.weights)
         backbone = as_asked(cache, backbone, dataset, options)
+        run = cache.renewed(run)
         further = tuple(name for group in dict.fromkeys(views) for name in VIEWS[group])
         for view in (ORIGINAL, *further):
             cache.fetch(backbone.viewing(view).spec)
@@ -126,9 +127,9 @@ def extract_into(
     cache.shards.drop(dataset.root)
     done: tuple[ViewSummary, ...] = ()
     for seen, started, work in zip(backbones, runs, works, strict=True):
-        cache.catalog.save_dataset(dataset.root, work.rows, started.id)
+        saved = cache.catalog.save_dataset(dataset.root, work.rows, started.id)
         summary = _summary(cache, dataset, seen, options, work, listing, done)
-        cache.runs.finish(started, asdict(replace(summary, failures=())))
+        cache.runs.finish(started, asdict(replace(summary, failures=())), rows_sha256=saved)
         took = summary.seconds.total
         done = (*done, ViewSummary(seen.spec.view, summary.fingerprint, summary.reused, summary.computed, took))
     return summary

@@ -12,13 +12,12 @@ from datetime import UTC, datetime
 from featcache.errors import CacheError, DatasetError
 from featcache.records import ORIGINAL
 from featcache.records.cache import UnusedRows
-from featcache.store import EXTRACTIONS, Cache, FeatureStore, Run
+from featcache.store import EXTRACTIONS, FORGET, Cache, FeatureStore, Run
 from featcache.store.index import KeyIndex, stack_keys
 from featcache.store.segment import KEY_BYTES, Keys
 
 _logger = logging.getLogger(__name__)
 
-FORGET = "forget"
 FOR_TRAINING = "kept for fine-tuning, and computed again where it is needed"
 
 
@@ -89,6 +88,40 @@ def unknown(cache: Cache) -> list[str]:
     return [root for root in cache.catalog.roots() if root not in known]
 
 
+def lost(cache: Cache) -> dict[tuple[str, int], str]:
+    """Return what to say of each run that saved a dataset, by its root and number, and is not in the cache any more.
+
+    Where the dataset was extracted since with all networks of which there are vectors, it does not matter.
+    """
+    runs = {run.id: run for run in cache.runs.all() if run.command in EXTRACTIONS}
+    there = set(cache.fingerprints())
+    found = {}
+    for root, number in cache.catalog.all_commits():
+        since = {run.fingerprint for run in runs.values() if run.root == root and run.summary and run.id > number}
+        if number and (number not in runs or runs[number].root != root) and not there <= since:
+            found[root, number] = (
+                f"run {number} of {root} is lost from {cache.folder / 'runs'}, so that nobody knows which vectors it "
+                "used: put its file back, or extract the dataset again with all networks that are wanted and then run "
+                "`featcache cache verify --repair`"
+            )
+    return found
+
+
+def is_of_another(cache: Cache, root: str) -> bool:
+    """Tell whether the catalog holds other pictures of a dataset than the run noted that is said to have saved them."""
+    saved = cache.catalog.saved_digest(root)
+    noted = {run.id: run.rows_sha256 for run in cache.runs.all() if run.root == root}
+    return saved is not None and noted.get(saved[0]) not in (None, saved[1])
+
+
+def of_another(cache: Cache, root: str) -> str:
+    """Return what to say of a dataset of which the catalog holds other pictures than its last run saved."""
+    return (
+        f"the catalog {cache.catalog_path} does not hold what the last extraction of {root} saved, as that of another "
+        f"cache would: run `featcache extract {root}`, or `featcache cache verify --repair`"
+    )
+
+
 def without_runs(root: str) -> str:
     """Return what to say of a dataset of which no run is left."""
     return (
@@ -137,6 +170,7 @@ def last_extraction(cache: Cache, root: str | None = None) -> Run:
 
     Nothing older is taken in its place: raises `DatasetError` where it is missing, failed or unfinished.
     """
+    _check_newest(cache, root)
     known = [run for run in uses(cache) if _view(cache, run) == ORIGINAL]
     asked = last_asked(cache) if root is None else None
     if asked is not None and not asked.fingerprint:
@@ -158,6 +192,23 @@ def last_extraction(cache: Cache, root: str | None = None) -> Run:
     if root is None:
         _logger.warning("on %s", described(cache, run))
     return run
+
+
+def _check_newest(cache: Cache, root: str | None) -> None:
+    """Raise `DatasetError` where the run is lost that was the last of a dataset, or of all."""
+    saved = [entry for entry in cache.catalog.all_commits() if root in (None, entry[0])]
+    if saved and saved[-1] in (gone := lost(cache)):
+        raise DatasetError(gone[saved[-1]])
+    if saved and is_of_another(cache, saved[-1][0]):
+        raise DatasetError(of_another(cache, saved[-1][0]))
+    if root is None:
+        newest = max((run.id for run in cache.runs.all() if run.command in EXTRACTIONS), default=0)
+        for path in cache.runs.broken():
+            if int(path.stem) > newest:
+                raise DatasetError(
+                    f"{path} cannot be read as a run, so that nobody knows which dataset was asked for last: put it "
+                    "back or remove it, or name the dataset that is meant"
+                )
 
 
 def extraction_of(cache: Cache, root: str, fingerprint: str) -> Run:
@@ -253,6 +304,9 @@ def unused(cache: Cache, forgotten: Collection[str] = ()) -> list[Unused]:
     for root in unknown(cache):
         if root not in forgotten:
             raise CacheError(without_runs(root))
+    for (root, _), said in lost(cache).items():
+        if root not in forgotten:
+            raise CacheError(said)
     for root in elsewhere(cache):
         if root not in forgotten:
             raise CacheError(
@@ -341,6 +395,8 @@ def _keys(cache: Cache, run: Run) -> list[bytes]:
             "they use: run `featcache cache verify --repair`, extract them again, or give up on them with --forget"
         )
     cache.catalog.check_dataset(root)
+    if is_of_another(cache, root):
+        raise CacheError(of_another(cache, root))
     return [row.key for row in rows if row.key is not None]
 
 

@@ -76,10 +76,7 @@ def main() -> NoReturn:
     warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")  # it is only asked for threads
     watch_room()
     with streams():
-        code = _exit_code()
-    if code:
-        os._exit(code)  # Python would wait for threads that read, and those for a server that does not answer
-    sys.exit()
+        sys.exit(_exit_code())
 
 
 def _exit_code() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ SUBSETS = (
     "train and val pooled; each seed puts classes, and the images of a class, in a random order, and a cell takes the "
     "first ones, so that a smaller cell lies inside a larger one; scored on all scored pictures of its classes"
 )
+
+_VALUES = ("accuracy", "balanced_accuracy", "fit_seconds")
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Grid:
             return {"error": taken.error}
         digest = self._digest(taken, head, seed)
         result = self._known(digest)
-        if result is not None:
+        if result is not None and _is_result(result):
             self.reused += 1
             return result
         try:
@@ -123,12 +126,16 @@ class Grid:
         return result
 
 
+def _is_result(kept: Mapping[str, Any]) -> bool:
+    """Tell whether what was kept can be a result, whoever put it there."""
+    values = [kept.get(name) for name in _VALUES]
+    numbers = [float(value) for value in values if isinstance(value, float | int)]
+    return len(numbers) == len(_VALUES) and all(0 <= value < inf for value in numbers) and max(numbers[:2]) <= 1
+
+
 def _row(head: Head, cell: Cell, taken: Sequence[Taken], results: Sequence[Mapping[str, Any]]) -> BenchRow:
     errors = [result["error"] for result in results if "error" in result]
-    values = {
-        name: np.array([result[name] for result in results if name in result])
-        for name in ("accuracy", "balanced_accuracy", "fit_seconds")
-    }
+    values = {name: np.array([result[name] for result in results if name in result]) for name in _VALUES}
     scored = not errors
     accuracy = values["accuracy"]
     return BenchRow(

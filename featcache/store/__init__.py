@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import platform
-import re
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -32,7 +31,7 @@ from featcache.store.files import (
     write_atomic,
 )
 from featcache.store.networks import Indexes, Networks
-from featcache.store.runs import EXTRACTIONS, Run, Runs
+from featcache.store.runs import EXTRACTIONS, FINGERPRINT, FORGET, Run, Runs
 from featcache.store.segment import declared_fingerprint
 from featcache.store.shards import Shards
 from featcache.store.shares import Share
@@ -41,6 +40,7 @@ from featcache.store.writing import FeatureWriter
 
 __all__ = [
     "EXTRACTIONS",
+    "FORGET",
     "Cache",
     "Catalog",
     "Cells",
@@ -54,7 +54,6 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-_FINGERPRINT = re.compile("[0-9a-f]{64}")
 _logger = logging.getLogger(__name__)
 
 _MARKS = {
@@ -65,6 +64,7 @@ _FOLDERS = (
     *("segments", "bad", "models", "runs", "splits", "cells", "demo"),
     *("networks", "backbones", "trainings", "shards", "shares", "indexes"),
 )
+_TELLING = {"catalog.sqlite", "segments", "shards"}
 _OWN = {"format.json", "catalog.sqlite", *_FOLDERS, *_MARKS}
 
 
@@ -86,6 +86,7 @@ class Cache:
                 f"there is no cache at {self.folder}: run `featcache extract FOLDER` first, or name another --cache"
             )
         try:
+            _check_links(self.folder)
             if marker.exists():
                 _check_version(marker)
             else:
@@ -127,6 +128,8 @@ class Cache:
             cache.catalog.check()
         except CatalogError as error:
             kept = Path(folder).absolute() / "bad" / f"catalog-{time.time_ns()}.sqlite"
+            if catalog is not None:  # it may be anything that was named by mistake, and `bad` is emptied by gc
+                kept = where.with_name(f"{where.name}.damaged-{time.time_ns()}")
             _logger.warning("%s; it is moved to %s, and a new one begins", error, kept)
             move(where, kept)
             for suffix in ("-journal", "-wal", "-shm"):
@@ -138,6 +141,7 @@ class Cache:
     def runs_at(folder: Path, catalog: Path | None = None) -> Runs | None:
         """Return the runs of the cache in a folder without opening it, `None` where there is none that can be read."""
         try:
+            _check_links(folder)
             _check_version(folder / "format.json")
         except (CacheError, OSError):
             return None
@@ -220,6 +224,19 @@ class Cache:
         """Return the bytes of all files in the cache, or in one folder of it."""
         return sum(sizes(folder or self.folder))
 
+    def renewed(self, run: Run | None) -> Run | None:
+        """Return the run of an extraction that had to wait, begun anew where it does not count any more.
+
+        So it is where its dataset was given up meanwhile, and where its number was that of a run that was lost.
+        """
+        if run is None:
+            return None
+        saved = [number for _, number in self.catalog.all_commits()]
+        if run.id not in saved and not self.runs.is_given_up(run):
+            return run
+        self.runs.drop(run)
+        return self.runs.start(run.command, run.root, run.fingerprint, max(saved, default=0))
+
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """Keep others from deleting vectors meanwhile; waits for a deletion that is under way."""
@@ -247,15 +264,6 @@ class Cache:
         write_atomic(path, data, folders=len(Path(name).parts) - 1)
         return path
 
-    def check_own(self) -> None:
-        """Raise `CacheError` where a folder of the cache is a link: what would be deleted there is somebody else's."""
-        for path in (*map(self.folder.joinpath, _FOLDERS), *(self.folder / "segments").glob("*")):
-            if path.is_symlink():
-                raise CacheError(
-                    f"{path} is a link to {path.readlink()}, and nothing is deleted through one: put the folder itself "
-                    "there (a link to the whole cache is fine)"
-                )
-
     def _noted_shape(self, fingerprint: str) -> tuple[int, str] | None:
         """Return the length of vectors and the type of their values, as the newest extraction of them noted it."""
         with contextlib.suppress(CacheError):
@@ -266,6 +274,16 @@ class Cache:
 
     def _segments(self, fingerprint: str) -> Path:
         return self.folder / "segments" / fingerprint[:16]
+
+
+def _check_links(folder: Path) -> None:
+    """Raise `CacheError` where something in a cache is a link: what is written or deleted there is somebody else's."""
+    for path in (*(folder / name for name in _OWN), *(folder / "segments").glob("*")):
+        if path.is_symlink():
+            raise CacheError(
+                f"{path} is a link to {path.readlink()}, and nothing is read or written through one: put what it leads "
+                "to in its place (a link to the whole cache is fine)"
+            )
 
 
 def _runs(folder: Path, catalog: Path | None) -> Runs:
@@ -281,7 +299,7 @@ def _fingerprint_of(folder: Path) -> str | None:
     for path in sorted(folder.glob("seg-*.h5")):
         with contextlib.suppress(CacheError, OSError):
             fingerprint = declared_fingerprint(path)
-            if _FINGERPRINT.fullmatch(fingerprint) and fingerprint[:16] == folder.name:
+            if FINGERPRINT.fullmatch(fingerprint) and fingerprint[:16] == folder.name:
                 return fingerprint
     return None
 
@@ -307,6 +325,9 @@ def _check_version(marker: Path) -> None:
 def _refuse_foreign(folder: Path) -> None:
     if not folder.exists():
         return
-    others = sorted(p.name for p in folder.iterdir() if p.name not in _OWN and not p.name.startswith("."))
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    # Folders of vectors may have been copied alone; a project of its own may well have `models` and `runs`.
+    is_ours = _holds(folder / "CACHEDIR.TAG", _MARKS["CACHEDIR.TAG"]) or not _TELLING.isdisjoint(names)
+    others = [name for name in names if not is_ours or name not in _OWN]
     if others:
         raise CacheError(f"{folder} is no featcache cache and not empty (it holds {others[0]}): name another --cache")

@@ -88,7 +88,11 @@ class Catalog:
             db.execute("DELETE FROM asked")
             db.executemany("INSERT OR IGNORE INTO asked VALUES (CAST(? AS TEXT))", ((_text(path),) for path in paths))
             rows = db.execute("SELECT path, size, mtime_ns, inode, key FROM files NATURAL JOIN asked")
-            return {path: (FileStat(*stat), key) for path, *stat, key in rows if _is_key(key)}
+            return {
+                path: (FileStat(*stat), key)
+                for path, *stat, key in rows
+                if _is_key(key) and all(isinstance(value, int) for value in stat)  # else it is read again
+            }
 
     def remember_files(self, files: Iterable[tuple[str, FileStat, bytes]]) -> None:
         """Keep the stat and content key of files, so that unchanged ones need not be read again."""
@@ -103,7 +107,7 @@ class Catalog:
         with self._transaction() as db:
             _want(db, keys)
             rows = db.execute("SELECT key, width, height, flat FROM looks NATURAL JOIN wanted")
-            return {key: Look(*found) for key, *found in rows}
+            return {key: Look(*found) for key, *found in rows if tuple(map(type, found)) == (int, int, float)}
 
     def remember_looks(self, looks: Mapping[bytes, Look]) -> None:
         """Keep what contents look like."""
@@ -113,8 +117,8 @@ class Catalog:
                 ((key, found.width, found.height, found.flat) for key, found in looks.items()),
             )
 
-    def save_dataset(self, root: str, rows: Iterable[Row], run: int) -> None:
-        """Replace what is kept of the dataset at `root` by what the run with this number found.
+    def save_dataset(self, root: str, rows: Iterable[Row], run: int) -> str:
+        """Replace what is kept of the dataset at `root` by what the run with this number found; return its digest.
 
         Of several at once the last one counts, whichever began first.
         """
@@ -138,13 +142,33 @@ class Catalog:
                     for at, r in enumerate(rows)
                 ),
             )
-            _commit(db, dataset, root, run)
+            return _commit(db, dataset, root, run).hex()
 
     def commits(self, root: str) -> list[int]:
         """Return the numbers of the runs that saved the dataset at `root`, in the order in which they did."""
+        return [run for other, run in self.all_commits() if other == root]
+
+    def all_commits(self) -> list[tuple[str, int]]:
+        """Return the root and the number of each run that saved a dataset, in the order in which they did."""
         with self._transaction() as db:
-            rows = db.execute("SELECT run FROM commits WHERE root = CAST(? AS TEXT) ORDER BY number", (_text(root),))
-            return [run for (run,) in rows]
+            rows = db.execute("SELECT root, run FROM commits ORDER BY number")
+            return [self._saved(*row) for row in rows]
+
+    def saved_digest(self, root: str) -> tuple[int, str] | None:
+        """Return which run saved the dataset at `root` last, and the digest of what it saved; `None` of old ones."""
+        with self._transaction() as db:
+            found = db.execute(
+                "SELECT run, digest FROM commits WHERE root = CAST(? AS TEXT) ORDER BY number DESC LIMIT 1",
+                (_text(root),),
+            ).fetchone()
+        return (found[0], found[1].hex()) if found and isinstance(found[1], bytes) else None
+
+    def forget_commits(self, root: str, runs: Iterable[int]) -> None:
+        """Forget that runs of which nothing else is left saved the dataset at `root`; what is kept of it stays."""
+        with self._transaction() as db:
+            db.executemany(
+                "DELETE FROM commits WHERE root = CAST(? AS TEXT) AND run = ?", ((_text(root), run) for run in runs)
+            )
 
     def check_dataset(self, root: str) -> None:
         """Raise `CatalogError` where what is kept of a dataset is not what was saved; of old ones nobody can tell."""
@@ -175,7 +199,7 @@ class Catalog:
                 " WHERE root = CAST(? AS TEXT) AND path = CAST(? AS TEXT) AND key IS NOT NULL",
                 (_text(root), _text(path)),
             )
-            return next((key for (key,) in rows), None)
+            return next((key for (key,) in rows if _is_key(key)), None)
 
     def keys_of(self, root: str, besides: str) -> tuple[list[int], bytes]:
         """Return the positions, in order, of a dataset's readable pictures not at `besides`, and their keys joined."""
@@ -208,8 +232,8 @@ class Catalog:
             for label, split, key in db.execute(
                 f"SELECT label, split, key {_READABLE} ORDER BY position", (_text(root),)
             ):
-                if not _is_key(key):
-                    raise CatalogError(self._damaged(f"a content key is {key!r:.100}"))
+                if not (_is_key(key) and _is_text(label) and _is_text(split)):
+                    raise CatalogError(self._damaged(f"it has a picture with the values {(label, split, key)!r:.200}"))
                 yield label, split, key
 
     def path(self, root: str, number: int) -> str:
@@ -221,26 +245,24 @@ class Catalog:
     def unreadable(self, root: str) -> Counter[str | None]:
         """Return how many pictures of the dataset at `root` have no content key, by label."""
         with self._transaction() as db:
-            return Counter(
-                dict(
-                    db.execute(
-                        "SELECT label, COUNT(*) FROM items JOIN datasets ON dataset = id"
-                        " WHERE root = CAST(? AS TEXT) AND key IS NULL GROUP BY label",
-                        (_text(root),),
-                    )
-                )
+            rows = db.execute(
+                "SELECT label, COUNT(*) FROM items JOIN datasets ON dataset = id"
+                " WHERE root = CAST(? AS TEXT) AND key IS NULL GROUP BY label",
+                (_text(root),),
             )
+            return Counter({label: count for label, count in rows if _is_text(label)})
 
     def paths_of(self, keys: Iterable[bytes]) -> dict[bytes, str]:
         """Return a path where each of these content keys was last seen, for those that were."""
         with self._transaction() as db:
             _want(db, keys)
-            return dict(db.execute("SELECT key, path FROM files NATURAL JOIN wanted"))
+            rows = db.execute("SELECT key, path FROM files NATURAL JOIN wanted")
+            return {key: path for key, path in rows if isinstance(path, str)}
 
     def roots(self) -> dict[str, int]:
         """Return the roots of all datasets, each with the number of the run that was saved last."""
         with self._transaction() as db:
-            return dict(db.execute("SELECT root, run FROM datasets ORDER BY id"))
+            return dict(self._saved(*row) for row in db.execute("SELECT root, run FROM datasets ORDER BY id"))
 
     def forget(self, root: str) -> None:
         """Drop a dataset; the stats of its files stay."""
@@ -258,12 +280,22 @@ class Catalog:
             said = [line for (line,) in db.execute("PRAGMA integrity_check(3)")]
         if said != ["ok"]:
             raise CatalogError(self._damaged("; ".join(said)))
+        self.all_commits()
+        for root in self.roots():
+            self.dataset(root)
 
     def _row(self, path: str, label: str | None, split: str | None, key: bytes | None, reason: str | None) -> Row:
-        texts = isinstance(path, str) and all(text is None or isinstance(text, str) for text in (label, split, reason))
+        texts = isinstance(path, str) and all(map(_is_text, (label, split, reason)))
         if not texts or not (key is None or _is_key(key)):
             raise CatalogError(self._damaged(f"it has a picture with the values {(path, label, split, key)!r:.200}"))
         return Row(Item(path, label, split), key, reason)
+
+    def _saved(self, root: object, run: object) -> tuple[str, int]:
+        """Return the root of a dataset and the number of a run as they must be; of old catalogs the number is 0."""
+        run = 0 if run is None else run
+        if not isinstance(root, str) or not isinstance(run, int) or "\0" in root:
+            raise CatalogError(self._damaged(f"it has a dataset with the values {(root, run)!r:.200}"))
+        return root, run
 
     def _create(self) -> None:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
@@ -377,18 +409,25 @@ def _is_key(value: object) -> bool:
     return isinstance(value, bytes) and len(value) == KEY_BYTES
 
 
-def _commit(db: sqlite3.Connection, dataset: int, root: str, run: int) -> None:
-    values = (_text(root), run, _digest(db, dataset))
+def _is_text(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _commit(db: sqlite3.Connection, dataset: int, root: str, run: int) -> bytes:
+    digest = _digest(db, dataset)
+    values = (_text(root), run, digest)
     db.execute("INSERT INTO commits (root, run, digest) VALUES (CAST(? AS TEXT), ?, ?)", values)
+    return digest
 
 
 def _digest(db: sqlite3.Connection, dataset: int) -> bytes:
     """Return a digest of what is kept of a dataset."""
-    rows = hashlib.sha256()
+    digest = hashlib.sha256()
     asked = "SELECT position, CAST(path AS BLOB), CAST(label AS BLOB), CAST(split AS BLOB), key FROM items"
-    for row in db.execute(f"{asked} WHERE dataset = ? ORDER BY position", (dataset,)):
-        rows.update(repr(row).encode())
-    return rows.digest()
+    rows = db.execute(f"{asked} WHERE dataset = ? ORDER BY position", (dataset,))
+    while some := rows.fetchmany(1024):
+        digest.update("".join(map(repr, some)).encode())
+    return digest.digest()
 
 
 def _want(db: sqlite3.Connection, keys: Iterable[bytes]) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featcache.store.files import read_json, write_atomic
+from featcache.store.files import checksum, read_json, write_atomic
+
+_SUM = "checksum"
+"""The key of the checksum over all others; old files have none."""
+
+_logger = logging.getLogger(__name__)
 
 
 class Cells:
@@ -17,15 +23,24 @@ class Cells:
         self._folder = folder
 
     def get(self, digest: str) -> dict[str, Any] | None:
-        """Return what is kept, or `None` where there is nothing that can be read."""
+        """Return what is kept, or `None` where there is nothing, or nothing that can be believed."""
+        path = self._path(digest)
         try:
-            return read_json(self._path(digest))
-        except (OSError, ValueError):
+            content = read_json(path)
+            if content.pop(_SUM, None) in (None, checksum(content)):
+                return content
+            said = "its checksum does not match"
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError) as error:
+            said = str(error)
+        _logger.warning("%s is made anew: %s", path, said)
+        return None
 
     def put(self, digest: str, result: Mapping[str, Any]) -> None:
         """Keep values, whole or not at all."""
-        write_atomic(self._path(digest), json.dumps(result).encode())
+        content = json.loads(json.dumps(result))
+        write_atomic(self._path(digest), json.dumps({**content, _SUM: checksum(content)}).encode())
 
     def _path(self, digest: str) -> Path:
         return self._folder / f"{digest}.json"

@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ MODE = 0o666
 MOST_BYTES = 2**28
 """A JSON file of a cache is smaller: a split of a million pictures has 70 MB."""
 
-MOST_NUMBER = 10**9
-"""A number from here on is passed over by those that are given out: who put it there must not use them up."""
+MOST_GAP = 10**6
+"""A number so far beyond the one before it was never given out: who put it there must not use them up."""
 
 BLOCK = 4096
 """What a file without content is said to need: it has a name, and a disk counts in blocks."""
@@ -78,9 +78,9 @@ def _regular(descriptor: int) -> os.stat_result:
     return status
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     """Return the object in a small JSON file; raises `OSError`, and `ValueError` for anything else in it."""
-    data = read_bounded(path)
+    data = read_bounded(path, most)
     try:
         found = json.loads(data)
     except RecursionError:
@@ -178,21 +178,35 @@ def remove_abandoned(folder: Path, inside: Iterable[str]) -> None:
                 os.close(descriptor)
 
 
-def number_of(name: str) -> int | None:
-    """Return the number that a name of `claim_number` begins with, `None` for one that it never gave."""
-    found = re.match(r"([0-9]{6,10})(?![0-9])", name)
-    return int(found[1]) if found else None
+def checksum(content: Mapping[str, Any]) -> str:
+    """Return a digest of plain values that says whether they are those that were written."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def claim_number(folder: Path, suffix: str) -> int:
+def numbers_of(names: Iterable[str]) -> dict[str, int]:
+    """Return the numbers that these names begin with, of those that `claim_number` may have given."""
+    found = ((name, re.match(r"([0-9]{6,10})(?![0-9])", name)) for name in names)
+    numbers = {name: int(match[1]) for name, match in found if match}
+    last = 0
+    for number in sorted(set(numbers.values())):
+        if number - last > MOST_GAP:
+            break
+        last = number
+    return {name: number for name, number in numbers.items() if number <= last}
+
+
+def claim_number(folder: Path, suffix: str, beside: Path, beyond: int = 0) -> int:
     """Make an empty file with the next free number as its name, and return the number.
 
-    No two processes get the same one, and none that any file's name begins with. Raises `CacheWriteError`.
+    No two processes get the same one, and none that the name of any file in `folder` or `beside` begins with, nor one
+    up to `beyond`. Raises `CacheWriteError`.
     """
     try:
         _make_folder(folder, 1)
-        taken = (number_of(name) for name in os.listdir(folder))
-        number = max((found for found in taken if found is not None and found < MOST_NUMBER), default=0) + 1
+        names = os.listdir(folder)
+        with contextlib.suppress(FileNotFoundError):
+            names += os.listdir(beside)
+        number = max(*numbers_of(names).values(), beyond, 0) + 1
         while True:
             try:
                 os.close(os.open(folder / f"{number:06d}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE))
@@ -315,4 +329,6 @@ def no_room(path: Path, size: int, reason: str) -> str:
 def _explain(path: Path, size: int, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return no_room(path, size, error.strerror or "no space left")
+    if error.errno == errno.EISDIR:
+        return f"cannot write {path}: a folder is in its place: move it away and run the same command again"
     return f"cannot write {path}: {error.strerror or error}: check the folder and run the same command again"

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from featcache.errors import CacheWriteError
 from featcache.records.runs import RECORDS, misfit
-from featcache.store.files import claim_number, number_of, read_json, remove, write_atomic
+from featcache.store.files import checksum, claim_number, numbers_of, read_json, remove, write_atomic
 
 EXTRACTIONS = ("extract", "import")
 """The commands that bring a dataset into the cache."""
+
+FORGET = "forget"
+"""The command of a run that gives a dataset up."""
+
+FINGERPRINT = re.compile("[0-9a-f]{64}")
+
+MOST_BYTES = 2**24
+"""A run has fewer: a bench of ten thousand cells has some three million."""
 
 _NOT_NOTED = ".asked"
 _NO_ROOM = "it could not be noted which dataset it was of"
@@ -35,7 +44,8 @@ class Run:
 
     An extraction is a run as soon as it is asked for: `fingerprint` is empty until it is known, and stays so where it
     came to nothing; `error` says why it failed. `catalog` names the catalog that holds its dataset, empty for the one
-    in the cache folder; `model_sha256` is the digest of the model file that the run made.
+    in the cache folder; `model_sha256` is the digest of the model file that the run made, `rows_sha256` that of the
+    pictures that it saved in the catalog.
     """
 
     id: int
@@ -48,6 +58,7 @@ class Run:
     model_sha256: str | None = None
     catalog: str = ""
     error: str | None = None
+    rows_sha256: str | None = None
 
     @property
     def made(self) -> str | None:
@@ -66,9 +77,9 @@ class Runs:
         self.catalog = catalog
         self._folder = folder
 
-    def start(self, command: str, root: str, fingerprint: str = "") -> Run:
-        """Note that a run began, under a number that nobody else has."""
-        number = claim_number(self._folder, ".json")
+    def start(self, command: str, root: str, fingerprint: str = "", beyond: int = 0) -> Run:
+        """Note that a run began, under a number that nobody else has, no model has, and that is beyond another."""
+        number = claim_number(self._folder, ".json", self._folder.parent / "models", beyond)
         run = Run(number, command, root, fingerprint, time.time(), catalog=self.catalog)
         try:
             self._write(run)
@@ -94,9 +105,17 @@ class Runs:
             if run.id == number and run.summary is None:
                 self._write(replace(run, error=reason))
 
-    def finish(self, run: Run, summary: Mapping[str, Any], model_sha256: str | None = None) -> None:
-        """Note that a run is complete, with what it printed."""
-        self._write(replace(run, finished=time.time(), summary=summary, model_sha256=model_sha256))
+    def finish(
+        self, run: Run, summary: Mapping[str, Any], model_sha256: str | None = None, rows_sha256: str | None = None
+    ) -> None:
+        """Note that a run is complete, with what it printed, and with the digests of what it made."""
+        done = replace(run, finished=time.time(), summary=summary, model_sha256=model_sha256, rows_sha256=rows_sha256)
+        self._write(done)
+
+    def is_given_up(self, run: Run) -> bool:
+        """Tell whether the dataset of a run was given up after the run had begun."""
+        later = takewhile(lambda other: other.id > run.id, self._newest_first())
+        return any(other.command == FORGET and other.root == run.root for other in later)
 
     def drop(self, run: Run) -> None:
         """Take back a run that came to nothing."""
@@ -128,8 +147,9 @@ class Runs:
 
     def _files(self) -> Iterator[tuple[Path, Run | str]]:
         """Yield path and run, or what is wrong with it, newest first."""
-        files = [path for path in self._folder.glob("[0-9]*") if path.suffix in (".json", _NOT_NOTED)]
-        numbers = {path: number for path in files if (number := number_of(path.stem)) is not None}
+        files = {path.name: path for path in self._folder.glob("[0-9]*")}
+        known = numbers_of(files)
+        numbers = {files[name]: known[name] for name in known if files[name].suffix in (".json", _NOT_NOTED)}
         for path in sorted(numbers, key=lambda path: (numbers[path], path.name), reverse=True):
             try:
                 if path.suffix == _NOT_NOTED:
@@ -143,7 +163,7 @@ class Runs:
 
     def _write(self, run: Run) -> None:
         content = json.loads(json.dumps(asdict(run)))
-        write_atomic(self._path(run.id), json.dumps({**content, _SUM: _checksum(content)}, indent=1).encode())
+        write_atomic(self._path(run.id), json.dumps({**content, _SUM: checksum(content)}, indent=1).encode())
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:06d}.json"
@@ -151,9 +171,8 @@ class Runs:
 
 def _restored(path: Path) -> Run:
     """Return the run in a file, checked; raises `OSError`, `TypeError`, and `ValueError` that says what is wrong."""
-    content = read_json(path)
-    checksum = content.pop(_SUM, None)
-    if checksum not in (None, _checksum(content)):
+    content = read_json(path, MOST_BYTES)
+    if content.pop(_SUM, None) not in (None, checksum(content)):
         raise ValueError("its checksum does not match")
     wrong = misfit(Run, {**content, "summary": None})
     if wrong:
@@ -161,6 +180,8 @@ def _restored(path: Path) -> Run:
     run = Run(**content)
     if "\0" in run.root + run.catalog or (run.fingerprint and not run.root):
         raise ValueError(f"its root is {run.root!r:.100}")
+    if run.fingerprint and not FINGERPRINT.fullmatch(run.fingerprint):
+        raise ValueError(f"its fingerprint is {run.fingerprint!r:.100}")
     if run.id != int(path.stem):
         raise ValueError(f"it is run {run.id}")
     if not all(-_LAST < moment < _LAST for moment in (run.started, run.finished or 0.0)):
@@ -171,7 +192,3 @@ def _restored(path: Path) -> Run:
     if wrong:
         raise ValueError(f"its {wrong} is not what a summary of {run.command} has there")
     return run
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

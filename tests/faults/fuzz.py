@@ -1,4 +1,4 @@
-"""Every parser of bytes from outside, fed with files that were changed at random: `python fuzz.py PARSER COUNT SEED`.
+"""Every parser of bytes from outside, fed with changed files: `python fuzz.py PARSER[,PARSER] COUNT SEED`.
 
 It prints how many inputs there were and how many were taken. It ends with an error where a parser raises anything but
 the package's own errors, takes too long, starts a program, asks the network, or opens a file outside its folder.
@@ -146,4 +146,5 @@ if __name__ == "__main__":
 
     logging.disable()
     sqlite3.enable_callback_tracebacks(False)
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    for one in sys.argv[1].split(","):
+        main(one, int(sys.argv[2]), int(sys.argv[3]))

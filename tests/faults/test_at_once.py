@@ -149,6 +149,7 @@ def test_a_killed_command_does_not_hide_what_was_extracted_before(
     assert "what was extracted before is used" in result.err
 
 
+@pytest.mark.slow
 def test_threads_each_get_their_own_answer(sets: dict[str, Path], seeded_weights: Path, tmp_path: Path) -> None:
     options = featcache.Options(backbone="resnet18", weights=seeded_weights, cache=tmp_path / "cache")
     for folder in sets.values():
@@ -208,6 +209,7 @@ def test_a_cache_that_is_moved_away_is_not_made_a_second_time(
     assert featcache.extract(sets["A"], there).unreadable == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["moved", "copied", "restored"])
 def test_a_cache_elsewhere_has_all_that_it_had(
     how: str, sets: dict[str, Path], seeded_weights: Path, tmp_path: Path
@@ -256,6 +258,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, years: float) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_clocks_that_differ_by_years_lose_nothing(
     sets: dict[str, Path], seeded_weights: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

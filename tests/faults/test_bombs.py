@@ -85,6 +85,7 @@ def deflated() -> bytes:
     return b"".join(press.compress(bytes(2**24)) for _ in range(44)) + press.flush()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_an_export_in_hdf5_is_not_unpacked(times: int, tmp_path: Path) -> None:
     path = exported(tmp_path / "x.h5")

@@ -151,6 +151,7 @@ LENGTHS = pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.m
 CATALOGS = pytest.mark.parametrize("separate", [False, True], ids=["one catalog", "a catalog each"])
 
 
+@pytest.mark.slow
 @LENGTHS
 @CATALOGS
 def test_nothing_is_wrong_or_lost_while_writers_readers_and_a_compaction_work_at_once(
@@ -185,6 +186,7 @@ def test_nothing_is_wrong_or_lost_while_writers_readers_and_a_compaction_work_at
         }
 
 
+@pytest.mark.slow
 @CATALOGS
 def test_several_processes_may_make_one_cache_at_the_same_moment(tmp_path: Path, separate: bool) -> None:
     at_once(tmp_path, separate, 50, dict.fromkeys(("a", "b", "c", "d"), make_caches))
@@ -233,6 +235,7 @@ def test_a_segment_that_is_merged_away_while_it_is_opened_costs_no_row(
     assert not (cache.folder / "bad").exists()
 
 
+@pytest.mark.slow
 def test_two_machines_extract_overlapping_folders_into_one_folder_of_segments(
     tmp_path: Path, seeded_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,6 +191,7 @@ def test_every_way_to_extract_the_pictures_mends_a_broken_segment(
     assert run("fit").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [flip_in_features, flip_in_attributes, cut_to(0.5)], ids=name_of)
 def test_verify_repair_mends_a_broken_segment_with_the_weights_it_remembers(
     run: Run, photos: Path, store: Path, damage: Damage

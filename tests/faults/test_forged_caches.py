@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Result
+from conftest import Result, write_picture
 from store_rows import segment_files
 
 from featcache.records import FileStat
@@ -72,17 +72,46 @@ def test_what_a_segment_says_that_it_holds_is_no_path(run: Run, cache: Path, tmp
     assert run("fit").code == 0
 
 
-@pytest.mark.parametrize("name", ["bad", "trainings", "indexes", "segments"])
-def test_gc_deletes_nothing_through_a_link(run: Run, cache: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["bad", "trainings", "indexes", "segments", "segments/*", "models", "runs", "shards"])
+def test_nothing_is_read_or_written_through_a_link(
+    run: Run, cache: Path, photos: Path, tmp_path: Path, name: str
+) -> None:
+    assert run("fit").code == 0
+    (place,) = cache.glob(name) if "*" in name else [cache / name]
     precious = tmp_path / "precious"
-    (cache / name).rename(precious) if (cache / name).exists() else precious.mkdir()
-    for file in ("a.pt", "a.faiss", "letter.txt", ".tmp-0123456789abcdef"):
+    place.rename(precious) if place.exists() else precious.mkdir()
+    for file in ("a.pt", "a.faiss", "letter.txt", ".tmp-0123456789abcdef", "000003-knn.safetensors"):
         (precious / file).write_text("x")
-    (cache / name).symlink_to(precious)
+    place.symlink_to(precious)
     before = snapshot(precious)
-    assert f"{name} is a link" in one_line(run("cache", "gc", "--yes"))
-    assert run("cache", "info").code == 0
+    write_picture(photos / "sky" / "new.png", 77)
+    words = (("cache", "gc", "--yes"), ("cache", "verify", "--repair"), ("cache", "compact"), ("fit", "--head", "knn"))
+    for command in (*words, ("extract", photos)):
+        assert f"{place} is a link to {precious}" in one_line(run(*command, network=command[0] == "extract"))
     assert snapshot(precious) == before
+    place.unlink()
+    shutil.copytree(precious, place)
+    assert run("extract", photos, network=True).code == 0
+
+
+@pytest.mark.parametrize("fingerprint", ["/tmp/x", "../../x", "f" * 63])
+def test_what_a_run_says_that_its_features_are_is_no_path(
+    run: Run, cache: Path, tmp_path: Path, fingerprint: str
+) -> None:
+    fingerprint = fingerprint.replace("/tmp", str(tmp_path))
+    precious = tmp_path / "x"
+    precious.mkdir()
+    (precious / "seg-00000000000000000001-ffffffff-00000001.h5").write_bytes(b"precious")
+    content = json.loads((cache / "runs" / "000001.json").read_text())
+    content |= {"id": 2, "fingerprint": fingerprint}
+    del content["sha256"]
+    forged_run = cache / "runs" / "000002.json"
+    forged_run.write_text(json.dumps(content))
+    for words in (("cache", "verify"), ("cache", "gc", "--yes"), ("fit",)):
+        assert str(forged_run) in run(*words).err
+    assert [path.read_bytes() for path in precious.iterdir()] == [b"precious"]
+    forged_run.unlink()
+    assert run("fit").code == 0
 
 
 @pytest.mark.parametrize("name", ["catalog.sqlite", ".lock"])
@@ -127,6 +156,7 @@ def test_many_vectors_of_another_length_put_none_of_ours_aside(
         or not (folder / name).exists()
     )
     assert run("cache", "verify").code == 0
+    assert run("cache", "gc", "--yes").code == 0
 
 
 @pytest.mark.parametrize(
@@ -193,6 +223,7 @@ def shard(kind: str, path: Path) -> None:
         np.savez(path, **(whole | odd[kind]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device", "array", "bomb", "huge", "columns", "types"])
 def test_a_shard_of_another_make_is_read_as_none(kind: str, run: Run, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "shards"
@@ -278,6 +309,19 @@ def test_nothing_in_a_cache_is_waited_for(run: Run, cache: Path, photos: Path, n
         assert result.code == 0 or name == ".lock", result.err
 
 
+def test_a_folder_in_place_of_a_file_is_named_until_it_is_moved_away(run: Run, cache: Path, photos: Path) -> None:
+    (note,) = cache.glob("segments/*/spec.json")
+    note.unlink()
+    note.mkdir()
+    said = one_line(run("extract", photos, network=True))
+    assert f"cannot write {note}: a folder is in its place: move it away" in said
+    note.rmdir()
+    again = run("extract", photos, "--json", network=True).json
+    assert again["reused"] == again["found"]
+    assert run("fit").code == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("root", ["\ud800x", "a\0b", "", "../../etc", "zip://x::y"])
 def test_the_root_of_a_run_may_be_anything(run: Run, cache: Path, photos: Path, root: str) -> None:
     (file,) = (cache / "runs").glob("*.json")

@@ -208,6 +208,7 @@ def on_full_disk(folder: Path, *words: str) -> tuple[Any, bool]:
     return json.loads(done.stdout), mounted
 
 
+@pytest.mark.slow
 def test_a_store_survives_a_disk_that_is_full_at_any_level(tmp_path: Path) -> None:
     failed, mounted = on_full_disk(tmp_path / "disk")
     assert (len(failed), failed[0], failed[-1]) == (LEVELS, STEPS[0], "nothing")
@@ -224,6 +225,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "part"), [(2, "a"), pytest.param(LEVELS, ".", marks=pytest.mark.soak)])
 def test_a_command_on_a_full_disk_is_one_line_and_goes_on_with_room(
     tmp_path: Path, pictures: Path, seeded_weights: Path, count: int, part: str
@@ -329,6 +331,7 @@ def extract(pictures: Path, seeded_weights: Path, one_thread: None, monkeypatch:
     return lambda folder: featcache.extract(pictures / "a", options(cache=folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [ERRORS[0], *(pytest.param(name, marks=pytest.mark.soak) for name in ERRORS[1:])])
 def test_an_extraction_says_each_failing_call_and_then_goes_on(extract: Extract, tmp_path: Path, name: str) -> None:
     with watched(tmp_path / "whole" / "cache") as calls:
@@ -351,6 +354,7 @@ def test_an_extraction_says_each_failing_call_and_then_goes_on(extract: Extract,
     assert len(os.listdir("/proc/self/fd")) == open_files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ERRORS)
 def test_a_compaction_and_a_put_say_each_failing_call_and_then_go_on(tmp_path: Path, name: str) -> None:
     listing = bytes(3 * PAGE)

@@ -344,6 +344,7 @@ class Siege:
         return 1 - len(self.held) / PICTURES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("timed", "at_calls"), [(3, 5), pytest.param(250, 250, marks=pytest.mark.soak)], ids=["short", "long"]
 )
@@ -373,6 +374,7 @@ def test_no_kill_of_an_extraction_costs_a_committed_row(
     assert siege.kills["compact"] >= at_calls - at_calls // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("work", "least"), [("commit", 3 * 6), ("compact", 6 + 5)])
 def test_no_system_call_of_a_commit_or_a_compaction_is_a_bad_one_to_be_killed_at(
     server: Server, tmp_path: Path, work: str, least: int

@@ -166,6 +166,7 @@ def ending(function: Callable[..., object], left: list[int]) -> Callable[..., ob
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("examples", [25, pytest.param(1500, marks=pytest.mark.soak)])
 def test_any_sequence_of_operations_agrees_with_a_dictionary(examples: int) -> None:
     bounded = settings(max_examples=examples, stateful_step_count=20, deadline=None, derandomize=True, database=None)

@@ -496,6 +496,7 @@ def change_tensor(draw: Any, tensors: dict[str, sealed.Tensor]) -> None:
         tensors[name] = replace(held, shape=held.shape[::-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [*HEADS, FLOOR])
 @fuzz
 @given(data=st.data())
@@ -545,6 +546,7 @@ def header_of(data: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["knn", "network"])
 @settings(fuzz, max_examples=300)
 @given(data=st.data())

@@ -278,6 +278,7 @@ def test_all_recorded_operations_together_give_the_real_folder(tmp_path: Path, t
     assert {name for name, (_, content) in tree.items() if content is None} == folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", SAMPLES)
 @pytest.mark.parametrize("tell", STORIES)
 def test_a_power_loss_at_any_moment_leaves_the_old_or_the_new_and_never_less_than_was_promised(
@@ -309,6 +310,7 @@ def moments_to_die(story: Story, last: str, before: bool) -> list[int]:
     return [at for at in moments if (story.operations[at - 1].kind == last) == before]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", KILLED_SAMPLES)
 @pytest.mark.parametrize("unsynced_folder", [False, True])
 def test_rows_committed_after_another_process_was_killed_survive_a_power_loss(
@@ -326,6 +328,7 @@ def test_rows_committed_after_another_process_was_killed_survive_a_power_loss(
     record_property("states", states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", KILLED_SAMPLES)
 @pytest.mark.parametrize("unsynced_segment", [False, True])
 def test_compacting_after_a_killed_compaction_keeps_every_row_through_a_power_loss(

@@ -136,6 +136,7 @@ def in_a_child(work, *args):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [pytest.param("torch", marks=pytest.mark.soak), "onnx"])
 def test_a_process_forked_after_an_extraction_computes_what_its_parent_does(program: Program, engine: str) -> None:
     alone, forked = program(
@@ -176,6 +177,7 @@ print(json.dumps([expected, *found]))
     assert spawn == expected
 
 
+@pytest.mark.slow
 def test_a_process_that_was_forked_while_featcache_was_at_work_is_told_so_at_once(program: Program) -> None:
     kind, said = program(
         FORKED
@@ -209,6 +211,7 @@ def at_once(tasks):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("caches", ["one cache", pytest.param("three caches", marks=pytest.mark.soak)])
 def test_threads_get_the_answers_that_each_would_get_alone(program: Program, caches: str) -> None:
     alone, together, filters = program(
@@ -323,12 +326,14 @@ print(json.dumps(changed))
 """
 
 
+@pytest.mark.slow
 def test_no_function_changes_a_setting_of_the_process(program: Program) -> None:
     changed = program(SETTINGS)
     assert changed == {name: {} for name in changed}
     assert len(changed) == 17
 
 
+@pytest.mark.slow
 def test_a_setting_that_threads_want_at_once_is_taken_back_by_the_last(program: Program) -> None:
     during, after = program(
         """
@@ -360,6 +365,7 @@ with threadpool_limits(2, "blas"):
     assert after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["onnx_engine", "quantising"])
 def test_onnx_runtime_keeps_no_number_of_the_device_and_tells_nobody(module: str, tmp_path: Path) -> None:
     """Before it sends anything it makes a folder for what it will send."""

@@ -293,6 +293,7 @@ for place, bit in random.Random(0).sample(bits, flips):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flips", [300, pytest.param(12_000, marks=pytest.mark.soak)])
 def test_a_flipped_bit_anywhere_is_found_or_harmless_and_never_hangs_or_crashes(cache: Cache, flips: int) -> None:
     commit_each(cache.features(SPEC), 2)

@@ -160,6 +160,7 @@ def expected(lack: str, name: str) -> set[int]:
     return {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lack", "name"),
     [

@@ -224,6 +224,7 @@ def test_a_key_that_changed_in_the_catalog_stops_gc(run: Run, photos: Path, tmp_
     assert run("extract", photos, "--json", network=True).json["reused"] == 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -258,6 +259,7 @@ def test_a_run_with_wrong_types_is_named_and_no_command_ends_in_a_traceback(
     assert len(segment_files(next((tmp_path / "cache" / "segments").iterdir()))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe", b"null", b"1e999", b" " * 10])
 @pytest.mark.parametrize("name", ["runs/000001.json", "format.json", "segments/{print}/spec.json", "splits/x-0.json"])
 def test_json_of_any_kind_ends_in_one_line(text: bytes, name: str, run: Run, photos: Path, tmp_path: Path) -> None:

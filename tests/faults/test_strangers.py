@@ -117,6 +117,7 @@ print("decoded")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["I;16", "LA"])
 def test_a_large_picture_takes_little_more_memory_than_its_pixels(mode: str) -> None:
     done = subprocess.run([sys.executable, "-c", LARGE, mode], capture_output=True, text=True)

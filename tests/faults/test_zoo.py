@@ -169,6 +169,7 @@ class TestAccount:
         assert again.failures == zoo.first.failures
         assert {name: key for name, (key, _) in held(zoo.cache, again).items()} == before
 
+    @pytest.mark.slow
     def test_in_batches_of_one_the_vectors_are_the_same(self, zoo: Zoo, seeded_weights: Path, tmp_path: Path) -> None:
         alone = extracting(seeded_weights, tmp_path / "cache")(zoo.root, batch_size=1)
         assert alone.failures == zoo.first.failures
@@ -221,6 +222,7 @@ def peak_kib(folder: Path, cache: Path, weights: Path) -> tuple[int, dict[str, A
     return peak, json.loads(out)
 
 
+@pytest.mark.slow
 def test_dangerous_files_take_little_memory(seeded_weights: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="zoo-") as name:
         harmless, dangerous = Path(name) / "harmless", Path(name) / "dangerous"
@@ -363,6 +365,7 @@ class TestFilesThatChange:
         assert path.read_bytes() == new
         assert held(tmp_path / "cache", extract(folder))["1.png"][0] == hashlib.sha256(new).digest()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("manner", ["renamed over", "in place", "emptied and written in halves"])
     def test_a_file_rewritten_all_the_time_is_never_kept_under_another_key(
         self, extract: Extract, folder: Path, tmp_path: Path, seeded_weights: Path, manner: str
