@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from numbers import Integral
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import DatasetError
+from featcache.errors import DatasetError, HeadError
 from featcache.records import Features, Roll
 from featcache.store.index import KeyIndex
 
@@ -48,6 +49,13 @@ class Plan:
     def fitted(self) -> Rows:
         """The rows that the final fit is made on: train, then val if there is one."""
         return self.train if self.val is None else np.concatenate([self.train, self.val])
+
+
+def as_seed(value: object) -> int:
+    """Return a seed, a whole number from 0 to 2**32 - 1, as Python's; raises `HeadError` for anything else."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < 2**32:
+        return int(value)
+    raise HeadError(f"the seed is {value!r:.50}: give a whole number from 0 to {2**32 - 1:,}")
 
 
 def plan(given: Features | Roll, seed: int, kept: Mapping[bytes, str], strict: bool = True) -> Plan:

@@ -250,3 +250,29 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         write(tmp_path / "old", b"1")
     assert os.listdir(tmp_path) == ["old"]
     assert (tmp_path / "old").read_bytes() == b"0"
+
+
+def test_what_a_command_reads_is_not_written_over(run: Run, photos: Path, tmp_path: Path) -> None:
+    assert run("extract", photos, network=True).code == 0
+    model = tmp_path / run("fit", "--json").json["model"]
+    picture = next(photos.rglob("*.png"))
+    rows = "".join(f"{path},{path.parent.name}\n" for path in sorted(photos.rglob("*.png")))
+    (tmp_path / "list.csv").write_text("path,label\n" + rows)
+    cache = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    for words, said, code in [
+        (("predict", model, "list.csv", "--csv", "list.csv"), "list.csv is both SOURCE and --csv", 2),
+        (("predict", model, picture, "--csv", picture), "is both SOURCE and --csv", 2),
+        (("predict", model, photos, "--csv", model), "is both MODEL and --csv", 2),
+        (("audit", "--csv", "both", "--md", "both"), "both is both --csv and --md", 2),
+        (("audit", "--csv", "cache/catalog.sqlite"), "lies in the cache", 1),
+        (("export-onnx", model, "--out", model), "is both MODEL and --out", 2),
+        (("cache", "export", next((tmp_path / "cache").rglob("seg-*.h5"))), "lies in the cache", 1),
+    ]:
+        result = run(*words)
+        assert (result.code, result.out) == (code, ""), words
+        assert said.replace("--csv", "csv").replace("--md", "md").replace("--out", "out") in result.err.replace(
+            "--", ""
+        )
+    assert {path: path.read_bytes() for path in cache} == cache
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "list.csv").read_text().startswith("path,label")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from featcache.load import enrol, load
 from featcache.records import Features, FeatureSpec, Progress, Roll, Source
 from featcache.records.experiments import Setting
 from featcache.sources.addresses import named
-from featcache.splits import MADE, Plan, digest, plan
+from featcache.splits import MADE, Plan, as_seed, digest, plan
 from featcache.store import Cache, Row, Run
 from featcache.store.stored import StoredRows
 
@@ -197,7 +198,10 @@ def _known(
 
 def seed_range(seed: int, n_seeds: int) -> range:
     """Return the seeds from `seed` on; raises `HeadError` where they leave what numpy and scikit-learn take."""
-    if seed < 0 or seed + n_seeds > 2**32:
+    seed = as_seed(seed)
+    if isinstance(n_seeds, bool) or not isinstance(n_seeds, Integral) or n_seeds < 1:
+        raise HeadError(f"the number of seeds is {n_seeds!r:.50}: give a whole number from 1 on")
+    if seed + n_seeds > 2**32:
         raise HeadError(f"seeds go from 0 to {2**32 - 1:,}: {n_seeds:,} from {seed:,} on are not among them")
     return range(seed, seed + n_seeds)
 

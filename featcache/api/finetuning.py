@@ -24,7 +24,7 @@ from featcache.records import Progress, Source
 from featcache.records.experiments import Score
 from featcache.records.finetuning import EpochRow, FinetuneSummary, Training, points_a_minute, short
 from featcache.render.tables import records_csv
-from featcache.splits import Plan, Rows, digest, hold_out
+from featcache.splits import Plan, Rows, as_seed, digest, hold_out
 from featcache.store import Run
 from featcache.tuning.checking import check
 
@@ -58,6 +58,7 @@ def finetune(
     `partial_cache_limit` bytes. A training that was stopped goes on after its last whole epoch when it is asked for
     again. `on_epoch` is called with each epoch. Raises `FeatcacheError`.
     """
+    seed = as_seed(seed)
     training, options = training or Training(), options or Options()
     check(training)
     is_scratch = options.backbone == scratch_cnn.NAME

@@ -16,7 +16,7 @@ from featcache.heads import get
 from featcache.process import after_forks_too
 from featcache.records import Progress, Source
 from featcache.records.experiments import FitSummary, Sweep, TrialRow
-from featcache.splits import Plan, digest
+from featcache.splits import Plan, as_seed, digest
 from featcache.store import Run
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def fit(
     scored split. With `out_of_core` the vectors stay on the disk and are read in shuffled blocks, on the device of
     `options`: heads logreg and svm, without views. The model file is kept in the cache. Raises `FeatcacheError`.
     """
+    seed = as_seed(seed)
     chosen = get(head, sweep)
     if out_of_core:
         return _fit_out_of_core(source, chosen, seed, options or Options(), progress, train_views or tta)

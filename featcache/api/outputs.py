@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from featcache.errors import CacheWriteError, OutputError
+from featcache.store import is_cache
 from featcache.store.files import replace_file
 
 
@@ -17,6 +18,7 @@ def write(path: Path, content: bytes) -> None:
 
     A link is followed. What is no file, as a pipe or a terminal, is written to as it is.
     """
+    refuse_cache(path)
     try:
         there = path.stat() if path.exists() else None
         if number := there and _printed(there):
@@ -33,6 +35,15 @@ def write(path: Path, content: bytes) -> None:
         raise
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def refuse_cache(path: Path) -> None:
+    """Raise `OutputError` for a file in a cache, where only featcache writes, and only what belongs there."""
+    for folder in Path(os.path.realpath(path)).parents:
+        if is_cache(folder):
+            raise OutputError(
+                f"{path} lies in the cache {folder}, where it might take the place of a file: name another"
+            )
 
 
 def _printed(there: os.stat_result) -> int:

@@ -11,6 +11,7 @@ from featcache.cli.options import (
     OUTPUT,
     SOURCE,
     Bar,
+    NamedCommand,
     cache_option,
     heads_option,
     json_option,
@@ -23,7 +24,7 @@ from featcache.cli.options import (
 )
 
 
-@click.command()
+@click.command(cls=NamedCommand)
 @click.argument("source", type=SOURCE, required=False)
 @click.option("--write-manifest", "manifest", type=OUTPUT, help="List the pictures without those named in this .csv.")
 @click.option("--plot", type=OUTPUT, help="Also draw the size of each class to this .png, .svg or .pdf.")
@@ -53,7 +54,7 @@ def audit(
     show_page(as_json, summary, render.audit_page, csv, md)
 
 
-@click.command()
+@click.command(cls=NamedCommand)
 @click.argument("source", type=SOURCE, required=False)
 @click.option("--out", type=OUTPUT, default="report.html", show_default=True, help="The page to write.")
 @click.option("--head", default="logreg", show_default=True, help="The head whose confusions are shown.")

@@ -11,6 +11,7 @@ import click
 from featcache.cli.options import (
     SOURCE,
     Bar,
+    NamedCommand,
     SourceCommand,
     cache_option,
     fail_if,
@@ -258,7 +259,7 @@ def runs_compare(first: int, second: int, as_json: bool, csv: Path | None, md: P
     show_page(as_json, api.runs_compare(first, second, make_options(options)), render.runs_compare_page, csv, md)
 
 
-@click.command()
+@click.command(cls=NamedCommand)
 @_source
 @cache_option
 @table_options

@@ -33,7 +33,25 @@ def several(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
     return decorate
 
 
-class SourceCommand(click.Command):
+class NamedCommand(click.Command):
+    """A command with files to write, none of which may be what it reads, or two of them the same."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; raises `UsageError` before any work."""
+        taken: dict[str, str] = {}
+        for is_output in (False, True):
+            for option in self.params:
+                value = ctx.params.get(str(option.name))
+                if isinstance(value, str | Path) and (option.type is OUTPUT) is is_output:
+                    path, name = os.path.realpath(value), option.human_readable_name
+                    if is_output and path in taken:
+                        raise UsageError(f"{value} is both {taken[path]} and {name}: name another file to write")
+                    if is_output or Path(path).is_file():
+                        taken[path] = name
+        return super().invoke(ctx)
+
+
+class SourceCommand(NamedCommand):
     """A command that extracts a SOURCE: it is kept as what was asked for last also where its other words are wrong."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

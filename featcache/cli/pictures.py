@@ -12,6 +12,7 @@ from featcache.cli.options import (
     OUTPUT,
     SOURCE,
     Bar,
+    NamedCommand,
     SourceCommand,
     cache_option,
     columns_option,
@@ -71,7 +72,7 @@ def extract(source: str, views: str, check: bool, shard: tuple[int, int] | None,
     show(as_json, summary, render.extract_text)
 
 
-@click.command()
+@click.command(cls=NamedCommand)
 @click.argument("source", type=SOURCE)
 @click.option("--test", type=float, default=0.2, show_default=True, help="Fraction of each class that is scored.")
 @click.option("--val", type=float, default=0.0, show_default=True, help="Fraction of each class to choose by.")
@@ -101,7 +102,7 @@ def split(
     show(as_json, summary, render.split_text)
 
 
-@click.command()
+@click.command(cls=NamedCommand)
 @click.argument("model", type=FILE)
 @click.argument("source", type=SOURCE)
 @click.option("--csv", type=OUTPUT, help="Also write the predictions to this CSV file.")
@@ -120,7 +121,7 @@ def predict(model: Path, source: str, csv: Path | None, trust: bool, as_json: bo
     show(as_json, summary, render.predict_text)
 
 
-@click.command()
+@click.command(cls=NamedCommand)
 @click.argument("picture", type=SOURCE)
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many pictures to show.")
 @click.option("--dataset", type=SOURCE, metavar="SOURCE", help="Look here  [default: the dataset last extracted].")
@@ -152,7 +153,7 @@ def neighbors(
     show_page(as_json, summary, render.neighbors_page, csv, md)
 
 
-@click.command()
+@click.command(cls=NamedCommand)
 @click.argument("model", type=FILE)
 @click.option("--out", type=OUTPUT, help="The file to write  [default: NAME.onnx].")
 @_trust

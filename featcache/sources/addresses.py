@@ -10,6 +10,8 @@ import os
 import posixpath
 import re
 
+from featcache.errors import DatasetError
+
 CHAIN = "::"
 CONTAINERS = ("zip", "tar", "row")
 SCHEMES = ("s3", "s3a", "gs", "gcs", "hdfs", "http", "https", "memory")
@@ -37,7 +39,7 @@ def named(source: str | os.PathLike[str]) -> str:
     text = _without_file(os.fspath(source))
     if scheme(text) is None:
         return os.path.abspath(text)  # noqa: PTH100 - resolve() would rename a dataset behind a symbolic link
-    if scheme(text) in CONTAINERS and CHAIN in text:
+    if scheme(text) in CONTAINERS:
         kind, name, container = split_part(text)
         return part(kind, name, named(container))
     kind, _, inside = text.partition("://")
@@ -54,7 +56,12 @@ def part(kind: str, name: str, container: str) -> str:
 
 
 def split_part(address: str) -> tuple[str, str, str]:
-    """Return kind, name and container of the address of a part."""
+    """Return kind, name and container of the address of a part; raises `DatasetError` where there is none."""
+    if CHAIN not in address:
+        raise DatasetError(
+            f"{address} does not say what it is a part of: name the archive or table alone, or the part as "
+            f"{scheme(address)}://NAME{CHAIN}ARCHIVE"
+        )
     inner, _, container = address.rpartition(CHAIN)
     kind, _, name = inner.partition("://")
     return kind, name, container

@@ -51,6 +51,7 @@ __all__ = [
     "Run",
     "Runs",
     "Splits",
+    "is_cache",
 ]
 
 FORMAT_VERSION = 1
@@ -274,6 +275,13 @@ class Cache:
 
     def _segments(self, fingerprint: str) -> Path:
         return self.folder / "segments" / fingerprint[:16]
+
+
+def is_cache(folder: Path) -> bool:
+    """Tell whether a folder is a cache, of whatever version."""
+    with contextlib.suppress(OSError, ValueError):
+        return bool(read_json(folder / "format.json").get("format") == "featcache")
+    return False
 
 
 def _check_links(folder: Path) -> None:

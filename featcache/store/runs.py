@@ -14,9 +14,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import CacheWriteError
+from featcache.errors import CacheWriteError, UsageError
 from featcache.records.runs import RECORDS, misfit
 from featcache.store.files import checksum, claim_number, numbers_of, read_json, remove, write_atomic
+from featcache.texts import flaw
 
 EXTRACTIONS = ("extract", "import")
 """The commands that bring a dataset into the cache."""
@@ -79,6 +80,7 @@ class Runs:
 
     def start(self, command: str, root: str, fingerprint: str = "", beyond: int = 0) -> Run:
         """Note that a run began, under a number that nobody else has, no model has, and that is beyond another."""
+        _check(Run(0, command, root, fingerprint, time.time(), catalog=self.catalog))
         number = claim_number(self._folder, ".json", self._folder.parent / "models", beyond)
         run = Run(number, command, root, fingerprint, time.time(), catalog=self.catalog)
         try:
@@ -162,7 +164,7 @@ class Runs:
                 yield path, str(error)
 
     def _write(self, run: Run) -> None:
-        content = json.loads(json.dumps(asdict(run)))
+        content = _check(run)
         write_atomic(self._path(run.id), json.dumps({**content, _SUM: checksum(content)}, indent=1).encode())
 
     def _path(self, number: int) -> Path:
@@ -174,21 +176,37 @@ def _restored(path: Path) -> Run:
     content = read_json(path, MOST_BYTES)
     if content.pop(_SUM, None) not in (None, checksum(content)):
         raise ValueError("its checksum does not match")
-    wrong = misfit(Run, {**content, "summary": None})
-    if wrong:
-        raise ValueError(f"its {wrong} is {content.get(wrong)!r:.100}")
+    if (said := _flaw(content)) is not None:
+        raise ValueError(said)
     run = Run(**content)
-    if "\0" in run.root + run.catalog or (run.fingerprint and not run.root):
-        raise ValueError(f"its root is {run.root!r:.100}")
-    if run.fingerprint and not FINGERPRINT.fullmatch(run.fingerprint):
-        raise ValueError(f"its fingerprint is {run.fingerprint!r:.100}")
     if run.id != int(path.stem):
         raise ValueError(f"it is run {run.id}")
-    if not all(-_LAST < moment < _LAST for moment in (run.started, run.finished or 0.0)):
-        raise ValueError("its times are beyond what a calendar has")
-    wrong = (
-        misfit(RECORDS.get(run.command, dict[str, Any]), run.summary, "summary") if run.summary is not None else None
-    )
-    if wrong:
-        raise ValueError(f"its {wrong} is not what a summary of {run.command} has there")
     return run
+
+
+def _check(run: Run) -> dict[str, Any]:
+    """Return the plain values of a run; raises `UsageError` where it could not be read again."""
+    try:
+        content: dict[str, Any] = json.loads(json.dumps(asdict(run)))
+        said = _flaw(content)
+    except (TypeError, ValueError) as error:
+        said = str(error)
+    if said is not None:
+        raise UsageError(f"{run.command} of {run.root!r:.100} cannot be noted as a run: {said}: give another value")
+    return content
+
+
+def _flaw(content: Mapping[str, Any]) -> str | None:
+    """Return why these values are no run, `None` where they are one."""
+    if wrong := misfit(Run, {**content, "summary": None}):
+        return f"its {wrong} is {content.get(wrong)!r:.100}"
+    run = Run(**content)
+    if (flaw(run.root) or flaw(run.catalog)) is not None or (run.fingerprint and not run.root):
+        return f"its root is {run.root!r:.100}"
+    if run.fingerprint and not FINGERPRINT.fullmatch(run.fingerprint):
+        return f"its fingerprint is {run.fingerprint!r:.100}"
+    if not all(-_LAST < moment < _LAST for moment in (run.started, run.finished or 0.0)):
+        return "its times are beyond what a calendar has"
+    if run.summary is not None and (wrong := misfit(RECORDS.get(run.command, dict[str, Any]), run.summary, "summary")):
+        return f"its {wrong} is not what a summary of {run.command} has there"
+    return None

@@ -10,14 +10,17 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 from conftest import Result, write_picture
 from store_rows import flip_bit, segment_files
 
 import featcache.api.extraction
 from featcache.api.options import Options
+from featcache.errors import FeatcacheError, HeadError
 from featcache.store import Cache
 
 Run = Callable[..., Result]
@@ -345,3 +348,29 @@ def test_a_run_is_small(run: Run, cache: Path) -> None:
     assert "it has more than 16,777,216 bytes" in run("cache", "info").err
     assert tracemalloc.get_traced_memory()[1] < 2**27
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("seed", [None, True, -1, 2**32, 1.0, "0"])
+def test_a_seed_that_is_none_is_refused_and_leaves_no_run_that_cannot_be_read(
+    run: Run, photos: Path, tmp_path: Path, seed: Any
+) -> None:
+    assert run("extract", photos, network=True).code == 0
+    options = Options(cache=tmp_path / "cache")
+    runs = sorted((tmp_path / "cache" / "runs").iterdir())
+    for command in (featcache.fit, featcache.compare, featcache.bench, featcache.confusions, featcache.audit):
+        with pytest.raises(HeadError, match="the seed is"):
+            command(seed=seed, options=options)
+    assert sorted((tmp_path / "cache" / "runs").iterdir()) == runs
+    assert featcache.fit(head="centroid", seed=np.int64(1), options=options).seed == 1
+    assert run("cache", "verify").code == 0
+
+
+def test_a_name_that_no_file_can_have_leaves_no_run(run: Run, photos: Path, tmp_path: Path) -> None:
+    assert run("extract", photos, network=True).code == 0
+    options = Options(cache=tmp_path / "cache")
+    runs = sorted((tmp_path / "cache" / "runs").iterdir())
+    for command in (featcache.extract, featcache.fit, featcache.compare):
+        with pytest.raises(FeatcacheError, match=r"NUL|root is"):
+            command("a\0b", options=options)
+    assert sorted((tmp_path / "cache" / "runs").iterdir()) == runs
+    assert run("cache", "gc", "--yes").code == 0

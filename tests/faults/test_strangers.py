@@ -425,3 +425,12 @@ def test_who_stops_a_command_need_not_wait_for_a_server(
     assert process.returncode == code, said
     assert b"Traceback" not in said
     assert time.perf_counter() - start < SILENT_SECONDS / 2
+
+
+@pytest.mark.parametrize("address", ["zip://x", "row://x", "tar://"])
+def test_a_part_of_nothing_is_said_in_one_line(tmp_path: Path, address: str) -> None:
+    with pytest.raises(DatasetError, match="does not say what it is a part of"):
+        discover(address)
+    (tmp_path / "x.csv").write_text(f"path,label\n{address},a\n")
+    with pytest.raises(DatasetError, match="does not say what it is a part of"):
+        discover(tmp_path / "x.csv")
