@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from featcache.errors import ForkedError
+from featcache.values import taking_typed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,6 +108,8 @@ def after_forks_too(function: Callable[P, T]) -> Callable[P, T]:
     that was forked still has its helpers, and would wait for them for ever. Raises `ForkedError` in a process that was
     forked while a function was at work, since locks of libraries that were held then are held for ever.
     """
+
+    function = taking_typed(function)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -20,6 +20,7 @@ LAYERS = [
     "errors",
     "texts",
     "sheets",
+    "values",
     "process",
     "records",
     "sealed",

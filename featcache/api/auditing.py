@@ -22,7 +22,7 @@ from featcache.heads import get
 from featcache.process import after_forks_too
 from featcache.records import Features, FloatArray, Look, Progress, Source
 from featcache.records.audits import AuditSummary, FindingRow, LeakScore, SizeRow
-from featcache.sources import exists, read
+from featcache.sources import CLOSED, exists
 from featcache.splits import Plan, Rows, as_seed
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def audited(experiment: Experiment, seed: int, progress: Progress | None) -> Aud
     plan, notices = _plan(experiment, seed)
     found = _examine(experiment, plan, seed, progress)
     unreadable = sum(row.key is None for row in experiment.cache.catalog.dataset(experiment.root))
-    gone = sum(not exists(path) for path in {row.path for row in found.rows})
+    gone = 0 if experiment.access is CLOSED else sum(not exists(path) for path in {row.path for row in found.rows})
     if gone:
         notices.append(f"{gone:,} of the pictures named are not where they were: `featcache extract` again")
     return AuditSummary(
@@ -175,7 +175,7 @@ def _looks(experiment: Experiment, subject: Subject, progress: Progress | None) 
 
     def see(file: int) -> Look | None:
         try:
-            data, key, _ = read(features.paths[file])
+            data, key, _ = experiment.access.read(features.paths[file])
             return look(data) if key == features.keys[file] else None
         except PictureError:
             return None

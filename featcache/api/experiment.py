@@ -26,8 +26,9 @@ from featcache.api.usage import (
 )
 from featcache.errors import BackboneError, DatasetError, FeatcacheError, HeadError, MissingFeaturesError
 from featcache.load import enrol, load
-from featcache.records import Features, FeatureSpec, Progress, Roll, Source
+from featcache.records import Access, Features, FeatureSpec, Progress, Roll, Source
 from featcache.records.experiments import Setting
+from featcache.sources import ACCESS, CLOSED
 from featcache.sources.addresses import named
 from featcache.splits import MADE, Plan, as_seed, digest, plan
 from featcache.store import Cache, Row, Run
@@ -50,6 +51,8 @@ class Known:
     extracted_at: str
     notices: tuple[str, ...]
     roll: Roll
+    access: Access
+    """How its pictures are read: not at all where they are only names in a file that was imported."""
 
     def plan(self, seed: int, strict: bool = True) -> Plan:
         """Return who is trained on, chosen on and scored; a split that is made here is kept."""
@@ -190,10 +193,11 @@ def _warn_of_change(imported: Run) -> None:
 
 def _known(
     cache: Cache, extraction: Run, roll: Roll
-) -> tuple[Cache, str, FeatureSpec, Mapping[str, Any], str, tuple[str, ...], Roll]:
+) -> tuple[Cache, str, FeatureSpec, Mapping[str, Any], str, tuple[str, ...], Roll, Access]:
     root, spec = extraction.root, cache.spec(extraction.fingerprint)
     said, notices = extraction.summary or {}, tuple(_left_out(cache, root, roll))
-    return cache, root, spec, said, extracted_at(extraction), notices, roll
+    access = CLOSED if extraction.command == "import" else ACCESS
+    return cache, root, spec, said, extracted_at(extraction), notices, roll, access
 
 
 def seed_range(seed: int, n_seeds: int) -> range:

@@ -17,13 +17,14 @@ from featcache.api.feeding import Feed, Feeder
 from featcache.api.models import versions
 from featcache.api.options import Options, moved
 from featcache.backbones import Backbone, finetuned, reproduce, scratch_cnn
-from featcache.errors import TrainingError
+from featcache.errors import DatasetError, TrainingError
 from featcache.heads import get
 from featcache.process import after_forks_too
 from featcache.records import Progress, Source
 from featcache.records.experiments import Score
 from featcache.records.finetuning import EpochRow, FinetuneSummary, Training, points_a_minute, short
 from featcache.render.tables import records_csv
+from featcache.sources import CLOSED
 from featcache.splits import Plan, Rows, as_seed, digest, hold_out
 from featcache.store import Run
 from featcache.tuning.checking import check
@@ -67,6 +68,11 @@ def finetune(
     asked = replace(options, backbone="auto") if is_scratch else options
     asked = asked if source is not None else replace(asked, device="auto")
     with open_experiment(source, asked, progress) as experiment, experiment.cache.in_use():
+        if experiment.access is CLOSED and (training.unfreeze, training.augment) != ("head", "none"):
+            raise DatasetError(
+                f"{experiment.root} was imported, and what it names is not opened: extract the folder that its "
+                "pictures are in, of which nothing is computed again, and fine-tune that; or unfreeze the head alone"
+            )
         backbone = scratch_cnn.untrained(seed) if is_scratch else _backbone(experiment)
         with experiment.run("finetune") as run:
             work = _Work(experiment, backbone, training, seed, options, run)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from featcache.backbones import AUTO, finetuned
 from featcache.backbones.weights import sha256
-from featcache.errors import RunNotFoundError, WeightsError
+from featcache.errors import RunNotFoundError, UsageError, WeightsError
 from featcache.store import Cache, Runs
+from featcache.values import check_given
 
 CACHE_VARIABLE = "FEATCACHE_CACHE"
 CATALOG_VARIABLE = "FEATCACHE_CATALOG"
@@ -43,11 +44,16 @@ class Options:
     address: str | None = None
 
     def __post_init__(self) -> None:
-        """Take a path that was given as a text."""
+        """Take a path that was given as a text; raises `UsageError` for what is none, and values of other types."""
         for name in ("weights", "cache"):
             given = getattr(self, name)
-            if given is not None:
+            if isinstance(given, str | os.PathLike):
+                if not os.fspath(given):
+                    raise UsageError(f"the path of {name} is empty: name one, or leave it out")
                 object.__setattr__(self, name, Path(given))
+        check_given(self)
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"a batch has {self.batch_size} pictures: give a number from 1 on")
 
 
 def open_cache(options: Options, *, create: bool = True) -> Cache:

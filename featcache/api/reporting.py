@@ -31,7 +31,6 @@ from featcache.records.audits import AuditSummary
 from featcache.records.experiments import BenchSummary, CompareSummary
 from featcache.records.finetuning import FinetuneSummary
 from featcache.records.reports import CalibrationBin, ReportSummary, ScoredPicture
-from featcache.sources import read
 from featcache.splits import as_seed, digest
 from featcache.store import Run
 
@@ -240,7 +239,7 @@ def _thumbnails(
 
     def shrunk(path: str) -> bytes | None:
         try:
-            data, key, _ = read(path)
+            data, key, _ = experiment.access.read(path)
             return thumbnail(data, EDGE, QUALITY) if key == keys[path] else None
         except PictureError:
             return None

@@ -82,7 +82,10 @@ class _Output(click.Path):
     """A file to write, refused before any work where there is no folder for it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        name = os.fsdecode(super().convert(value, param, ctx))
+        if not name:
+            raise UsageError("the name of a file to write is empty: give one, or leave the option out")
+        path = Path(name)
         if not path.parent.is_dir():
             raise OutputError(f"there is no folder {path.absolute().parent} for {path.name}: make it first")
         if path.is_dir():
@@ -94,7 +97,16 @@ class _Output(click.Path):
         return path
 
 
-FILE = click.Path(path_type=Path)
+class _File(click.Path):
+    """A path, which an empty word is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            raise UsageError("the name of a file or folder is empty: give one, or leave the option out")
+        return super().convert(value, param, ctx)
+
+
+FILE = _File(path_type=Path)
 SOURCE = click.STRING
 """A path or a URL: as a path two slashes would become one."""
 OUTPUT = _Output()

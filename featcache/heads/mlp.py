@@ -146,6 +146,11 @@ HEAD = Head(
 )
 
 
+LARGEST = 10**6
+"""With larger learning rates and penalties nothing is learned but numbers without end."""
+MOST_UNITS = 10**5
+
+
 def sweeping(sweep: Sweep) -> Head:
     """Return the head with values to try, on all folds; what is not named has its default. Raises `HeadError`."""
     unknown = set(sweep.activation) - set(ACTIVATIONS)
@@ -153,8 +158,10 @@ def sweeping(sweep: Sweep) -> Head:
         raise HeadError(f"unknown activation {unknown.pop()!r}: use relu, tanh, logistic or identity")
     if any(units < 1 for layers in sweep.hidden for units in layers):
         raise HeadError("a hidden layer needs one unit or more")
-    if any(rate <= 0 for rate in sweep.lr) or any(alpha < 0 for alpha in sweep.alpha):
-        raise HeadError("a learning rate must be above zero, and alpha not below")
+    if any(units > MOST_UNITS for layers in sweep.hidden for units in layers):
+        raise HeadError(f"a hidden layer has at most {MOST_UNITS:,} units")
+    if not all(0 < rate <= LARGEST for rate in sweep.lr) or not all(0 <= alpha <= LARGEST for alpha in sweep.alpha):
+        raise HeadError(f"a learning rate is above zero, alpha zero or above, and neither beyond {LARGEST:,}")
     asked = {
         "hidden": sweep.hidden,
         "lr": sweep.lr,

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from featcache.records import ExtractSummary, Failure
+from featcache.values import check_given
 
 SCALING = "scaling"
 """The name under which a scaling of the vectors stands among the parameters of a head."""
@@ -73,6 +74,10 @@ class Sweep:
     lr: tuple[float, ...] = ()
     activation: tuple[str, ...] = ()
     alpha: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Take numbers of NumPy and lists; raises `UsageError` for other types."""
+        check_given(self)
 
 
 @dataclass(frozen=True)

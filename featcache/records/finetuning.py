@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from featcache.values import check_given
+
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("step", "cosine")
 
@@ -35,6 +37,10 @@ class Training:
     clip_norm: float | None = None
     patience: int | None = None
     mixed_precision: bool = False
+
+    def __post_init__(self) -> None:
+        """Take numbers of NumPy; raises `UsageError` for other types."""
+        check_given(self)
 
 
 @dataclass(frozen=True)

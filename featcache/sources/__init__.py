@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Access, FileStat
@@ -15,7 +15,7 @@ from featcache.sources.archives import TarArchive, ZipArchive
 from featcache.sources.local import FRESH_NS
 from featcache.sources.tables import Table
 
-__all__ = ["ACCESS", "FRESH_NS", "archive", "exists", "file_stat", "look_again", "read", "table"]
+__all__ = ["ACCESS", "CLOSED", "FRESH_NS", "archive", "exists", "file_stat", "look_again", "read", "table"]
 
 _OPENED: dict[str, containers.Opened[Any]] = {
     "zip": containers.Opened(ZipArchive),
@@ -103,3 +103,11 @@ def _nameable(container: str) -> str:
 
 ACCESS = Access(read, file_stat)
 """How the pictures of an address are had, where the dataset does not say otherwise."""
+
+
+def _closed(address: str) -> NoReturn:
+    raise PictureError(f"{address} is a name in a file that was imported, and is not opened: extract the pictures")
+
+
+CLOSED = Access(_closed, _closed)
+"""How pictures are had whose addresses somebody else wrote down: not at all."""

@@ -36,7 +36,13 @@ def is_remote(address: str) -> bool:
 
 def named(source: str | os.PathLike[str]) -> str:
     """Return the address of what a user named: paths are made absolute, links in them kept."""
-    text = _without_file(os.fspath(source))
+    text = _without_file(os.fsdecode(source))
+    if not text:
+        raise DatasetError(
+            "the name is empty: give the path or the URL of a folder, a list or a picture (. is this one)"
+        )
+    if "\0" in text:
+        raise DatasetError(f"no file can have the path {text!r:.60}: it has a NUL character in it")
     if scheme(text) is None:
         return os.path.abspath(text)  # noqa: PTH100 - resolve() would rename a dataset behind a symbolic link
     if scheme(text) in CONTAINERS:

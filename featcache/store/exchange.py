@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import stat
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from isal.isal_zlib import crc32
 
+from featcache.discover import SPLIT_NAMES
 from featcache.errors import ExchangeError
 from featcache.records import Features, FeatureSpec
 from featcache.store.arrays import arrays_in
@@ -60,6 +62,9 @@ def packed(path: Path, content: Exchange) -> bytes:
     return _format(path)[0](arrays, json.dumps(note | {"spec": content.spec.to_json()}))
 
 
+SPLITS = {"", *SPLIT_NAMES.values()}
+
+
 def read(path: Path) -> Exchange:
     """Read what `packed` made, checked; raises `ExchangeError` for anything else."""
     reader = _format(path)[1]
@@ -101,6 +106,17 @@ def _features(path: Path, arrays: Arrays, spec: FeatureSpec) -> Features:
     for name in _TEXTS:
         for text in arrays[name].tolist():
             _check_text(path, text, LONGEST if name == "paths" else LONGEST_LABEL)
+    unknown = set(arrays["splits"].tolist()) - SPLITS
+    if unknown:
+        raise ExchangeError(
+            f"{path} has the split {min(unknown)!r:.60}: use {', '.join(sorted(SPLITS - {''}))}, or none"
+        )
+    names = arrays["paths"].tolist()
+    if "" in names or len(set(names)) < len(names):
+        twice = next((name for name, times in Counter(names).items() if times > 1 or not name), "")
+        raise ExchangeError(
+            f"{path} has the path {twice!r:.60} more than once, or an empty one: give each vector its own"
+        )
     return Features(
         X=arrays["features"],
         y=arrays["labels"],

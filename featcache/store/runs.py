@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import CacheWriteError, UsageError
-from featcache.records.runs import RECORDS, misfit
+from featcache.records.runs import RECORDS
 from featcache.store.files import checksum, claim_number, numbers_of, read_json, remove, write_atomic
 from featcache.texts import flaw
+from featcache.values import misfit
 
 EXTRACTIONS = ("extract", "import")
 """The commands that bring a dataset into the cache."""

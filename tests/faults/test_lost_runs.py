@@ -20,7 +20,7 @@ from store_rows import flip_bit, segment_files
 
 import featcache.api.extraction
 from featcache.api.options import Options
-from featcache.errors import FeatcacheError, HeadError
+from featcache.errors import FeatcacheError
 from featcache.store import Cache
 
 Run = Callable[..., Result]
@@ -358,7 +358,7 @@ def test_a_seed_that_is_none_is_refused_and_leaves_no_run_that_cannot_be_read(
     options = Options(cache=tmp_path / "cache")
     runs = sorted((tmp_path / "cache" / "runs").iterdir())
     for command in (featcache.fit, featcache.compare, featcache.bench, featcache.confusions, featcache.audit):
-        with pytest.raises(HeadError, match="the seed is"):
+        with pytest.raises(FeatcacheError, match="seed"):
             command(seed=seed, options=options)
     assert sorted((tmp_path / "cache" / "runs").iterdir()) == runs
     assert featcache.fit(head="centroid", seed=np.int64(1), options=options).seed == 1
@@ -374,3 +374,47 @@ def test_a_name_that_no_file_can_have_leaves_no_run(run: Run, photos: Path, tmp_
             command("a\0b", options=options)
     assert sorted((tmp_path / "cache" / "runs").iterdir()) == runs
     assert run("cache", "gc", "--yes").code == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda options: featcache.fit(options="cache"),  # type: ignore[arg-type]
+        lambda options: featcache.fit(head=np.array(["knn"]), options=options),  # type: ignore[arg-type]
+        lambda options: featcache.fit(train_views="no", options=options),  # type: ignore[arg-type]
+        lambda options: featcache.neighbors("x.png", k=1.5, options=options),  # type: ignore[arg-type]
+        lambda options: featcache.compare(n_seeds=None, options=options),  # type: ignore[arg-type]
+        lambda options: Options(batch_size=0),
+        lambda options: Options(batch_size="1"),  # type: ignore[arg-type]
+        lambda options: Options(draft="no"),  # type: ignore[arg-type]
+        lambda options: Options(backbone=None),  # type: ignore[arg-type]
+        lambda options: Options(columns=5),  # type: ignore[arg-type]
+        lambda options: Options(cache=""),  # type: ignore[arg-type]
+        lambda options: featcache.Sweep(lr=None),  # type: ignore[arg-type]
+        lambda options: featcache.Sweep(hidden=((float("nan"),),)),  # type: ignore[arg-type]
+        lambda options: featcache.Training(epochs="3"),  # type: ignore[arg-type]
+        lambda options: featcache.fit(head="mlp", sweep=featcache.Sweep(lr=(1e308,)), options=options),
+        lambda options: featcache.fit(head="mlp", sweep=featcache.Sweep(lr=(float("nan"),)), options=options),
+        lambda options: featcache.extract("", options),
+        lambda options: featcache.neighbors("\0", options=options),
+    ],
+)
+def test_values_of_other_types_are_refused_before_any_work(
+    run: Run, photos: Path, tmp_path: Path, call: Callable[[Options], object]
+) -> None:
+    assert run("extract", photos, network=True).code == 0
+    runs = sorted((tmp_path / "cache" / "runs").iterdir())
+    with pytest.raises(FeatcacheError) as failure:
+        call(Options(cache=tmp_path / "cache"))
+    assert "\n" not in str(failure.value)
+    assert sorted((tmp_path / "cache" / "runs").iterdir()) == runs
+
+
+def test_numbers_of_numpy_are_numbers(run: Run, photos: Path, tmp_path: Path) -> None:
+    assert run("extract", photos, network=True).code == 0
+    options = Options(cache=tmp_path / "cache")
+    sweep = featcache.Sweep(lr=np.array([0.01, 0.1], np.float32), hidden=[[np.int64(8)]])  # type: ignore[arg-type,list-item]
+    assert (sweep.hidden, sweep.lr[1]) == (((8,),), pytest.approx(0.1))
+    done = featcache.fit(head="mlp", seed=np.int64(2), sweep=sweep, options=options)  # type: ignore[arg-type]
+    assert (done.seed, type(done.seed)) == (2, int)
+    assert run("runs").code == 0

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import socketserver
 import stat
@@ -15,13 +16,14 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Result
 from PIL import Image
 
 from featcache.decode import FORMATS, as_file, decode
@@ -100,6 +102,7 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_at_once() -> None:
 LARGE = """
 import io, resource, sys
 import numpy as np
+from conftest import Result
 from PIL import Image
 from featcache.decode import decode
 from featcache.records import Preprocess
@@ -434,3 +437,42 @@ def test_a_part_of_nothing_is_said_in_one_line(tmp_path: Path, address: str) -> 
     (tmp_path / "x.csv").write_text(f"path,label\n{address},a\n")
     with pytest.raises(DatasetError, match="does not say what it is a part of"):
         discover(tmp_path / "x.csv")
+
+
+def test_what_an_import_names_is_neither_opened_nor_asked_for(
+    web: int, run: Callable[..., Result], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("extract", photos, network=True).code == 0
+    run("cache", "export", "x.npz", "--dataset", photos)
+    with np.load(tmp_path / "x.npz") as whole:
+        arrays = dict(whole)
+    mine = tmp_path / "private.png"
+    mine.write_bytes(PICTURE)
+    paths = [str(mine), *(f"http://127.0.0.1:{web}/{at}.png" for at in range(1, len(arrays["paths"])))]
+    np.savez(tmp_path / "y.npz", **{**arrays, "paths": np.array(paths)})
+    assert run("cache", "import", "y.npz").code == 0
+    shutil.rmtree(photos)
+    asked: list[str] = []
+    monkeypatch.setattr(Web, "do_GET", lambda self: asked.append(self.path))
+    opened: list[str] = []
+    sys.addaudithook(lambda event, values: opened.append(str(values[0])) if event == "open" else None)
+    for words in (
+        ("audit",),
+        ("report",),
+        ("fit",),
+        ("cache", "verify"),
+        ("cache", "verify", "--repair"),
+        ("split", "x"),
+    ):
+        assert "Traceback" not in run(*words).err
+    assert "is not opened" in "".join(run("finetune", "--epochs", "1", "--unfreeze", "last").err.split("\n"))
+    assert asked == []
+    assert str(mine) not in opened
+    for name, values, said in [
+        ("splits", ["training", "train"] * (len(paths) // 2), "has the split 'training'"),
+        ("paths", ["a.png"] * len(paths), "more than once"),
+        ("paths", ["", *paths[1:]], "empty"),
+    ]:
+        np.savez(tmp_path / "z.npz", **{**arrays, name: np.array(values)})
+        refused = run("cache", "import", "z.npz")
+        assert (refused.code, said in refused.err) == (1, True), refused.err
