@@ -168,7 +168,7 @@ def _check_scores(scores: Mapping[str, Any]) -> None:
     if not {"n", "n_test"} & scores.keys() or not {"split", "scored_split"} & scores.keys():
         raise ModelError("its scores do not say on how many pictures of which split")
     views = scores.get("test_views", [])
-    if not isinstance(views, list) or not all(view in _views() for view in views):
+    if not isinstance(views, list) or not all(view in _views() for view in views) or len(set(views)) < len(views):
         raise ModelError(f"the views that it looks at are {views!r:.80}")
 
 
