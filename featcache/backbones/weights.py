@@ -7,6 +7,7 @@ import http.client
 import io
 import logging
 import os
+import pickletools
 import re
 import socket
 import sys
@@ -14,7 +15,7 @@ import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
@@ -35,6 +36,15 @@ TOP = "featcache_top."
 
 DOWNLOAD_TIMEOUT = 30.0
 """Seconds a silent server is waited for."""
+
+_OLD_PICKLES = 5
+"""A file of torch before 1.6 is so many pickles, one after another, and then the numbers."""
+
+_CALLS = re.compile(
+    r"collections OrderedDict|torch (Size|\w+Storage|bool|[a-z]+\d+\w*)|torch\.storage \w+Storage"
+    r"|torch\.nn\.parameter Parameter|torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter)"
+)
+"""What a state dict is made of; `torch float32` and its like are types of numbers."""
 
 _logger = logging.getLogger(__name__)
 
@@ -122,7 +132,7 @@ def read_state(path: Path, digest: str | None = None) -> dict[str, Tensor]:
     if digest is not None and hashlib.sha256(data).hexdigest() != digest:
         raise WeightsError(f"{path} has changed since its weights were looked up: run the same command again")
     try:
-        state = _tensors(data) if path.suffix == sealed.SUFFIX else _unpickled(data)
+        state = _tensors(data) if path.suffix == sealed.SUFFIX else unpickled(data)
     except MemoryError:
         raise
     except Exception as error:  # unpickling broken bytes raises almost anything
@@ -201,16 +211,37 @@ def _dtypes() -> dict[str, torch.dtype]:
     }
 
 
-def _unpickled(data: bytearray) -> object:
+def unpickled(data: bytes | bytearray, device: str | torch.device = "cpu") -> Any:
+    """Return what torch saved of tensors, numbers, texts, lists and dicts of them, in memory of about its size.
+
+    Raises `ValueError` for anything else, and whatever else torch raises on broken bytes.
+    """
     import torch
 
+    file = io.BytesIO(data)
     if data[:4] == b"PK\x03\x04":
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(file) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > len(data):  # torch packs nothing
             raise ValueError(f"it would unpack to {size:,} bytes")
+        file.seek(0)
+        _check_calls(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")))  # as torch itself finds it
+    else:
+        for _ in range(_OLD_PICKLES):
+            _check_calls(file)
+    file.seek(0)
     with _old_kinds:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return torch.load(file, map_location=device, weights_only=True)
+
+
+def _check_calls(file: io.BytesIO) -> None:
+    """Go through a pickle, and refuse one that names anything which no state dict needs; raises `ValueError`.
+
+    Of what torch lets a pickle call, some take as much memory as they are told to, as `bytearray` does.
+    """
+    for code, said, _ in pickletools.genops(file):
+        if code.name == "STACK_GLOBAL" or (code.name == "GLOBAL" and not _CALLS.fullmatch(str(said))):
+            raise ValueError(f"it names {said}")
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], droppable: Collection[str], source: str) -> None:

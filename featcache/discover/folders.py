@@ -8,6 +8,7 @@ from dataclasses import replace
 from featcache.discover.trees import NamesTree, Tree
 from featcache.errors import DatasetError
 from featcache.records import Dataset, Item
+from featcache.texts import LONGEST_LABEL, flaw
 
 SPLIT_NAMES = {
     "train": "train",
@@ -32,9 +33,9 @@ def folder_dataset(root: str, tree: Tree) -> Dataset:
         left_out = some([name for name, _ in files])
         notices.append(f"{count(files, 'file')} beside the class folders left out: {left_out}")
     if _are_splits(root, [name for name, _ in folders], notices):
-        items = [item for name, path in folders for item in _split_items(name, path, tree, notices)]
+        items = [item for name, path in folders for item in _split_items(root, name, path, tree, notices)]
     else:
-        items = [Item(address, name) for name, path in folders for address in tree.files(path)]
+        items = [item for name, path in folders for item in _class_items(root, name, path, tree)]
     return Dataset(root, tuple(items), tuple(notices))
 
 
@@ -68,12 +69,18 @@ def _are_splits(root: str, names: list[str], notices: list[str]) -> bool:
     return not others
 
 
-def _split_items(name: str, folder: str, tree: Tree, notices: list[str]) -> Iterator[Item]:
+def _class_items(root: str, label: str, folder: str, tree: Tree, split: str | None = None) -> Iterator[Item]:
+    if (said := flaw(label, LONGEST_LABEL)) is not None:
+        raise DatasetError(f"{root}: the folder {label!r:.60} cannot be a label, {said}: rename it")
+    for address in tree.files(folder):
+        yield Item(address, label, split)
+
+
+def _split_items(root: str, name: str, folder: str, tree: Tree, notices: list[str]) -> Iterator[Item]:
     split = SPLIT_NAMES[name.lower()]
     classes, loose = tree.listing(folder)
     for label, path in classes:
-        for address in tree.files(path):
-            yield Item(address, label, split)
+        yield from _class_items(root, label, path, tree, split)
     if loose and classes:
         notices.append(f"{count(loose, 'file')} in {name}/ outside its class folders: taken without a label")
     for _, address in loose:

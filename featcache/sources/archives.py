@@ -24,8 +24,10 @@ MOST_FOLDERS, LONGEST_NAME = 100, 4096
 """Names with more folders or characters than these are of no file that a computer could hold."""
 
 HEADER_BYTES = 2**20
-"""The header of a tar's member is never longer; `tarfile` would read as many bytes as it is said to have."""
+"""All headers of one of a tar's members are never longer; `tarfile` would read as many bytes as they say."""
 
+MOST_GLOBAL = 100
+"""A tar says so many things of all its members: `tarfile` copies them, and goes through them, at each."""
 
 PADDING_BYTES = 2**26
 """Tars end in zeros that fill a record, of less than this; more is room that was made and not yet written."""
@@ -137,15 +139,17 @@ def _is_link(entry: zipfile.ZipInfo) -> bool:
 
 
 class _Headers:
-    """A tar for `tarfile`, which is given no more bytes at once than a header has."""
+    """A tar for `tarfile`, which is given no more bytes for one member than its headers have."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.seek, self.tell = file.seek, file.tell
+        self.left = HEADER_BYTES
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        if not 0 <= size <= self.left:
+            raise tarfile.ReadError(f"headers of {HEADER_BYTES - self.left + size:,} bytes before one file")
+        self.left -= size
         return self._file.read(size)
 
 
@@ -154,8 +158,12 @@ def _members(address: str) -> Iterator[tarfile.TarInfo]:
     count, end = 0, 0
     with opened(address) as file:
         try:
-            with tarfile.open(fileobj=cast(BinaryIO, _Headers(file)), mode="r:", encoding="utf-8") as archive:
+            headers = _Headers(file)
+            with tarfile.open(fileobj=cast(BinaryIO, headers), mode="r:", encoding="utf-8") as archive:
                 while (member := archive.next()) is not None:
+                    headers.left = HEADER_BYTES
+                    if len(archive.pax_headers) > MOST_GLOBAL:
+                        raise tarfile.ReadError(f"{len(archive.pax_headers):,} names in headers for all of its files")
                     if member.size < 0 or archive.offset <= end:
                         raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
                     yield member

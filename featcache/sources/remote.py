@@ -132,7 +132,8 @@ def _web_options() -> dict[str, Any]:
     import aiohttp
 
     async def check(_session: Any, _context: Any, asked: Any) -> None:
-        leads_to = asked.response.headers.get("Location", "")
+        said = asked.response.headers
+        leads_to = said.get("Location") or said.get("URI") or ""  # aiohttp follows either
         place, before = asked.url.join(URL(leads_to)), asked.url
         is_secured = (before.scheme, before.port, place.scheme, place.port) == ("http", 80, "https", 443)
         if place.host != before.host or not (is_secured or place.origin() == before.origin()):

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from featcache.backbones.draws import Draws
+from featcache.backbones.weights import unpickled
 from featcache.embed.torch_engine import exact
 from featcache.errors import TrainingError
 from featcache.records import FloatArray, Progress
@@ -334,7 +335,7 @@ class Trainer:
         if data is None:
             return False
         try:
-            state = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
+            state = unpickled(data, self.device)
             if state["identity"] != identity:
                 raise TrainingError(f"it belongs to {state['identity']}")
             self._load(state["modules"])

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -162,6 +163,53 @@ def write_small(table: pa.Table, path: Path, noted: dict[str | bytes, bytes] | N
         file.write_table(table)
         file.add_key_value_metadata(noted or {})
     assert path.stat().st_size < 10**6
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+def test_the_name_of_a_folder_is_a_label_as_any_other(suffix: str, tmp_path: Path) -> None:
+    for length, split in ((1000, ""), (1001, ""), (1001, "train/")):
+        names = [f"{split}{letter * length}/0.png" for letter in "ab"]
+        path = tmp_path / f"x.{suffix}"
+        if suffix == "zip":
+            with zipfile.ZipFile(path, "w") as file:
+                for name in names:
+                    file.writestr(name, b"x")
+        else:
+            with tarfile.open(path, "w") as tar:
+                for name in names:
+                    tar.addfile(tarfile.TarInfo(name))
+        if length == 1000:
+            assert [item.label for item in discover(path).items] == ["a" * 1000, "b" * 1000]
+            continue
+        with pytest.raises(
+            DatasetError, match=r"the folder 'aaa.* cannot be a label, it has 1,001 characters, and at most"
+        ):
+            discover(path)
+
+
+def tar_header(kind: bytes, body: bytes = b"") -> bytes:
+    info = tarfile.TarInfo("a/0.png")
+    info.type, info.size = kind, len(body)
+    return info.tobuf(tarfile.USTAR_FORMAT) + body.ljust(-(-len(body) // 512) * 512, b"\0")
+
+
+def noted_in_tar(names: range) -> bytes:
+    return b"".join(b"%d %08x=\n" % (13, name) for name in names)
+
+
+def test_what_a_tar_says_of_all_its_files_is_little(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    file = tar_header(b"x", b"6 a=b\n") + tar_header(b"0", b"x")
+    path.write_bytes(tar_header(b"g", noted_in_tar(range(100))) + 2 * file + bytes(1024))
+    assert len(discover(path).items) == 1  # of one name, so the last counts
+    path.write_bytes(tar_header(b"g", noted_in_tar(range(101))) + file * 2 + bytes(1024))
+    with pytest.raises(DatasetError, match="101 names in headers for all of its files"):
+        discover(path)
+    many = [tar_header(b"g", noted_in_tar(range(at, at + 75_000))) for at in range(0, 10**6, 75_000)]
+    path.write_bytes(b"".join(many) + file * 20_000 + bytes(1024))
+    assert "bytes before one file" in refused("extract", path, 300)
+    path.write_bytes(file + tar_header(b"x", noted_in_tar(range(75_000))) * 200 + file + bytes(1024))
+    assert "bytes before one file" in refused("extract", path, 300)
 
 
 def pictures(folder: Path, count: int) -> list[bytes]:

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import time
 import tracemalloc
 import zipfile
@@ -606,6 +607,26 @@ def test_broken_pth_files_end_in_one_line(files: dict[str, Path], data: st.DataO
             assert all(isinstance(tensor, torch.Tensor) for tensor in weights.read_state(path).values())
         except WeightsError as error:
             check_line(error)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_pth_file_calls_nothing_that_a_state_dict_does_without(is_zip: bool, tmp_path: Path) -> None:
+    path, plain = tmp_path / "bomb.pth", toy().state_dict()
+    call = b"\x80\x02cbuiltins\nbytearray\nJ" + struct.pack("<i", 2**29) + b"\x85R."
+    torch.save(plain, path, _use_new_zipfile_serialization=is_zip)
+    assert set(weights.read_state(path)) == set(plain)
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            members = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, call if name.endswith("data.pkl") else data)
+    else:
+        magic = torch.serialization.MAGIC_NUMBER
+        path.write_bytes(b"".join(pickle.dumps(part, 2) for part in (magic, 1001, {})) + call + pickle.dumps([], 2))
+    assert len(torch.load(path, weights_only=True)) == 2**29
+    with bounded(), pytest.raises(WeightsError, match=r"bomb\.pth is not a state dict that can be read safely"):
+        weights.read_state(path)
 
 
 @pytest.mark.parametrize(

@@ -241,9 +241,10 @@ class Web(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         place = self.path.strip("/")
-        if place.startswith("to-"):
+        if place.startswith(("to-", "uri-")):
+            header, _, leads_to = place.partition("-")
             self.send_response(302)
-            self.send_header("Location", place.removeprefix("to-") if "://" in place else f"/{place[3:]}")
+            self.send_header({"to": "Location"}.get(header, "URI"), leads_to if "://" in place else f"/{leads_to}")
             self.end_headers()
             return
         asks_a_part = place == "parts.csv" and "Range" in self.headers
@@ -299,7 +300,7 @@ def web() -> Iterator[int]:
 
 
 def test_a_picture_on_the_web_is_read_also_behind_a_redirect_on_its_server(web: int) -> None:
-    for name in ("picture.png", "to-picture.png"):
+    for name in ("picture.png", "to-picture.png", "uri-picture.png"):
         assert read(f"http://127.0.0.1:{web}/{name}")[0] == PICTURE
 
 
@@ -309,9 +310,10 @@ def test_an_answer_without_end_is_read_to_its_bound(web: int, monkeypatch: pytes
         read(f"http://127.0.0.1:{web}/endless")
 
 
-def test_a_server_that_leads_to_another_one_is_not_followed(web: int) -> None:
+@pytest.mark.parametrize("header", ["to", "uri"])
+def test_a_server_that_leads_to_another_one_is_not_followed(header: str, web: int) -> None:
     with pytest.raises(PictureError, match=r"it leads to http://localhost:\d+/picture.png, on another server: name "):
-        read(f"http://127.0.0.1:{web}/to-http://localhost:{web}/picture.png")
+        read(f"http://127.0.0.1:{web}/{header}-http://localhost:{web}/picture.png")
 
 
 def test_a_server_that_says_nothing_is_left_in_time(web: int, monkeypatch: pytest.MonkeyPatch) -> None:
