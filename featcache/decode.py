@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -17,6 +18,8 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, fe
 from featcache.augment import draw
 from featcache.bounds import bounded, check_opened
 from featcache.errors import PictureError
+from featcache.layout import check_no_raw, is_tiff, layout_of
+from featcache.raster import image_of
 from featcache.records import ORIGINAL, Look, Preprocess, is_drawn
 from featcache.resize import resize
 
@@ -101,9 +104,13 @@ def decode_and_look(
     """Decode a picture file's bytes once, as `decode_views` does, and return what it looks like too."""
 
     def both(image: Image.Image, size: tuple[int, int]) -> tuple[list[Pixels], Look]:
-        return crops(image, preprocess, views, data), _look(image, size)
+        return crops(image, preprocess, views, data), replace(_look(image, size), pages=_pages(data))
 
     return _opened(data, preprocess.resize if draft else None, both)
+
+
+def _pages(data: bytes) -> int:
+    return layout_of(data).pages if is_tiff(data) else 1
 
 
 def look(data: bytes) -> Look:
@@ -206,6 +213,11 @@ def identified(data: bytes) -> Image.Image:
             raise PictureError("broken picture: HEIC that pillow-heif cannot identify") from error
         check_opened(opened, file)
         return opened
+    if is_tiff(data):
+        layout = layout_of(data)
+        if not layout.is_pillows:
+            return image_of(data, layout)
+    check_no_raw(data)
     if data.startswith(_EPS):
         raise PictureError("EPS is a program, not a photograph: convert it")
     Image.init()

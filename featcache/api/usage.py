@@ -157,6 +157,12 @@ def last_extraction(cache: Cache, root: str | None = None) -> Run:
         raise DatasetError(_not_finished(cache, run, known))
     if root is None:
         _logger.warning("on %s", described(cache, run))
+    if run.command == "extract" and "plain" not in run.summary and cache.catalog.may_hold_tiff(run.root):
+        _logger.warning(
+            "%s was extracted by a version that decoded some kinds of TIFF wrong: extract it again, which reads such "
+            "files once, and computes only those",
+            run.root,
+        )
     return run
 
 
