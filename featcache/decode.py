@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from featcache.augment import draw
-from featcache.bounds import bounded, check_opened
+from featcache.bounds import MAX_PIXELS, bounded, check_opened
 from featcache.errors import PictureError
 from featcache.layout import check_no_raw, is_tiff, layout_of
 from featcache.raster import image_of
@@ -153,6 +153,8 @@ def as_file(picture: Image.Image | npt.NDArray[Any]) -> bytes:
     is_loaded = not getattr(picture, "tile", None) and not isinstance(picture, ImageFile.StubImageFile)
     if not is_loaded and picture.format not in ("HEIF", *FORMATS):
         raise PictureError(f"a picture of the format {picture.format} is not decoded here: convert it")
+    if picture.width * picture.height > MAX_PIXELS:
+        raise PictureError(f"a picture of {picture.width:,} x {picture.height:,} pixels is too large: make it smaller")
     try:
         rgb = _upright_rgb(picture.copy())
     except (PictureError, MemoryError):
@@ -175,13 +177,16 @@ def _look(image: Image.Image, size: tuple[int, int]) -> Look:
 def _opened(data: bytes, draft: int | None, use: Callable[[Image.Image, tuple[int, int]], Result]) -> Result:
     """Open a picture file's bytes and use it upright and in RGB, with its size in the file; raises `PictureError`.
 
-    Where its short edge may be `draft` pixels in the end, a large JPEG is decoded in fewer pixels.
+    Where its short edge may be `draft` pixels in the end, a large JPEG is decoded in fewer pixels, and one of more than
+    `MAX_PIXELS` in half of its width and height at most.
     """
     try:
         with identified(data) as image:
             size = image.size
-            if draft is not None:
-                scale = 2 * draft / min(size)
+            scale = 2 * draft / min(size) if draft is not None else 1.0
+            if size[0] * size[1] > MAX_PIXELS:
+                scale = min(scale, 0.5)
+            if scale < 1 or draft is not None:
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             with _room_for(image):
                 return use(_upright_rgb(image), size)
@@ -221,7 +226,13 @@ def identified(data: bytes) -> Image.Image:
     if data.startswith(_EPS):
         raise PictureError("EPS is a program, not a photograph: convert it")
     Image.init()
-    opened = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    try:
+        opened = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except Image.DecompressionBombError:
+        if not data.startswith(b"\xff\xd8"):
+            raise
+        file.seek(0)
+        opened = Image.OPEN["JPEG"][0](file, "")  # larger ones than Pillow takes are decoded to half their size
     check_opened(opened, file)
     _check_scans(opened, data)
     return opened
