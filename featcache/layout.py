@@ -111,6 +111,7 @@ class _Directory:
     entries: dict[int, _Entry]
     twice: frozenset[int]
     following: int
+    at: int
 
     def numbers(self, data: bytes, tag: int, most: int = MAX_SAMPLES) -> tuple[int, ...]:
         """Return the whole numbers of a tag, none where it is not there; raises `PictureError`."""
@@ -236,13 +237,16 @@ class Layout:
         return any(self.extra) and (self.photometric != RGB or len(self.extra) > 1)
 
 
-def layout_of(data: bytes) -> Layout:
-    """Return the layout of the first page of a TIFF; raises `PictureError` for what is not decoded, with the reason."""
+def layout_of(data: bytes, page: int = 1, *, is_chosen: bool = False) -> Layout:
+    """Return the layout of a full page of a TIFF, counted from 1.
+
+    Where channels are chosen it need not say what they are. Raises `PictureError` for what is not decoded.
+    """
     if data.startswith(_ODD_STARTS):
         raise PictureError("broken TIFF: its first bytes contradict each other")
     directories = _directories(data)
-    first = directories[0]
     _check_no_raw(data, directories)
+    first = _page(data, directories, page)
     of = first.number
     width, height = of(data, 256), of(data, 257)
     samples, photometric = of(data, 277, 1), _photometric(data, first)
@@ -288,17 +292,85 @@ def layout_of(data: bytes) -> Layout:
         pages=sum(_is_full(data, directory) for directory in directories),
         is_big_endian_bigtiff=first.is_big and first.order == ">",
     )
-    _check(layout)
+    _check(layout, is_chosen)
     return layout
 
 
-def _check(layout: Layout) -> None:
+def page_of(data: bytes, page: int) -> bytes:
+    """Return a TIFF of one page of a TIFF, with what tells its pixels and nothing else; raises `PictureError`."""
+    first = _page(data, _directories(data), page)
+    places, sizes = (324, 325) if 324 in first.entries else (273, 279)
+    offsets, counts = (first.numbers(data, tag, MAX_NUMBERS) for tag in (places, sizes))
+    if len(offsets) != len(counts):
+        raise PictureError("broken TIFF: it does not say how long its strips or tiles are")
+    order, is_big = first.order, first.is_big
+    place, head = order + ("Q" if is_big else "L"), order + ("HHQ" if is_big else "HHL")
+    room = struct.calcsize(place)
+    new = bytearray(data[: 16 if is_big else 8])
+    starts = []
+    if sum(counts) > 2 * len(data):
+        raise PictureError("broken TIFF: its strips or tiles lie over one another")
+    for offset, count in zip(offsets, counts, strict=True):
+        starts.append(len(new))
+        new += data[offset : offset + count]
+    entries = bytearray()
+    kept = sorted((first.entries.keys() & _OF_PIXELS) | {places, sizes})
+    for tag in kept:
+        kind, values, there = first.entries[tag]
+        raw = data[there : there + values * _SIZES.get(kind, 1)]
+        if tag in (places, sizes):
+            kind, numbers = (16 if is_big else 4), (starts if tag == places else counts)
+            values, raw = len(numbers), struct.pack(f"{place[0]}{len(numbers)}{place[1]}", *numbers)
+        entries += struct.pack(head, tag, kind, values)
+        entries += struct.pack(place, len(new)) if len(raw) > room else raw.ljust(room, b"\0")
+        new += raw if len(raw) > room else b""
+    new[room if is_big else 4 : 16 if is_big else 8] = struct.pack(place, len(new))
+    return bytes(new + struct.pack(order + ("Q" if is_big else "H"), len(kept)) + entries + bytes(room))
+
+
+def _page(data: bytes, directories: list[_Directory], page: int) -> _Directory:
+    full = [directory for directory in directories if _is_full(data, directory)]
+    if page > len(full):
+        raise PictureError(f"TIFF of {len(full):,} page{'s' * (len(full) != 1)}, which has no page {page:,}")
+    found = full[page - 1]
+    return _directory(data, found.at, found.order, found.is_big, is_brief=False)[0]
+
+
+_OF_PIXELS = {
+    254,
+    256,
+    257,
+    258,
+    259,
+    262,
+    266,
+    270,
+    274,
+    277,
+    278,
+    281,
+    284,
+    292,
+    293,
+    317,
+    320,
+    322,
+    323,
+    338,
+    339,
+    347,
+}
+_OF_PIXELS |= {530, 532}
+"""The tags that tell what the pixels are."""
+
+
+def _check(layout: Layout, is_chosen: bool) -> None:
     """Raise `PictureError` for what no decoder here has been shown to decode right."""
     if layout.photometric not in COLOURS or layout.photometric in _NAMES:
         kind = _NAMES.get(layout.photometric, f"photometric interpretation {layout.photometric}")
         raise PictureError(f"TIFF of {kind}, which is not decoded here: save it as RGB")
     colours = COLOURS[layout.photometric]
-    if layout.samples != colours + len(layout.extra):
+    if layout.samples != colours + len(layout.extra) and not is_chosen:
         raise PictureError(
             f"TIFF of {layout.samples} samples a pixel that does not say what they are: choose with --channels"
         )
@@ -310,7 +382,7 @@ def _check(layout: Layout) -> None:
         layout.predictor > 1 and layout.compression not in EXACT - {PLAIN, PACKBITS}
     ):
         raise PictureError(f"TIFF of predictor {layout.predictor} with compression {layout.compression}: save it anew")
-    if layout.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO) and len(layout.extra) > 1:
+    if layout.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO) and len(layout.extra) > 1 and not is_chosen:
         raise PictureError(f"TIFF of {layout.samples} channels: choose with --channels")
     if layout.compression not in EXACT and not layout.is_pillows:
         kinds = {OLD_JPEG: "JPEG", JPEG: "JPEG", WEBP: "WebP"}
@@ -421,7 +493,7 @@ def _directory(data: bytes, at: int, order: str, is_big: bool, is_brief: bool) -
         entries[tag] = _Entry(of, count, there)
     # Some writers end the file where the place of the next directory should be.
     following = _number(data, end, order + place) if end + room <= len(data) else 0
-    return _Directory(order, is_big, entries, frozenset(twice), following), n
+    return _Directory(order, is_big, entries, frozenset(twice), following, at), n
 
 
 _TELLING = {254, 259, 262, 330, 50706}

@@ -19,9 +19,11 @@ import tifffile
 from PIL import Image
 from tiff_layouts import HEIGHT, WIDTH, Layout, Page, file, layouts, pixels_of, samples_of, written
 
+from featcache.api import Options, extract
 from featcache.decode import decode, look, to_rgb
-from featcache.errors import PictureError
+from featcache.errors import DatasetError, PictureError, UsageError
 from featcache.records import Preprocess
+from featcache.records.reading import Reading
 from featcache.sources.keys import content_key
 
 Pixels = npt.NDArray[Any]
@@ -31,12 +33,12 @@ LITE0 = ("--backbone", "efficientnet_lite0")
 KINDS = sorted({(layout.kind, layout.bits) for layout in ZOO.values()})
 
 
-def stored(data: bytes, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Pixels:
+def stored(data: bytes, size: tuple[int, int] = (WIDTH, HEIGHT), reading: str | None = None) -> Pixels:
     """Decode a file whose longer edge is not cut: as many pixels as it has."""
     width, height = size
     edge = max(width, height)
     steps = Preprocess(min(width, height), edge, "nearest", (0, 0, 0), (1, 1, 1))
-    seen = decode(data, steps)
+    seen = decode(data, steps, reading=reading)
     left, top = (edge - width) // 2, (edge - height) // 2
     return seen[top : top + height, left : left + width].astype(np.float64)
 
@@ -311,3 +313,103 @@ def test_a_packed_strip_is_unpacked_no_further_than_its_pixels() -> None:
     started = time.perf_counter()
     assert look(data).flat == 1
     assert time.perf_counter() - started < 1
+
+
+HEAT = np.linspace(-40, 60, 64 * 96).reshape(64, 96)
+CHANNELS = np.stack([GREY, GREY[::-1], 255 - GREY, GREY[:, ::-1]])
+
+
+def share(values: Pixels, low: float, high: float) -> Pixels:
+    return as_grey(np.clip((values.astype(np.float64) - low) / (high - low), 0, 1) * 255)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+@pytest.mark.parametrize("predictor", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", "i2", "i4", "u4"])
+def test_a_range_tells_which_numbers_are_black_and_white(
+    kind: str, order: str, predictor: bool, compression: str | None
+) -> None:
+    values = (HEAT + 50 * (kind == "u4")).astype(kind)
+    is_packed = predictor and compression is not None
+    data = by_tifffile(values, compression=compression, predictor=is_packed, byteorder=order, tile=(32, 32))
+    assert np.abs(stored(data, (96, 64), "range -10,30") - share(values, -10, 30)).max() <= 1
+    low, high = np.percentile(values, (0.5, 99.5))
+    assert np.abs(stored(data, (96, 64), "range percentile") - share(values, low, high)).max() <= 1
+
+
+def test_a_range_of_the_type_is_all_of_it_and_ten_bits_in_sixteen_have_one_of_their_own() -> None:
+    signed = by_tifffile(np.arange(-(2**15), 2**15, 32, dtype=np.int16).reshape(32, 64), photometric="minisblack")
+    wanted = share(np.arange(0, 2**16, 32).reshape(32, 64), 0, 65535)
+    assert np.abs(stored(signed, (64, 32), "range dtype") - wanted).max() <= 1
+    tenth = by_tifffile(GREY.astype(np.uint16) * 4, photometric="minisblack")
+    assert np.abs(stored(tenth, (96, 64), "range 0,1020") - as_grey(GREY)).max() <= 1
+    assert stored(tenth, (96, 64)).max() <= 4
+    png = io.BytesIO()
+    Image.fromarray(GREY.astype(np.uint16) * 4).save(png, "PNG")
+    assert np.abs(stored(png.getvalue(), (96, 64), "range 0,1020") - as_grey(GREY)).max() <= 1
+    assert (stored(by_tifffile(SMOOTH), (96, 64), "range 0,10") == SMOOTH).all()
+
+
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+def test_chosen_channels_are_grey_or_red_green_and_blue(planes: Any) -> None:
+    values = CHANNELS if planes == "separate" else np.moveaxis(CHANNELS, 0, 2)
+    data = by_tifffile(values, photometric="minisblack", planarconfig=planes, compression="lzw")
+    assert (stored(data, (96, 64), "channels 2") == as_grey(CHANNELS[2])).all()
+    assert (stored(data, (96, 64), "channels 3,0,1") == np.moveaxis(CHANNELS[[3, 0, 1]], 0, 2)).all()
+    with pytest.raises(PictureError, match="4 channels, from 0 on, which has no channel 4"):
+        decode(data, Preprocess(8, 8, "nearest", (0, 0, 0), (1, 1, 1)), reading="channels 4")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"compression": "jpeg"}, {"compression": "lzw", "bigtiff": True, "byteorder": ">"}]
+)
+def test_a_chosen_page_is_that_page_and_no_thumbnail(options: dict[str, Any]) -> None:
+    out = io.BytesIO()
+    with tifffile.TiffWriter(out, **{k: v for k, v in options.items() if k != "compression"}) as writer:
+        for page in (SMOOTH, SMOOTH[:32, :32], SMOOTH[::-1]):
+            writer.write(page, photometric="rgb", compression=options.get("compression"), subfiletype=len(page) == 32)
+    assert np.abs(stored(out.getvalue(), (96, 64), "page 2") - SMOOTH[::-1]).max() <= 6
+    with pytest.raises(PictureError, match="TIFF of 2 pages, which has no page 3"):
+        decode(out.getvalue(), Preprocess(8, 8, "nearest", (0, 0, 0), (1, 1, 1)), reading="page 3")
+
+
+def test_numbers_that_are_none_have_no_brightness() -> None:
+    data = by_tifffile(np.where(HEAT > 59, np.nan, HEAT).astype(np.float32), photometric="minisblack")
+    for limits in ("range 0,1", "range percentile", "range dtype"):
+        with pytest.raises(PictureError, match="infinite or none"):
+            decode(data, Preprocess(8, 8, "nearest", (0, 0, 0), (1, 1, 1)), reading=limits)
+
+
+def test_what_was_said_of_tiff_files_is_part_of_the_fingerprint_and_used_again(
+    tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    noise = np.random.default_rng(3).normal(0, 10, (6, 64, 96))
+    for label, tint in (("warm", 1), ("cold", -1)):
+        for at in range(6):
+            path = tmp_path / "heat" / label / f"{at}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(path, ((HEAT + noise[at]) * tint).astype(np.float32), photometric="minisblack")
+    with pytest.raises(DatasetError, match="say it with --range"):
+        extract("heat", Options("efficientnet_lite0"))
+    first = run("extract", "heat", *LITE0, "--range", "-80,130", "--json").json
+    assert (first["computed"], first["unreadable"], first["plain"]) == (12, 0, 0)
+    other = run("extract", "heat", *LITE0, "--range", "percentile", "--json").json
+    assert len({first["fingerprint"], other["fingerprint"]}) == 2
+    fitted = run("fit", "heat", "--json")
+    assert fitted.code == 0, fitted.err
+    assert "range percentile" in fitted.err
+    assert run("predict", fitted.json["model"], "heat", "--json").code == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["range 3,1", "range all", "range 1", "range nan,1", "channels 0,1", "page 0", "page x", "zoom 2"]
+)
+def test_what_makes_no_sense_of_tiff_files_is_wrong_usage(text: str) -> None:
+    with pytest.raises(UsageError):
+        Reading.of(text)
+
+
+def test_what_is_said_of_tiff_files_is_read_back_as_it_was() -> None:
+    for said in (Reading(), Reading((-0.1, 1e9), (2, 0, 1), 3), Reading("percentile"), Reading(None, (4,))):
+        assert Reading.of(said.text) == said

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from featcache.errors import CacheError, DatasetError
 from featcache.records import ORIGINAL
 from featcache.records.cache import UnusedRows
+from featcache.records.reading import Reading
 from featcache.store import EXTRACTIONS, Cache, FeatureStore, Run
 from featcache.store.index import KeyIndex, stack_keys
 from featcache.store.segment import KEY_BYTES, Keys
@@ -236,6 +237,10 @@ def _features(cache: Cache, run: Run) -> str:
     with contextlib.suppress(CacheError):
         spec = cache.spec(run.fingerprint)
         words = [f" --backbone {spec.backbone}", f" --precision {spec.precision}" if spec.precision != "fp32" else ""]
+        said = Reading.of(spec.reading)
+        limits = said.range if isinstance(said.range, str) else ",".join(f"{value:g}" for value in said.range or ())
+        words += [f" --range {limits}"] * bool(limits) + [f" --pages {said.page}"] * (said.page > 1)
+        words += [f" --channels {','.join(map(str, said.channels))}"] * bool(said.channels)
         return "".join([*words, " --draft" if spec.decoding else ""])
     return ""
 
@@ -355,4 +360,4 @@ def _kind(cache: Cache, fingerprint: str) -> Hashable:
         spec = cache.spec(fingerprint)
     except CacheError:
         return fingerprint
-    return spec.backbone, spec.layer, spec.pooling, spec.view, spec.precision, spec.dtype, spec.decoding
+    return spec.backbone, spec.layer, spec.pooling, spec.view, spec.precision, spec.dtype, spec.decoding, spec.reading

@@ -132,16 +132,17 @@ class FeatureSpec:
     schema_version: int = SCHEMA_VERSION
     decoding: str | None = None
     calibration: Calibration | None = None
+    reading: str | None = None
 
     @property
     def network(self) -> FeatureSpec:
         """The spec of the exact network alone: full precision, and the original view of pictures fully decoded."""
-        return replace(self, view=ORIGINAL, precision="fp32", decoding=None, calibration=None)
+        return replace(self, view=ORIGINAL, precision="fp32", decoding=None, calibration=None, reading=None)
 
     @property
     def calibrated(self) -> FeatureSpec:
         """The spec of the calibrated network alone: the original view of pictures fully decoded."""
-        return replace(self, view=ORIGINAL, decoding=None)
+        return replace(self, view=ORIGINAL, decoding=None, reading=None)
 
     @property
     def is_for_training(self) -> bool:

@@ -39,7 +39,7 @@ def extract_text(summary: ExtractSummary) -> str:
     if summary.plain:
         lines.append(f"one colour   {summary.plain:,}, all over, as decoded: `featcache audit` names them")
     if summary.paged:
-        lines.append(f"pages        {summary.paged:,} files have several, of which the first is taken")
+        lines.append(f"pages        {summary.paged:,} files have several, of which one is taken: --pages says which")
     if summary.engine:
         lines.append(f"engine       {summary.engine} on {summary.device}: {summary.engine_why}")
     lines += [
