@@ -19,6 +19,9 @@ from featcache.errors import PictureError
 MAX_PIXELS = 2 * 89_478_485
 """Pictures with more pixels are refused: Pillow's own limit, whatever the program around sets Pillow's to."""
 
+MAX_JPEG_PIXELS = 2**28
+"""A JPEG that is not progressive may have so many: libjpeg decodes it to half its size, a few rows at a time."""
+
 MAX_READS = 2**20
 """Pillow asks a file for bytes so often at most, where a 512 MiB photograph takes a quarter of it: up to 5 seconds."""
 
@@ -122,8 +125,10 @@ def check_opened(image: Image.Image, file: Asked) -> None:
     What is decoded in Python may ask `file` more often, as it has pixels. Raises `PictureError`.
     """
     pixels, n_bytes = image.width * image.height, file.getbuffer().nbytes
-    if pixels > MAX_PIXELS:
-        raise PictureError(f"too many pixels to be a photograph: {pixels:,}, at most {MAX_PIXELS:,} are decoded")
+    is_scaled = image.format in ("JPEG", "MPO") and not image.info.get("progressive")
+    most = MAX_JPEG_PIXELS if is_scaled else MAX_PIXELS
+    if pixels > most:
+        raise PictureError(f"too many pixels to be a photograph: {pixels:,}, at most {most:,} are decoded")
     coders: set[str] = {tile[0] for tile in getattr(image, "tile", None) or ()}
     if coders & (set(Image.DECODERS) - _QUICK):
         kind = f"in a slowly decoded kind of {image.format}"

@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -15,9 +16,12 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from featcache.augment import draw
-from featcache.bounds import bounded, check_opened
-from featcache.errors import PictureError
+from featcache.bounds import MAX_PIXELS, Asked, bounded, check_opened
+from featcache.errors import PictureError, UsageError
+from featcache.layout import check_no_raw, is_tiff, layout_of, page_of
+from featcache.raster import by_range, image_of, is_asked_of
 from featcache.records import ORIGINAL, Look, Preprocess, is_drawn
+from featcache.records.reading import Reading
 from featcache.resize import resize
 
 LARGE_PIXELS = 2**25
@@ -80,30 +84,40 @@ _HEIC_BRANDS = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis"
 _AVIF_BRANDS = {b"ftypavif", b"ftypavis"}
 
 
-def decode(data: bytes, preprocess: Preprocess, view: str = ORIGINAL, *, draft: bool = False) -> Pixels:
+def decode(
+    data: bytes, preprocess: Preprocess, view: str = ORIGINAL, *, draft: bool = False, reading: str | None = None
+) -> Pixels:
     """Decode a picture file's bytes to the (crop, crop, 3) uint8 RGB array that the backbone normalises.
 
     EXIF orientation is applied first; transparency is laid over white; of an animation the first frame is taken; the
-    view is made last. With `draft` a large JPEG is decoded in fewer pixels, see `records.DRAFT`. Raises `PictureError`
-    with the reason in one line.
+    view is made last. With `draft` a large JPEG is decoded in fewer pixels, see `records.DRAFT`; `reading` is the text
+    of a `records.reading.Reading`. Raises `PictureError` with the reason in one line.
     """
-    return decode_views(data, preprocess, [view], draft=draft)[0]
+    return decode_views(data, preprocess, [view], draft=draft, reading=reading)[0]
 
 
-def decode_views(data: bytes, preprocess: Preprocess, views: Sequence[str], *, draft: bool = False) -> list[Pixels]:
+def decode_views(
+    data: bytes, preprocess: Preprocess, views: Sequence[str], *, draft: bool = False, reading: str | None = None
+) -> list[Pixels]:
     """Decode a picture file's bytes once, as `decode` does, and return its array for each of several views."""
-    return _opened(data, preprocess.resize if draft else None, lambda image, _: crops(image, preprocess, views, data))
+    return _opened(
+        data, preprocess.resize if draft else None, lambda image, _: crops(image, preprocess, views, data), reading
+    )
 
 
 def decode_and_look(
-    data: bytes, preprocess: Preprocess, views: Sequence[str], *, draft: bool = False
+    data: bytes, preprocess: Preprocess, views: Sequence[str], *, draft: bool = False, reading: str | None = None
 ) -> tuple[list[Pixels], Look]:
     """Decode a picture file's bytes once, as `decode_views` does, and return what it looks like too."""
 
     def both(image: Image.Image, size: tuple[int, int]) -> tuple[list[Pixels], Look]:
-        return crops(image, preprocess, views, data), _look(image, size)
+        return crops(image, preprocess, views, data), replace(_look(image, size), pages=_pages(data))
 
-    return _opened(data, preprocess.resize if draft else None, both)
+    return _opened(data, preprocess.resize if draft else None, both, reading)
+
+
+def _pages(data: bytes) -> int:
+    return layout_of(data).pages if is_tiff(data) else 1
 
 
 def look(data: bytes) -> Look:
@@ -146,6 +160,8 @@ def as_file(picture: Image.Image | npt.NDArray[Any]) -> bytes:
     is_loaded = not getattr(picture, "tile", None) and not isinstance(picture, ImageFile.StubImageFile)
     if not is_loaded and picture.format not in ("HEIF", *FORMATS):
         raise PictureError(f"a picture of the format {picture.format} is not decoded here: convert it")
+    if picture.width * picture.height > MAX_PIXELS:
+        raise PictureError(f"a picture of {picture.width:,} x {picture.height:,} pixels is too large: make it smaller")
     try:
         rgb = _upright_rgb(picture.copy())
     except (PictureError, MemoryError):
@@ -165,20 +181,26 @@ def _look(image: Image.Image, size: tuple[int, int]) -> Look:
     return Look(width, height, float((away <= SAME_COLOUR).mean()))
 
 
-def _opened(data: bytes, draft: int | None, use: Callable[[Image.Image, tuple[int, int]], Result]) -> Result:
+def _opened(
+    data: bytes, draft: int | None, use: Callable[[Image.Image, tuple[int, int]], Result], said: str | None = None
+) -> Result:
     """Open a picture file's bytes and use it upright and in RGB, with its size in the file; raises `PictureError`.
 
-    Where its short edge may be `draft` pixels in the end, a large JPEG is decoded in fewer pixels.
+    Where its short edge may be `draft` pixels in the end, a large JPEG is decoded in fewer pixels, and one of more than
+    `MAX_PIXELS` in half of its width and height at most.
     """
     try:
-        with identified(data) as image:
+        reading = Reading.of(said)
+        with identified(data, reading) as image:
             size = image.size
-            if draft is not None:
-                scale = 2 * draft / min(size)
+            scale = 2 * draft / min(size) if draft is not None else 1.0
+            if size[0] * size[1] > MAX_PIXELS:
+                scale = min(scale, 0.5)
+            if scale < 1 or draft is not None:
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             with _room_for(image):
-                return use(_upright_rgb(image), size)
-    except PictureError:
+                return use(_upright_rgb(image, reading), size)
+    except (PictureError, UsageError):
         raise
     except UnidentifiedImageError as error:
         raise PictureError(_unidentified(data)) from error
@@ -190,7 +212,7 @@ def _opened(data: bytes, draft: int | None, use: Callable[[Image.Image, tuple[in
         raise PictureError(f"broken picture: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-def identified(data: bytes) -> Image.Image:
+def identified(data: bytes, reading: Reading = Reading()) -> Image.Image:  # noqa: B008 - it is frozen
     """Open a picture of one of our `FORMATS`, or a HEIC, that can be decoded in bounded time and memory.
 
     Raises `PictureError` or `OSError`.
@@ -206,10 +228,23 @@ def identified(data: bytes) -> Image.Image:
             raise PictureError("broken picture: HEIC that pillow-heif cannot identify") from error
         check_opened(opened, file)
         return opened
+    if is_tiff(data):
+        layout = layout_of(data, reading.page, is_chosen=bool(reading.channels))
+        if not layout.is_pillows or is_asked_of(reading, layout):
+            return image_of(data, layout, reading)
+        if reading.page > 1:
+            file = Asked(page_of(data, reading.page))
+    check_no_raw(data)
     if data.startswith(_EPS):
         raise PictureError("EPS is a program, not a photograph: convert it")
     Image.init()
-    opened = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    try:
+        opened = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except Image.DecompressionBombError:
+        if not data.startswith(b"\xff\xd8"):
+            raise
+        file.seek(0)
+        opened = Image.OPEN["JPEG"][0](file, "")  # larger ones than Pillow takes are decoded to half their size
     check_opened(opened, file)
     _check_scans(opened, data)
     return opened
@@ -226,11 +261,16 @@ def _check_scans(image: Image.Image, data: bytes) -> None:
             )
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _upright_rgb(image: Image.Image, reading: Reading = Reading()) -> Image.Image:  # noqa: B008 - it is frozen
     if "transparency" in image.info and "RGB;16B" in str(getattr(image, "tile", "")):
         # Pillow keeps 8 bits of the pixels and all 16 of the transparent colour, so they cannot be compared.
         raise PictureError("16-bit colour picture with one transparent colour: convert it to 8 bit")
-    return to_rgb(_upright(image))
+    if reading.range is not None and "RGB;16B" in str(getattr(image, "tile", "")):
+        raise PictureError("16-bit colour picture that is no TIFF, of which no range can be taken: save it as TIFF")
+    upright = _upright(image)
+    if reading.range is not None and _is_16_bit(upright):
+        upright = Image.fromarray(by_range(np.asarray(upright).astype(np.uint16), reading.range))
+    return to_rgb(upright)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -218,11 +218,45 @@ def test_what_contents_look_like_is_known_again(catalog: Catalog, tmp_path: Path
 
 
 def test_a_catalog_that_knows_no_looks_gets_room_for_them_and_keeps_the_rest(catalog: Catalog, tmp_path: Path) -> None:
-    catalog.remember_files([("a", STAT, KEY)])
+    catalog.remember_files([("a.jpg", STAT, KEY)])
     catalog._connection.execute("DROP TABLE looks")
     catalog._connection.execute("PRAGMA user_version = 2")
     again = reopened(tmp_path)
     again.remember_looks({KEY: LOOK})
     assert again.looks([KEY]) == {KEY: LOOK}
-    assert again.known_files(["a"]) == {"a": (STAT, KEY)}
+    assert again.known_files(["a.jpg"]) == {"a.jpg": (STAT, KEY)}
     again.close()
+
+
+def test_of_an_old_catalog_only_files_are_known_that_are_no_tiff_by_name(catalog: Catalog, tmp_path: Path) -> None:
+    known = ["/a/1.jpg", "/a/2.JPEG", "zip://c/3.png::/a/b.zip", "/a/4.heic"]
+    doubtful = [
+        "/a/5.tif",
+        "/a/6.TIFF",
+        "/a/7",
+        "zip://c/8.tif::/a/b.zip",
+        "row://image/9::/a/b.parquet",
+        "/a/x.jpg.tif",
+    ]
+    catalog.remember_files((path, STAT, KEY) for path in [*known, *doubtful])
+    catalog.save_dataset("root", [Row(Item(path), KEY, None) for path in doubtful], 7)
+    catalog._connection.execute("DROP TABLE pages")
+    catalog._connection.execute("PRAGMA user_version = 4")
+    again = reopened(tmp_path)
+    assert sorted(again.known_files([*known, *doubtful])) == sorted(known)
+    assert [row.item.path for row in again.dataset("root")] == doubtful
+    assert again.commits("root") == [7]
+    again.remember_files([("/a/5.tif", STAT, OTHER_KEY)])
+    again.close()
+    again = reopened(tmp_path)
+    assert again.known_files(["/a/5.tif"]) == {"/a/5.tif": (STAT, OTHER_KEY)}
+    again.close()
+
+
+def test_pictures_of_one_colour_and_files_of_several_pages_are_counted(catalog: Catalog) -> None:
+    keys = [bytes([at]) * 32 for at in range(5)]
+    looks = [Look(9, 9, 1.0), Look(9, 9, 1.0, 3), Look(9, 9, 0.99), Look(9, 9, 0.5, 2), Look(9, 9, 1.0)]
+    catalog.remember_looks(dict(zip(keys, looks, strict=True)))
+    rows = [Row(Item(str(at)), key, None) for at, key in enumerate([*keys[:4], keys[0]])]
+    catalog.save_dataset("root", [*rows, Row(Item("broken"), None, "why")], 7)
+    assert catalog.plain_and_paged("root") == (3, 2)

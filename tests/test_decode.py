@@ -587,6 +587,21 @@ class TestBroken:
     def test_a_picture_that_only_claims_to_be_huge_is_refused_before_it_takes_memory(self) -> None:
         assert failure(b"P6 100000 100000 255 x").startswith("too many pixels to be a photograph")
 
+    def test_a_photograph_of_200_megapixels_is_read_and_a_larger_or_progressive_one_is_not(self) -> None:
+        halves = Image.new("L", (16_320, 12_240), 40)
+        halves.paste(200, (8_160, 0, 16_320, 12_240))
+        data = encoded(halves, "JPEG")
+        del halves
+        pixels = decode(data, USUAL)
+        assert np.abs(pixels[:, 10:100].astype(int) - 40).max() <= 1
+        assert np.abs(pixels[:, -100:-10].astype(int) - 200).max() <= 1
+        assert (look(data).width, look(data).height) == (16_320, 12_240)
+        size = data.index(b"\xff\xc0") + 5
+        larger = data[:size] + struct.pack(">HH", 16_400, 16_400) + data[size + 4 :]
+        assert failure(larger) == "too many pixels to be a photograph: 268,960,000, at most 268,435,456 are decoded"
+        progressive = data.replace(b"\xff\xc0", b"\xff\xc2", 1)
+        assert failure(progressive).startswith("too many pixels to be a photograph: 199,756,800, at most 178,956,970")
+
 
 @pytest.fixture
 def resized_to(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:

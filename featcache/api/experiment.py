@@ -36,8 +36,8 @@ from featcache.store.stored import StoredRows
 
 _logger = logging.getLogger(__name__)
 
-_NO_FEATURES = ("auto", None, "fp32", False)
-"""The backbone, weights, precision and draft of options that leave it to featcache which features to use."""
+_NO_FEATURES = ("auto", None, "fp32", False, None)
+"""The backbone, weights, precision, draft and reading of options that leave it to featcache which features to use."""
 
 
 @dataclass(frozen=True)
@@ -244,9 +244,10 @@ def _as_before(source: Source, options: Options) -> Options:
     if columns and not options.columns:
         options = replace(options, columns=columns)
         said.append("columns " + ",".join(f"{name}={theirs}" for name, theirs in columns.items()))
-    if (options.backbone, options.weights, options.precision, options.draft) == _NO_FEATURES:
+    if (options.backbone, options.weights, options.precision, options.draft, options.reading) == _NO_FEATURES:
         is_drafted = spec.decoding is not None
         options = replace(options, backbone=spec.backbone, weights=weights, precision=spec.precision, draft=is_drafted)
+        options = replace(options, reading=spec.reading)
         said.append(network)
     if said:
         kept = ", ".join(said)

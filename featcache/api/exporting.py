@@ -82,7 +82,11 @@ def export_onnx(
 
 def _check_features(fitted: Model, path: Path) -> None:
     spec = fitted.spec
-    for what, is_used in (("fp16", spec.precision == "fp16"), ("--draft", spec.decoding is not None)):
+    for what, is_used in (
+        ("fp16", spec.precision == "fp16"),
+        ("--draft", spec.decoding is not None),
+        (spec.reading, spec.reading),
+    ):
         if is_used:
             raise ModelError(
                 f"{path} was fitted on vectors made with {what}, which a graph of exact pixels does not give: extract "

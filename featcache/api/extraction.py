@@ -128,7 +128,8 @@ def extract_into(
     done: tuple[ViewSummary, ...] = ()
     for seen, started, work in zip(backbones, runs, works, strict=True):
         saved = cache.catalog.save_dataset(dataset.root, work.rows, started.id)
-        summary = _summary(cache, dataset, seen, options, work, listing, done)
+        plain, paged = cache.catalog.plain_and_paged(dataset.root)
+        summary = replace(_summary(cache, dataset, seen, options, work, listing, done), plain=plain, paged=paged)
         cache.runs.finish(started, asdict(replace(summary, failures=())), rows_sha256=saved)
         took = summary.seconds.total
         done = (*done, ViewSummary(seen.spec.view, summary.fingerprint, summary.reused, summary.computed, took))

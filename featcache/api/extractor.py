@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import os
 import threading
@@ -29,6 +28,7 @@ from featcache.process import after_forks_too
 from featcache.records import Access, Dataset, Failure, FileStat, Item, feature_names
 from featcache.sources import ACCESS
 from featcache.sources.addresses import GIVEN, named
+from featcache.sources.keys import content_key
 
 SHOWN = 10
 """How many pictures that cannot be read are named by their position."""
@@ -165,7 +165,7 @@ class _Pictures:
             except Exception as error:  # Pillow's plugins raise almost anything on broken files
                 raise PictureError(f"broken picture: {' '.join(str(error).split())}") from error
         data = picture if isinstance(picture, bytes) else as_file(picture)
-        return data, hashlib.sha256(data).digest(), None
+        return data, content_key(data), None
 
     def _stat(self, address: str) -> FileStat | None:
         return None if address in self._given else ACCESS.stat(address)

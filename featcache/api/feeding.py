@@ -126,7 +126,9 @@ class Feeder:
 
         features, spec = self._experiment.features, self._backbone.spec
         paths, keys = ([values[row] for row in rows] for values in (features.paths, features.keys))
-        return Part(rows, Pictures(paths, spec.preprocess, augment, self._seed, keys, spec.decoding is not None))
+        return Part(
+            rows, Pictures(paths, spec.preprocess, augment, self._seed, keys, spec.decoding is not None, spec.reading)
+        )
 
 
 class _Kept:

@@ -24,10 +24,11 @@ class Options:
 
     Without `cache` it is the folder in `FEATCACHE_CACHE`, else `./cache`; without `batch_size` the engine chooses. With
     `rehash` files that look unchanged (size, modification time, inode) are read again all the same. `precision` is one
-    of `records.PRECISIONS`; `draft` decodes large JPEG files in fewer pixels. Both give other features. `columns` says
-    what `path`, `label` and `split` are called in the dataset. `share` is a URL of fsspec where vectors are put
-    too, and looked for. The engine `ray` extracts on the Ray cluster at `address` (`auto`: the one that runs on this
-    computer); without one on that in `RAY_ADDRESS`, else it starts Ray here. Paths may be given as texts.
+    of `records.PRECISIONS`; `draft` decodes large JPEG files in fewer pixels. Both give other features, as does
+    `reading`, the text of a `records.reading.Reading`. `columns` says what `path`, `label` and `split` are called in
+    the dataset. `share` is a URL of fsspec where vectors are put too, and looked for. The engine `ray` extracts on the
+    Ray cluster at `address` (`auto`: the one that runs on this computer); without one on that in `RAY_ADDRESS`, else
+    it starts Ray here. Paths may be given as texts.
     """
 
     backbone: str = AUTO
@@ -39,6 +40,7 @@ class Options:
     engine: str = "auto"
     precision: str = "fp32"
     draft: bool = False
+    reading: str | None = None
     columns: Mapping[str, str] | None = None
     share: str | None = None
     address: str | None = None

@@ -14,6 +14,7 @@ from featcache.decode import Pixels, decode
 from featcache.embed import exported
 from featcache.errors import CacheError, DatasetError, PictureError
 from featcache.records import DRAFT, Calibration, Dataset, FeatureSpec
+from featcache.records.reading import Reading
 from featcache.sources import ACCESS
 from featcache.sources.threads import reading_threads
 from featcache.store import Cache
@@ -30,14 +31,23 @@ def as_asked(cache: Cache, backbone: Backbone, dataset: Dataset, options: Option
     The int8 network that the cache has of a backbone is used again, so that vectors stay comparable; the first time it
     is calibrated on a seeded sample of `dataset`. Raises `DatasetError` where none of them can be read.
     """
-    spec = replace(backbone.spec, precision=options.precision, decoding=DRAFT if options.draft else None)
+    spec = replace(
+        backbone.spec,
+        precision=options.precision,
+        decoding=DRAFT if options.draft else None,
+        reading=Reading.of(options.reading).text,
+    )
     if spec.precision == "int8":
         calibration = _known(cache, spec)
         if calibration is None:
-            calibration = _calibrate(cache, backbone, dataset)
+            calibration = _calibrate(cache, backbone, dataset, spec.reading)
         spec = replace(spec, calibration=calibration)
     # Every output names the weights, and so it also tells vectors of less precision from exact ones.
-    others = {spec.precision: spec.precision != "fp32", "draft": options.draft}
+    others = {
+        spec.precision: spec.precision != "fp32",
+        "draft": options.draft,
+        spec.reading or "": spec.reading is not None,
+    }
     return replace(
         backbone, spec=spec, weights=", ".join([backbone.weights, *(name for name in others if others[name])])
     )
@@ -58,7 +68,7 @@ def _known(cache: Cache, spec: FeatureSpec) -> Calibration | None:
     return max(found)[-1] if found else None
 
 
-def _calibrate(cache: Cache, backbone: Backbone, dataset: Dataset) -> Calibration:
+def _calibrate(cache: Cache, backbone: Backbone, dataset: Dataset, reading: str | None) -> Calibration:
     if not dataset.items:
         raise DatasetError(
             "int8 is calibrated on pictures, once for a cache: run "
@@ -66,7 +76,7 @@ def _calibrate(cache: Cache, backbone: Backbone, dataset: Dataset) -> Calibratio
         )
     from featcache.embed.quantising import METHOD, quantise
 
-    keys, pixels = _sample(backbone.spec, dataset)
+    keys, pixels = _sample(replace(backbone.spec, reading=reading), dataset)
     few = f", fewer than the {CALIBRATION_PICTURES} that are usual: with more pictures use another --cache"
     _logger.warning(
         "int8: calibrating %s on %d picture%s, once for this cache%s",
@@ -96,7 +106,7 @@ def _sample(spec: FeatureSpec, dataset: Dataset) -> tuple[list[bytes], Pixels]:
     def load(at: int) -> tuple[bytes, Pixels] | None:
         try:
             data, key, _ = read(paths[at])
-            return key, decode(data, spec.preprocess)
+            return key, decode(data, spec.preprocess, reading=spec.reading)
         except PictureError:
             return None
 

@@ -105,7 +105,7 @@ class Reader:
     def _decode(self, data: bytes, wanted: Sequence[int]) -> tuple[list[Pixels], Look]:
         spec = self._specs[0]  # they differ in the view only
         views = [self._specs[number].view for number in wanted]
-        return decode_and_look(data, spec.preprocess, views, draft=spec.decoding is not None)
+        return decode_and_look(data, spec.preprocess, views, draft=spec.decoding is not None, reading=spec.reading)
 
     def _claim(self, key: bytes) -> list[int]:
         """Return the numbers of the views to make of a content, none where another file with it came first."""

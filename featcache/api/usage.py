@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from featcache.errors import CacheError, DatasetError
 from featcache.records import ORIGINAL
 from featcache.records.cache import UnusedRows
+from featcache.records.reading import Reading
 from featcache.store import EXTRACTIONS, FORGET, Cache, FeatureStore, Run
 from featcache.store.index import KeyIndex, stack_keys
 from featcache.store.segment import KEY_BYTES, Keys
@@ -191,6 +192,12 @@ def last_extraction(cache: Cache, root: str | None = None) -> Run:
         raise DatasetError(_not_finished(cache, run, known))
     if root is None:
         _logger.warning("on %s", described(cache, run))
+    if run.command == "extract" and "plain" not in run.summary and cache.catalog.may_hold_tiff(run.root):
+        _logger.warning(
+            "%s was extracted by a version that decoded some kinds of TIFF wrong: extract it again, which reads such "
+            "files once, and computes only those",
+            run.root,
+        )
     return run
 
 
@@ -281,6 +288,10 @@ def _features(cache: Cache, run: Run) -> str:
     with contextlib.suppress(CacheError):
         spec = cache.spec(run.fingerprint)
         words = [f" --backbone {spec.backbone}", f" --precision {spec.precision}" if spec.precision != "fp32" else ""]
+        said = Reading.of(spec.reading)
+        limits = said.range if isinstance(said.range, str) else ",".join(f"{value:g}" for value in said.range or ())
+        words += [f" --range {limits}"] * bool(limits) + [f" --pages {said.page}"] * (said.page > 1)
+        words += [f" --channels {','.join(map(str, said.channels))}"] * bool(said.channels)
         return "".join([*words, " --draft" if spec.decoding else ""])
     return ""
 
@@ -405,4 +416,4 @@ def _kind(cache: Cache, fingerprint: str) -> Hashable:
         spec = cache.spec(fingerprint)
     except CacheError:
         return fingerprint
-    return spec.backbone, spec.layer, spec.pooling, spec.view, spec.precision, spec.dtype, spec.decoding
+    return spec.backbone, spec.layer, spec.pooling, spec.view, spec.precision, spec.dtype, spec.decoding, spec.reading

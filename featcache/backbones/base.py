@@ -34,7 +34,9 @@ class Backbone:
     def making(self, spec: FeatureSpec) -> Self:
         """Return the same network, with the view, precision and decoding of other features."""
         made = replace(self.spec, view=spec.view, precision=spec.precision)
-        return replace(self, spec=replace(made, decoding=spec.decoding, calibration=spec.calibration))
+        return replace(
+            self, spec=replace(made, decoding=spec.decoding, calibration=spec.calibration, reading=spec.reading)
+        )
 
     def viewing(self, view: str) -> Self:
         """Return the same network, looking at another view of each picture."""

@@ -72,6 +72,7 @@ def main() -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us ignores it
         signal.signal(signal.SIGINT, _interrupt)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of a broken picture the reason is listed once, by us
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # ours is another one
     warnings.filterwarnings("ignore", message="The number of unique classes is greater")  # few images a class are fine
     warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")  # it is only asked for threads
     watch_room()

@@ -160,6 +160,16 @@ network_options = several(
         show_default=True,
         help="fp32, fp16 (for GPUs) or int8: other vectors each.",
     ),
+    click.option(
+        "--range",
+        "limits",
+        metavar="MIN,MAX",
+        help="What is black and white in TIFF files of more than 8 bits: two numbers, percentile or dtype.",
+    ),
+    click.option("--channels", metavar="I[,J,K]", help="The channels of TIFF files to take, from 0: one, or three."),
+    click.option(
+        "--pages", default="first", show_default=True, help="The page of TIFF files to take: first, or 2, 3 ..."
+    ),
     click.option("--draft", is_flag=True, help="Decode large JPEG files in fewer pixels; gives other vectors."),
     columns_option,
     running_options,
@@ -196,7 +206,17 @@ def make_options(values: dict[str, Any]) -> Options:
     """Return the API's options from a command's."""
     from featcache.api import Options
 
-    return Options(**values)
+    said = [values.pop(name, None) for name in ("limits", "channels", "pages")]
+    return Options(**values, reading=_reading(*said))
+
+
+def _reading(limits: str | None, channels: str | None, pages: str | None) -> str | None:
+    from featcache.records.reading import Reading
+
+    parts = [f"range {limits}"] if limits else []
+    parts += [f"channels {channels.replace(' ', '')}"] if channels else []
+    parts += [f"page {pages}"] if pages not in (None, "first") else []
+    return Reading.of("; ".join(parts)).text
 
 
 def show(as_json: bool, summary: Any, text: Callable[[Any], str]) -> None:

@@ -19,6 +19,7 @@ from featcache.errors import DatasetError, PictureError
 from featcache.records import Access, Dataset, FileStat, Item
 from featcache.sources import local
 from featcache.sources.addresses import GIVEN, named
+from featcache.sources.keys import content_key
 
 _LABELS = ("targets", "labels", "_labels", "y")
 _CLASSES = ("classes", "categories")
@@ -47,7 +48,7 @@ def object_dataset(source: Any, split: str | None = None) -> Dataset:
         with lock:  # few datasets say that several threads may read them
             picture = given.picture(places[address])
         data = as_file(picture)
-        return data, hashlib.sha256(data).digest(), None
+        return data, content_key(data), None
 
     access = Access(read, lambda _: None)
     return Dataset(given.root, tuple(given.items), tuple(labels.notices()), access)

@@ -132,16 +132,17 @@ class FeatureSpec:
     schema_version: int = SCHEMA_VERSION
     decoding: str | None = None
     calibration: Calibration | None = None
+    reading: str | None = None
 
     @property
     def network(self) -> FeatureSpec:
         """The spec of the exact network alone: full precision, and the original view of pictures fully decoded."""
-        return replace(self, view=ORIGINAL, precision="fp32", decoding=None, calibration=None)
+        return replace(self, view=ORIGINAL, precision="fp32", decoding=None, calibration=None, reading=None)
 
     @property
     def calibrated(self) -> FeatureSpec:
         """The spec of the calibrated network alone: the original view of pictures fully decoded."""
-        return replace(self, view=ORIGINAL, decoding=None)
+        return replace(self, view=ORIGINAL, decoding=None, reading=None)
 
     @property
     def is_for_training(self) -> bool:
@@ -203,7 +204,7 @@ class FileStat:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a picture looks like at a glance: its upright width and height in pixels, and how flat it is.
+    """What a picture looks like at a glance: its upright width and height, how flat it is, and its file's pages.
 
     `flat` is the share of 32 x 32 pixels, spread over it, that are within 12 levels of their median colour.
     """
@@ -211,6 +212,7 @@ class Look:
     width: int
     height: int
     flat: float
+    pages: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +280,8 @@ class ExtractSummary:
     """What an extraction found and did; found = reused + computed + duplicates + unreadable.
 
     Counts and seconds are those of the original view; `views` tells of the further ones that were asked for. Of a
-    `shard` (number, how many there are) all of it is about that part of the dataset.
+    `shard` (number, how many there are) all of it is about that part of the dataset. `plain` pictures are one colour
+    all over as decoded, `paged` ones are the first page of several.
     """
 
     dataset: str
@@ -306,6 +309,8 @@ class ExtractSummary:
     check: PrecisionCheck | None = None
     columns: dict[str, str] | None = None
     shard: tuple[int, int] | None = None
+    plain: int | None = None
+    paged: int | None = None
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ def extract_text(summary: ExtractSummary) -> str:
     lines += [f"             {failure.path}: {failure.reason}" for failure in summary.failures[:SHOWN_FAILURES]]
     if summary.unreadable_file:
         lines.append(f"             all of them: {summary.unreadable_file}")
+    if summary.plain:
+        lines.append(f"one colour   {summary.plain:,}, all over, as decoded: `featcache audit` names them")
+    if summary.paged:
+        lines.append(f"pages        {summary.paged:,} files have several, of which one is taken: --pages says which")
     if summary.engine:
         lines.append(f"engine       {summary.engine} on {summary.device}: {summary.engine_why}")
     lines += [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import nullcontext
 from typing import Any, NoReturn
@@ -12,6 +11,7 @@ from featcache.records import Access, FileStat
 from featcache.sources import containers, local, remote
 from featcache.sources.addresses import CHAIN, GIVEN, container_of, is_remote, scheme, split_part
 from featcache.sources.archives import TarArchive, ZipArchive
+from featcache.sources.keys import content_key
 from featcache.sources.local import FRESH_NS
 from featcache.sources.tables import Table
 
@@ -47,7 +47,7 @@ def read(address: str) -> tuple[bytes, bytes, FileStat | None]:
             raise PictureError(local.CHANGED)
     except DatasetError as error:
         raise PictureError(str(error)) from error
-    return data, hashlib.sha256(data).digest(), stat
+    return data, content_key(data), stat
 
 
 def look_again() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import time
@@ -10,6 +9,7 @@ from io import FileIO
 
 from featcache.errors import PictureError
 from featcache.records import FileStat
+from featcache.sources.keys import content_key
 
 MAX_BYTES = 512 * 2**20
 """A picture file larger than this is refused, so that one stray archive cannot fill the memory."""
@@ -47,7 +47,7 @@ def read(path: str) -> tuple[bytes, bytes, FileStat]:
         raise PictureError(reason(error)) from error
     if before != after or len(data) != before.size:
         raise PictureError(CHANGED)
-    return data, hashlib.sha256(data).digest(), before
+    return data, content_key(data), before
 
 
 def open_regular(path: str) -> tuple[FileIO, FileStat]:

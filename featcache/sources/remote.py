@@ -16,6 +16,7 @@ from featcache.errors import DatasetError, DatasetNotFoundError, FeatcacheError,
 from featcache.records import FileStat
 from featcache.sources import local
 from featcache.sources.addresses import CHAIN, SCHEMES, scheme
+from featcache.sources.keys import content_key
 from featcache.sources.local import CHANGED, check_size, in_64_bits
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hdfs": "hdfs", "http": "http", "https": "http"}
@@ -47,7 +48,7 @@ def read(url: str) -> tuple[bytes, bytes, FileStat | None]:
         raise PictureError(str(error)) from error
     if info.get("size") not in (None, len(data)):
         raise PictureError(CHANGED)
-    return data, hashlib.sha256(data).digest(), stat_of(info)
+    return data, content_key(data), stat_of(info)
 
 
 def _body(fs: Any, url: str) -> bytes:

@@ -20,9 +20,10 @@ from featcache.errors import CacheVersionError, CacheWriteError, CatalogError
 from featcache.records import FileStat, Item, Look
 from featcache.store.files import create, no_room
 
-SCHEMA = 4
-COMPLETED = (2, 3)
-"""The schemas that lack tables only; a catalog of them gets those when it is opened."""
+SCHEMA = 5
+COMPLETED = (2, 3, 4)
+"""The schemas that lack tables, and may know TIFF files by keys that they have no longer; a catalog of them is
+completed, and forgets those, when it is opened."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS files (
@@ -31,6 +32,7 @@ CREATE TABLE IF NOT EXISTS files (
 CREATE TABLE IF NOT EXISTS looks (
     key BLOB PRIMARY KEY, width INTEGER, height INTEGER, flat REAL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pages (key BLOB PRIMARY KEY, pages INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS datasets (id INTEGER PRIMARY KEY, root TEXT UNIQUE, run INTEGER);
 CREATE TABLE IF NOT EXISTS items (
     dataset INTEGER REFERENCES datasets(id), position INTEGER, path TEXT, label TEXT, split TEXT, key BLOB, reason TEXT,
@@ -40,6 +42,13 @@ CREATE TABLE IF NOT EXISTS commits (number INTEGER PRIMARY KEY, root TEXT, run I
 """
 
 KEY_BYTES = 32
+
+_NO_TIFF = re.compile(
+    r"\.(jpe?g|jpe|jfif|png|gif|webp|bmp|hei[cf]|avif|jp2|p[bgp]m)(::.*)?$", re.IGNORECASE | re.DOTALL
+)
+"""The names of pictures that are no TIFF files."""
+
+_MAY_BE_TIFF = ("tif", "dng", "nef", "nrw", "arw", "cr2", "pef", "srw", "3fr")
 
 _JOURNAL = bytes.fromhex("d9d505f920a163d7")
 """What a part of a rollback journal begins with, and what one ends with that names a further file."""
@@ -68,6 +77,7 @@ class Catalog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._is_before_tiff = False
         with self._errors():
             self._identity = _identity_of(path)
             _put_forged_aside(path)
@@ -88,11 +98,12 @@ class Catalog:
             db.execute("DELETE FROM asked")
             db.executemany("INSERT OR IGNORE INTO asked VALUES (CAST(? AS TEXT))", ((_text(path),) for path in paths))
             rows = db.execute("SELECT path, size, mtime_ns, inode, key FROM files NATURAL JOIN asked")
-            return {
+            known = {
                 path: (FileStat(*stat), key)
                 for path, *stat, key in rows
                 if _is_key(key) and all(isinstance(value, int) for value in stat)  # else it is read again
             }
+        return {path: of for path, of in known.items() if _NO_TIFF.search(path)} if self._is_before_tiff else known
 
     def remember_files(self, files: Iterable[tuple[str, FileStat, bytes]]) -> None:
         """Keep the stat and content key of files, so that unchanged ones need not be read again."""
@@ -116,6 +127,17 @@ class Catalog:
                 "INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?)",
                 ((key, found.width, found.height, found.flat) for key, found in looks.items()),
             )
+            several = ((key, found.pages) for key, found in looks.items() if found.pages > 1)
+            db.executemany("INSERT OR REPLACE INTO pages VALUES (?, ?)", several)
+
+    def plain_and_paged(self, root: str) -> tuple[int, int]:
+        """Return how many pictures of a dataset are one colour all over, and how many files have several pages."""
+        with self._transaction() as db:
+            found = [
+                db.execute(f"SELECT COUNT(*) {_READABLE} AND key IN ({kind})", (_text(root),)).fetchone()[0]
+                for kind in ("SELECT key FROM looks WHERE flat = 1", "SELECT key FROM pages")
+            ]
+        return found[0], found[1]
 
     def save_dataset(self, root: str, rows: Iterable[Row], run: int) -> str:
         """Replace what is kept of the dataset at `root` by what the run with this number found; return its digest.
@@ -259,6 +281,12 @@ class Catalog:
             rows = db.execute("SELECT key, path FROM files NATURAL JOIN wanted")
             return {key: path for key, path in rows if isinstance(path, str)}
 
+    def may_hold_tiff(self, root: str) -> bool:
+        """Tell whether a dataset has readable pictures that are named as TIFF, or raw files of cameras, are."""
+        named = " OR ".join(f"path LIKE '%.{name}%'" for name in _MAY_BE_TIFF)
+        with self._transaction() as db:
+            return bool(db.execute(f"SELECT EXISTS (SELECT 1 {_READABLE} AND ({named}))", (_text(root),)).fetchone()[0])
+
     def roots(self) -> dict[str, int]:
         """Return the roots of all datasets, each with the number of the run that was saved last."""
         with self._transaction() as db:
@@ -314,21 +342,35 @@ class Catalog:
             self._complete()
 
     def _complete(self) -> None:
-        """Make the tables that are missing; a disk that cannot be written to keeps the old ones, for reading."""
+        """Make the tables that are missing, and forget the stats of files that may be TIFF.
+
+        A disk that cannot be written to keeps the old ones, for reading.
+        """
         try:
             with self._connection as db:
                 db.execute("BEGIN EXCLUSIVE")
-                if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA:  # else another process was faster
+                version = db.execute("PRAGMA user_version").fetchone()[0]
+                if version != SCHEMA:  # else another process was faster
                     for statement in _STATEMENTS.values():
                         db.execute(statement)
-                    for dataset, root, run in db.execute("SELECT id, root, run FROM datasets").fetchall():
-                        _commit(db, dataset, root, run)
+                    if version < 4:
+                        for dataset, root, run in db.execute("SELECT id, root, run FROM datasets").fetchall():
+                            _commit(db, dataset, root, run)
+                    doubtful = [
+                        (_text(path),) for (path,) in db.execute("SELECT path FROM files") if not _NO_TIFF.search(path)
+                    ]
+                    db.executemany("DELETE FROM files WHERE path = CAST(? AS TEXT)", doubtful)
                     db.execute(f"PRAGMA user_version = {SCHEMA}")
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
                 raise
+            self._is_before_tiff = True
             self._connection.execute("ATTACH ':memory:' AS added")
-            self._connection.execute(_STATEMENTS["commits"].replace("commits", "added.commits", 1))
+            for name in ("commits", "pages"):
+                with contextlib.suppress(sqlite3.OperationalError):
+                    self._connection.execute(f"SELECT 1 FROM {name} LIMIT 1")
+                    continue
+                self._connection.execute(_STATEMENTS[name].replace(name, f"added.{name}", 1))
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -57,6 +57,7 @@ class Pictures:
         seed: int = 0,
         keys: Sequence[bytes] | None = None,
         draft: bool = False,
+        reading: str | None = None,
     ) -> None:
         self.failures: dict[str, str] = {}
         self._paths = paths
@@ -65,6 +66,7 @@ class Pictures:
         self._seed = seed
         self._keys = keys
         self._draft = draft
+        self._reading = reading
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -95,7 +97,7 @@ class Pictures:
             data, key, _ = read(path)
             if self._keys is not None and key != self._keys[row]:
                 raise PictureError("changed since it was extracted")
-            return decode(data, self._preprocess, view, draft=self._draft)
+            return decode(data, self._preprocess, view, draft=self._draft, reading=self._reading)
         except PictureError as error:
             self.failures[path] = str(error)
             return None

@@ -15,6 +15,7 @@ import fuzz_models
 import h5py
 import numpy as np
 from PIL import Image
+from tiff_layouts import Layout, samples_of, written
 
 from featcache.backbones import weights
 from featcache.decode import decode, look
@@ -34,6 +35,14 @@ STEPS = Preprocess(8, 8, "bilinear", (0, 0, 0), (1, 1, 1))
 SPEC = FeatureSpec("toy", "0" * 64, STEPS)
 KEYS = [bytes([at]) * 32 for at in range(6)]
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+
+TIFFS = [
+    Layout("rgb", 16, planes=True, tile=16),
+    Layout("grey", 12, rows=5, compression=5, big=True, order=">"),
+    Layout("white", 16, (2,), compression=8, predictor=2),
+    Layout("palette", 4, compression=32773, fill=2),
+]
+"""Layouts that are not left to Pillow."""
 
 Parser = tuple[list[bytes], str, Callable[[Path], object]]
 
@@ -69,6 +78,7 @@ def pictures() -> list[bytes]:
             out = io.BytesIO()
             picture.save(out, name, **options)
             found.append(out.getvalue())
+    found += [written(layout, samples_of(layout)) for layout in TIFFS]
     with suppress(ImportError):
         import pillow_heif
 
