@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +178,7 @@ def run(
         if network:
             words += ["--backbone", "resnet18", "--weights", str(seeded_weights)]
         monkeypatch.setattr("sys.argv", ["featcache", *words])
+        monkeypatch.setattr("os._exit", sys.exit)  # a command that fails would end the tests
         capsys.readouterr()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with pytest.raises(SystemExit) as exit_:

@@ -51,6 +51,8 @@ class Known:
 
     def plan(self, seed: int, strict: bool = True) -> Plan:
         """Return who is trained on, chosen on and scored; a split that is made here is kept."""
+        if not any(self.roll.labels) and self.notices:
+            raise DatasetError(f"the pictures of {self.root} have no labels: {'; '.join(self.notices)}")
         made = plan(self.roll, seed, self.cache.splits.kept(self.root, seed), strict)
         self.cache.splits.keep(self.root, seed, made.made)
         return made
@@ -174,7 +176,8 @@ def _known(
     cache: Cache, extraction: Run, roll: Roll
 ) -> tuple[Cache, str, FeatureSpec, Mapping[str, Any], str, tuple[str, ...], Roll]:
     root, spec = extraction.root, cache.spec(extraction.fingerprint)
-    said, notices = extraction.summary or {}, tuple(_left_out(cache, root, roll))
+    said = extraction.summary or {}
+    notices = (*(said.get("notices", ()) if extraction.command == "extract" else ()), *_left_out(cache, root, roll))
     return cache, root, spec, said, extracted_at(extraction), notices, roll
 
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from featcache.discover.folders import SPLIT_NAMES, folder_dataset
+from featcache.discover.folders import folder_dataset
 from featcache.discover.labels import Columns, check_columns, check_no_columns, check_path, one_split, split_of
 from featcache.discover.manifests import csv_dataset
 from featcache.discover.objects import object_dataset
 from featcache.discover.shards import archive_or_shard, shards_dataset
+from featcache.discover.splitwords import SPLIT_NAMES
 from featcache.discover.tables import is_saved, saved_dataset, table_dataset
 from featcache.discover.trees import LocalTree, NamesTree, Tree, is_skipped
 from featcache.errors import DatasetError, DatasetNotFoundError

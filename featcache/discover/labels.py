@@ -12,7 +12,7 @@ from numbers import Integral
 from textwrap import shorten
 from typing import Any
 
-from featcache.discover.folders import SPLIT_NAMES
+from featcache.discover.splitwords import SPLIT_NAMES
 from featcache.errors import DatasetError, UsageError
 from featcache.texts import LONGEST_LABEL, flaw, flaw_of_names
 

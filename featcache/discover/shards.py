@@ -9,21 +9,15 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from featcache.discover.folders import archive_dataset, count, some
+from featcache.discover.folders import count, folder_dataset, some
 from featcache.discover.labels import Columns, Labels, check_no_columns
 from featcache.discover.tables import Parts
-from featcache.discover.trees import NamesTree, is_skipped
+from featcache.discover.trees import NamesTree, is_skipped, looks_like_picture
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Dataset, Item
 from featcache.sources import archive
 from featcache.sources.addresses import CHAIN, part
 from featcache.sources.archives import TarArchive, ZipArchive
-
-PICTURES = {
-    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
-    *("jp2", "avif", "heic", "heif", "tga", "ico"),
-}
-"""How the names of pictures end in shards; whatever else is in a sample belongs to it."""
 
 Sample = dict[str, str]
 """The names of the files of a sample, by what follows the first dot."""
@@ -37,7 +31,7 @@ def archive_or_shard(root: str, columns: Columns) -> Dataset:
         return shards_dataset(root, [(root, None)], columns)
     check_no_columns(root, columns)
     kind = "zip" if isinstance(found, ZipArchive) else "tar"
-    return archive_dataset(root, NamesTree(found.names, f"{kind}://", f"{CHAIN}{root}"), _said(found))
+    return folder_dataset(root, NamesTree(found.names, f"{kind}://", f"{CHAIN}{root}"), _said(found))
 
 
 def shards_dataset(root: str, parts: Parts, columns: Columns) -> Dataset:
@@ -99,7 +93,7 @@ def _samples(address: str, found: TarArchive) -> Iterator[tuple[str, Sample]]:
 def _picture(address: str, key: str, sample: Sample, columns: Columns) -> str | None:
     if "path" in columns:
         return sample.get(columns["path"].lower())
-    found: Sequence[str] = [name for ending, name in sample.items() if ending.rpartition(".")[2] in PICTURES]
+    found: Sequence[str] = [name for name in sample.values() if looks_like_picture(name)]
     if len(found) > 1:
         raise DatasetError(
             f"{address}: the sample {key} holds several pictures ({some(found)}): say which with --columns path=ENDING"

@@ -7,6 +7,12 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+PICTURES = {
+    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
+    *("jp2", "avif", "heic", "heif", "tga", "ico"),
+}
+"""How the names of pictures end."""
+
 _CACHE_TAG = "CACHEDIR.TAG"
 """Marks a folder as a cache by the convention of https://bford.info/cachedir/; ours may lie among the pictures."""
 
@@ -32,6 +38,11 @@ class Tree(Protocol):
 def is_skipped(name: str) -> bool:
     """Tell whether a file or folder of this name is passed over in every folder: hidden, or a system's litter."""
     return name.startswith(".") or name.lower() in _LITTER
+
+
+def looks_like_picture(name: str) -> bool:
+    """Tell whether the name of a file ends as those of pictures do."""
+    return name.rpartition(".")[2].lower() in PICTURES
 
 
 class LocalTree:

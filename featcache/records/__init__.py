@@ -278,7 +278,8 @@ class ExtractSummary:
     """What an extraction found and did; found = reused + computed + duplicates + unreadable.
 
     Counts and seconds are those of the original view; `views` tells of the further ones that were asked for. Of a
-    `shard` (number, how many there are) all of it is about that part of the dataset.
+    `shard` (number, how many there are) all of it is about that part of the dataset. `classes` counts the readable
+    pictures of each label in each split; the empty text stands for none.
     """
 
     dataset: str
@@ -306,6 +307,7 @@ class ExtractSummary:
     check: PrecisionCheck | None = None
     columns: dict[str, str] | None = None
     shard: tuple[int, int] | None = None
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

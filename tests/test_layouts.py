@@ -1,0 +1,209 @@
+"""Every layout of folders, lists and archives that is understood: labels and splits, and what is said of them."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Result, write_picture
+from input_kinds import member
+
+from featcache.discover import discover
+from featcache.errors import DatasetError
+from featcache.records import Dataset
+
+Run = Callable[..., Result]
+Found = dict[str, tuple[str | None, str | None]]
+
+
+def in_folder(root: Path, *names: str) -> Path:
+    """Empty files of these names in a folder, which no layout must open."""
+    for name in names:
+        path = root / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return root / "data"
+
+
+def in_zip(root: Path, *names: str) -> Path:
+    with zipfile.ZipFile(root / "data.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    return root / "data.zip"
+
+
+def in_tar(root: Path, *names: str) -> Path:
+    with tarfile.open(root / "data.tar", "w") as archive:
+        for name in names:
+            member(archive, name)
+    return root / "data.tar"
+
+
+@pytest.fixture(params=[in_folder, in_zip, in_tar], ids=lambda kind: kind.__name__.removeprefix("in_"))
+def make(request: pytest.FixtureRequest) -> Callable[..., Path]:
+    """What makes the same layout in each form."""
+    kind: Callable[..., Path] = request.param
+    return kind
+
+
+def found(dataset: Dataset) -> Found:
+    """Label and split by the name of the file."""
+    return {item.path.split("::")[0].rpartition("/")[2]: (item.label, item.split) for item in dataset.items}
+
+
+class TestSplits:
+    @pytest.mark.parametrize(
+        ("train", "test"),
+        [
+            ("training_set", "test_set"),
+            ("seg_train", "seg_test"),
+            ("Training", "Testing"),
+            ("train_images", "TestImages"),
+            ("traindata", "testdata"),
+            ("train1", "test1"),
+            ("hymenoptera-train", "hymenoptera-test"),
+        ],
+    )
+    def test_words_of_splits_are_known_with_numbers_and_suffixes(
+        self, tmp_path: Path, make: Callable[..., Path], train: str, test: str
+    ) -> None:
+        root = make(tmp_path, f"{train}/cat/1.jpg", f"{train}/dog/2.jpg", f"{test}/cat/3.jpg", f"{test}/dog/4.jpg")
+        dataset = discover(root)
+        assert found(dataset) == {
+            "1.jpg": ("cat", "train"),
+            "2.jpg": ("dog", "train"),
+            "3.jpg": ("cat", "test"),
+            "4.jpg": ("dog", "test"),
+        }
+        (notice,) = dataset.notices
+        assert f"{train} as train" in notice
+        assert f"{test} as test" in notice
+
+    @pytest.mark.parametrize(
+        ("name", "split"), [("dev", "val"), ("Validation2", "val"), ("eval", "test"), ("valid_set", "val")]
+    )
+    def test_other_words_of_splits_stand_beside_train(self, tmp_path: Path, name: str, split: str) -> None:
+        root = in_folder(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", f"{name}/cat/3.jpg", f"{name}/dog/4.jpg")
+        assert found(discover(root))["3.jpg"] == ("cat", split)
+
+    @pytest.mark.parametrize("names", [("fold1", "fold2"), ("a", "b", "c"), ("2020", "2021")])
+    def test_folders_that_hold_the_same_folders_are_refused_where_no_word_says_the_split(
+        self, tmp_path: Path, make: Callable[..., Path], names: tuple[str, ...]
+    ) -> None:
+        root = make(tmp_path, *(f"{name}/{label}/{name}.jpg" for name in names for label in ("ants", "bees")))
+        with pytest.raises(DatasetError, match="hold the same sub-folders \\(ants, bees\\)") as caught:
+            discover(root)
+        assert names[0] in str(caught.value)
+        assert "--label-from" in str(caught.value)
+
+    def test_a_class_in_one_folder_of_pictures_is_no_split(self, tmp_path: Path) -> None:
+        root = in_folder(tmp_path, "n01/images/1.jpg", "n02/images/2.jpg", "n03/images/3.jpg")
+        assert found(discover(root)) == {"1.jpg": ("n01", None), "2.jpg": ("n02", None), "3.jpg": ("n03", None)}
+
+    def test_words_of_splits_in_names_of_classes_are_classes_and_it_is_said(self, tmp_path: Path) -> None:
+        dataset = discover(in_folder(tmp_path, "training_shoes/1.jpg", "test_tubes/2.jpg"))
+        assert found(dataset) == {"1.jpg": ("training_shoes", None), "2.jpg": ("test_tubes", None)}
+        assert "taken as classes" in dataset.notices[0]
+
+    def test_splits_below_classes(self, tmp_path: Path, make: Callable[..., Path]) -> None:
+        root = make(tmp_path, "cat/train/1.jpg", "cat/test/2.jpg", "dog/train/3.jpg", "dog/test/4.jpg")
+        dataset = discover(root)
+        assert found(dataset) == {
+            "1.jpg": ("cat", "train"),
+            "2.jpg": ("cat", "test"),
+            "3.jpg": ("dog", "train"),
+            "4.jpg": ("dog", "test"),
+        }
+        assert "taken as classes" in dataset.notices[0]
+
+    def test_a_split_in_a_folder_of_the_same_name_is_passed_through(
+        self, tmp_path: Path, make: Callable[..., Path]
+    ) -> None:
+        names = [f"seg_{split}/seg_{split}/{label}/{split}.jpg" for split in ("train", "test") for label in "ab"]
+        assert set(found(discover(make(tmp_path, *names))).values()) == {("b", "train"), ("b", "test")}
+
+    def test_a_class_that_one_split_lacks_changes_nothing(self, tmp_path: Path) -> None:
+        train = [f"training/{label}/1{label}.jpg" for label in "abc"]
+        root = in_folder(tmp_path, *train, "testing/a/2a.jpg", "testing/b/2b.jpg")
+        assert {split for _, split in found(discover(root)).values()} == {"train", "test"}
+
+    def test_flat_splits_have_no_labels_and_names_that_begin_with_them_are_shown(self, tmp_path: Path) -> None:
+        names = [f"train/{kind}.{number}.jpg" for kind in ("cat", "dog") for number in range(3)]
+        dataset = discover(in_folder(tmp_path, *names, "test1/1.jpg", "test1/2.jpg"))
+        assert set(found(dataset).values()) == {(None, "train"), (None, "test")}
+        assert "as cat, dog do, give --label-from" in dataset.notices[-1]
+
+
+class TestFolderAroundAll:
+    def test_it_is_passed_through_with_files_beside_it(self, tmp_path: Path, make: Callable[..., Path]) -> None:
+        root = make(tmp_path, "PetImages/Cat/1.jpg", "PetImages/Dog/2.jpg", "readme[1].txt", "CDLA.pdf")
+        dataset = discover(root)
+        assert found(dataset) == {"1.jpg": ("Cat", None), "2.jpg": ("Dog", None)}
+        (notice,) = dataset.notices
+        assert "PetImages" in notice
+        assert "2 files beside it left out: CDLA.pdf, readme[1].txt" in notice
+
+    def test_it_may_hold_splits(self, tmp_path: Path, make: Callable[..., Path]) -> None:
+        root = make(tmp_path, "a/b/train/cat/1.jpg", "a/b/val/cat/2.jpg")
+        assert found(discover(root)) == {"1.jpg": ("cat", "train"), "2.jpg": ("cat", "val")}
+
+    def test_a_class_with_pictures_and_folders_of_its_own_is_none(
+        self, tmp_path: Path, make: Callable[..., Path]
+    ) -> None:
+        root = make(tmp_path, "cat/1.jpg", "cat/indoors/2.jpg")
+        assert found(discover(root)) == {"1.jpg": ("cat", None), "2.jpg": ("cat", None)}
+
+
+def pictures(root: Path, *names: str) -> Path:
+    for at, name in enumerate(names):
+        write_picture(root / name, at)
+    return root
+
+
+class TestWhatIsShown:
+    def test_extract_shows_classes_and_splits_with_their_sizes(self, tmp_path: Path, run: Run) -> None:
+        root = pictures(tmp_path / "d", "train/cat/1.png", "train/cat/2.png", "train/dog/3.png", "val/cat/4.png")
+        done = run("extract", root, network=True)
+        table = [line.split() for line in done.out.partition("\n\n")[2].splitlines()]
+        assert table[0] == ["class", "train", "val"]
+        assert table[2:] == [["cat", "2", "1"], ["dog", "1", "0"], ["all", "3", "1"]]
+        again = run("extract", root, "--json", network=True).json
+        assert again["classes"] == {"cat": {"train": 2, "val": 1}, "dog": {"train": 1, "val": 0}}
+
+    def test_of_many_classes_the_first_and_last_are_shown_in_80_columns(self, tmp_path: Path, run: Run) -> None:
+        names = [f"{number:03}-{'long' * 30}/1.png" for number in range(25)]
+        done = run("extract", pictures(tmp_path / "d", *names), network=True)
+        table = done.out.partition("\n\n")[2].splitlines()
+        assert max(map(len, table)) <= 80
+        assert [line[:3] for line in table[2:]] == [
+            *(f"{number:03}" for number in range(10)),
+            "...",
+            *(f"{number:03}" for number in range(15, 25)),
+            "all",
+        ]
+        assert table[-1].split() == ["all", "25", "25"]
+
+    def test_what_extract_said_is_kept_for_the_commands_that_follow(self, tmp_path: Path, run: Run) -> None:
+        names = [f"{split}_set/{label}/{n}.png" for split in ("training", "test") for label in "ab" for n in range(4)]
+        assert run("extract", pictures(tmp_path / "d", *names), network=True).code == 0
+        done = run("fit", "--json").json
+        assert any("test_set as test" in notice for notice in done["notices"])
+
+    def test_without_labels_fit_says_what_extract_saw(self, tmp_path: Path, run: Run) -> None:
+        names = [f"train/{kind}.{number}.png" for kind in ("cat", "dog") for number in range(4)]
+        run("extract", pictures(tmp_path / "d", *names), network=True)
+        done = run("fit")
+        assert done.code == 1
+        assert "--label-from" in done.err
+
+    def test_labels_that_are_not_what_they_were_are_said(self, tmp_path: Path, run: Run) -> None:
+        root = pictures(tmp_path / "d", "a.png", "b.png")
+        (root / "list.csv").write_text("path,label\na.png,cat\nb.png,dog\n")
+        run("extract", root / "list.csv", network=True)
+        (root / "list.csv").write_text("path,label\na.png,cat\nb.png,emu\n")
+        done = run("extract", root / "list.csv", network=True)
+        assert "1 of 2 pictures have another label or split" in done.err
+        assert "b.png is emu, no split, and was dog, no split" in done.err
