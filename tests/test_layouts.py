@@ -12,8 +12,9 @@ from conftest import Result, write_picture
 from input_kinds import member
 
 from featcache.discover import discover
-from featcache.errors import DatasetError
+from featcache.errors import DatasetError, UsageError
 from featcache.records import Dataset
+from featcache.sources import read
 
 Run = Callable[..., Result]
 Found = dict[str, tuple[str | None, str | None]]
@@ -207,3 +208,197 @@ class TestWhatIsShown:
         done = run("extract", root / "list.csv", network=True)
         assert "1 of 2 pictures have another label or split" in done.err
         assert "b.png is emu, no split, and was dog, no split" in done.err
+
+
+class TestLabelFrom:
+    NAMES = (
+        *(f"train/{kind}.{number}.png" for kind in ("cat", "dog") for number in range(4)),
+        *(f"test1/{kind}.{number}.png" for kind in ("cat", "dog") for number in range(10, 12)),
+    )
+
+    def test_labels_in_the_names_of_files(self, tmp_path: Path, make: Callable[..., Path]) -> None:
+        dataset = discover(make(tmp_path, *self.NAMES), label_from=r"([a-z]+)\.\d+\.png$")
+        assert found(dataset)["cat.0.png"] == ("cat", "train")
+        assert found(dataset)["dog.11.png"] == ("dog", "test")
+        assert dataset.notices == ()
+
+    def test_a_group_named_split_gives_the_split(self, tmp_path: Path) -> None:
+        root = in_folder(tmp_path, "a/x-train-cat.jpg", "a/y-val-dog.jpg")
+        dataset = discover(root, label_from="-(?P<split>[a-z]+)-(?P<label>[a-z]+)")
+        assert found(dataset) == {"x-train-cat.jpg": ("cat", "train"), "y-val-dog.jpg": ("dog", "val")}
+
+    def test_the_refusal_of_folds_names_one_that_works(self, tmp_path: Path) -> None:
+        root = in_folder(
+            tmp_path, *(f"fold{at}/{label}/{label}{at}.jpg" for at in (1, 2) for label in ("ants", "bees"))
+        )
+        dataset = discover(root, label_from="^[^/]+/([^/]+)/")
+        assert {label for label, _ in found(dataset).values()} == {"ants", "bees"}
+
+    def test_files_without_a_label_are_counted(self, tmp_path: Path) -> None:
+        dataset = discover(in_folder(tmp_path, "cat.1.jpg", "dog.2.jpg", "7.jpg"), label_from=r"([a-z]+)\.\d")
+        assert found(dataset)["7.jpg"] == (None, None)
+        assert dataset.notices == ("1 of 3 without a label: --label-from finds none in 7.jpg",)
+
+    @pytest.mark.parametrize("regex", ["(", "cat", "(?P<label"])
+    def test_what_is_no_expression_with_a_group_is_refused(self, tmp_path: Path, regex: str) -> None:
+        with pytest.raises(UsageError, match="--label-from"):
+            discover(in_folder(tmp_path, "cat.1.jpg"), label_from=regex)
+
+    def test_one_that_finds_nothing_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(DatasetError, match="finds nothing in any path, as cat"):
+            discover(in_folder(tmp_path, "cat.1.jpg"), label_from="(dog)")
+
+    def test_it_is_kept_for_later_commands(self, tmp_path: Path, run: Run) -> None:
+        root = pictures(tmp_path / "d", *self.NAMES)
+        assert run("extract", root, "--label-from", r"([a-z]+)\.\d", network=True).code == 0
+        done = run("fit", root, "--json")
+        assert done.json["split_sizes"] == {"test": 4, "train": 8}
+        assert "label-from ([a-z]+)" in done.err
+
+
+class TestLitter:
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [
+            ("@eaDir/1.jpg/SYNOPHOTO_THUMB_SM.jpg", "@eaDir"),
+            ("lost+found/2.jpg", "lost+found"),
+            ("$RECYCLE.BIN/3.jpg", "$RECYCLE.BIN"),
+            (".ipynb_checkpoints/4.jpg", ".ipynb_checkpoints"),
+            ("thumbs.db", "Thumbs.db"),
+            ("._1.jpg", "._*"),
+            ("__MACOSX/cat/._1.jpg", "__MACOSX"),
+            ("System Volume Information/x", "System Volume Information"),
+            ("#recycle/9.jpg", "#recycle"),
+            ("1.sync-conflict-20240102-030405-ABCDEFG.jpg", "sync conflicts"),
+            ("1 (Ada's conflicted copy 2024-01-02).jpg", "sync conflicts"),
+            (".git/config", "hidden"),
+        ],
+    )
+    @pytest.mark.parametrize("place", ["", "cat/"])
+    def test_it_is_skipped_and_counted(
+        self, tmp_path: Path, make: Callable[..., Path], place: str, name: str, kind: str
+    ) -> None:
+        dataset = discover(make(tmp_path, "cat/1.jpg", "dog/2.jpg", place + name))
+        assert found(dataset) == {"1.jpg": ("cat", None), "2.jpg": ("dog", None)}
+        assert dataset.skipped == {kind: 1}
+
+    def test_extract_counts_it_beside_what_was_found(self, tmp_path: Path, run: Run) -> None:
+        root = pictures(tmp_path / "d", "cat/1.png", "dog/2.png", "cat/@eaDir/1.png", "dog/@eaDir/2.png")
+        (root / "Thumbs.db").write_bytes(b"")
+        done = run("extract", root, network=True)
+        assert "found        2\n" in done.out
+        assert "skipped      3 that systems leave in folders: @eaDir 2, Thumbs.db 1" in done.out
+        assert run("extract", root, "--json", network=True).json["skipped"] == {"@eaDir": 2, "Thumbs.db": 1}
+
+
+class TestNames:
+    def test_two_forms_of_one_name_in_unicode_are_one_class(self, tmp_path: Path) -> None:
+        dataset = discover(in_zip(tmp_path, "caf\u00e9/1.jpg", "cafe\u0301/2.jpg", "tea/3.jpg"))
+        assert found(dataset) == {"1.jpg": ("caf\u00e9", None), "2.jpg": ("caf\u00e9", None), "3.jpg": ("tea", None)}
+        assert "look the same (Unicode NFC and NFD): caf\u00e9" in dataset.notices[0]
+
+    def test_names_that_differ_only_in_case_stay_two_classes_and_are_named(self, tmp_path: Path) -> None:
+        dataset = discover(in_zip(tmp_path, "Ants/1.jpg", "ants/2.jpg", "bees/3.jpg"))
+        assert {label for label, _ in found(dataset).values()} == {"Ants", "ants", "bees"}
+        assert "'Ants' and 'ants'" in dataset.notices[0]
+
+    def test_backslashes_in_a_zip_are_folders(self, tmp_path: Path) -> None:
+        path = tmp_path / "windows.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in ("data\\ants\\1.jpg", "data\\bees\\2.jpg", "..\\..\\evil\\3.jpg"):
+                entry = zipfile.ZipInfo("x")
+                entry.filename = name
+                archive.writestr(entry, b"a picture")
+        dataset = discover(path)
+        assert {item.label for item in dataset.items} == {"ants", "bees"}
+        assert read(dataset.items[0].path)[0] == b"a picture"
+        assert "1 entry of the archive left out" in dataset.notices[-1]
+
+    @staticmethod
+    def coded(path: Path, encoding: str, *names: str) -> Path:
+        """A zip with names in an encoding of which nothing in it tells."""
+        stand_ins = {f"{at:0{len(name.encode(encoding))}}": name.encode(encoding) for at, name in enumerate(names)}
+        with zipfile.ZipFile(path, "w") as archive:
+            for at, name in enumerate(stand_ins):
+                archive.writestr(f"{name}/{at}.jpg", b"a picture")
+        data = path.read_bytes()
+        for name, raw in stand_ins.items():
+            data = data.replace(name.encode() + b"/", raw + b"/")
+        path.write_bytes(data)
+        return path
+
+    def test_names_of_which_nothing_tells_the_encoding_are_said(self, tmp_path: Path) -> None:
+        path = self.coded(tmp_path / "gbk.zip", "gbk", "\u8682\u8681", "\u871c\u8702\u871c")
+        (notice,) = discover(path).notices
+        assert "no stated encoding" in notice
+        assert "--names-encoding" in notice
+        dataset = discover(path, names_encoding="gbk")
+        assert dataset.notices == ()
+        assert [item.label for item in dataset.items] == ["\u8682\u8681", "\u871c\u8702\u871c"]
+        assert read(dataset.items[0].path)[0] == b"a picture"
+
+    def test_names_in_utf_8_without_a_flag_are_read_as_such(self, tmp_path: Path) -> None:
+        dataset = discover(self.coded(tmp_path / "mac.zip", "utf-8", "caf\u00e9s", "th\u00e9"))
+        assert {item.label for item in dataset.items} == {"caf\u00e9s", "th\u00e9"}
+        assert dataset.notices == ()
+
+    def test_a_letter_whose_second_byte_is_a_backslash_is_no_folder(self, tmp_path: Path) -> None:
+        path = self.coded(tmp_path / "sjis.zip", "shift_jis", "\u8868\u8868", "\u732b\u732b\u732b")
+        assert {item.label for item in discover(path, names_encoding="shift_jis").items} == {
+            "\u8868\u8868",
+            "\u732b\u732b\u732b",
+        }
+
+    @pytest.mark.parametrize("encoding", ["klingon", "rot13", "zlib", "a\0b"])
+    def test_an_encoding_that_is_none_is_refused(self, tmp_path: Path, encoding: str) -> None:
+        with pytest.raises(UsageError, match="--names-encoding"):
+            discover(in_zip(tmp_path, "a/1.jpg"), names_encoding=encoding)
+
+    def test_names_that_are_not_in_the_encoding_are_refused(self, tmp_path: Path) -> None:
+        path = self.coded(tmp_path / "x.zip", "cp1252", "\u00e9t\u00e9", "hiver")
+        with pytest.raises(DatasetError, match="is not in gbk"):
+            discover(path, names_encoding="gbk")
+
+    def test_the_encoding_is_kept_for_later_commands(self, tmp_path: Path, run: Run) -> None:
+        path = tmp_path / "x.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for at, name in enumerate(["aaaa", "bbbb"] * 4):
+                write_picture(tmp_path / "p.png", at)
+                archive.write(tmp_path / "p.png", f"{name}/{at}.png")
+        path.write_bytes(
+            path.read_bytes()
+            .replace(b"aaaa/", "\u8682\u8681/".encode("gbk"))
+            .replace(b"bbbb/", "\u871c\u8702/".encode("gbk"))
+        )
+        run("extract", path, "--names-encoding", "gbk", network=True)
+        done = run("confusions", path, "--heads", "logreg", "--json")
+        assert {row["label"] for row in done.json["classes"]} == {"\u8682\u8681", "\u871c\u8702"}
+
+
+class TestStrictLists:
+    def refused(self, root: Path, text: str) -> str:
+        in_folder(root, "a.jpg", "b.jpg", "c.jpg")
+        (root / "data" / "list.csv").write_text(text)
+        with pytest.raises(DatasetError) as caught:
+            discover(root / "data" / "list.csv")
+        return str(caught.value)
+
+    def test_too_many_fields_are_named_with_their_line(self, tmp_path: Path) -> None:
+        said = self.refused(tmp_path, "path,label\na.jpg,cat\nb.jpg,cat, black\n")
+        assert "line 3: it has 3 fields, and the first line 2" in said
+
+    def test_a_column_that_is_there_twice_is_named(self, tmp_path: Path) -> None:
+        said = self.refused(tmp_path, "path,label,label\na.jpg,cat,0\n")
+        assert "line 1: the column 'label' is there twice" in said
+
+    def test_labels_that_are_sums_of_others_are_named_with_their_line(self, tmp_path: Path) -> None:
+        said = self.refused(tmp_path, "path,label\na.jpg,scab\nb.jpg,rust\nc.jpg,scab rust\n")
+        assert "line 4" in said
+        assert "'scab rust'" in said
+
+    def test_an_empty_label_is_named_with_its_line(self, tmp_path: Path) -> None:
+        root = in_folder(tmp_path, "a.jpg", "b.jpg")
+        (root / "list.csv").write_text("path,label\na.jpg,cat\nb.jpg,\n")
+        (notice,) = discover(root / "list.csv").notices
+        assert "1 without a label, the first in " in notice
+        assert "line 3" in notice

@@ -12,7 +12,7 @@ from typing import Any
 from featcache.api.asking import used_as_it_is
 from featcache.api.extraction import extract
 from featcache.api.models import versions
-from featcache.api.options import Options, moved, open_cache, places
+from featcache.api.options import READING, Options, moved, open_cache, places
 from featcache.api.usage import (
     extracted_at,
     extraction_of,
@@ -218,10 +218,14 @@ def _as_before(source: Source, options: Options) -> Options:
             return options
         known, spec = run.summary or {}, cache.spec(run.fingerprint)
         weights, network = moved(cache, known.get("weights_file")), network_of(cache, run)
-    said, columns = [], known.get("columns")
-    if columns and not options.columns:
-        options = replace(options, columns=columns)
-        said.append("columns " + ",".join(f"{name}={theirs}" for name, theirs in columns.items()))
+    said = []
+    for name in READING:
+        before = known.get(name)
+        if before and not getattr(options, name):
+            options = replace(options, **{name: before})
+            is_map = isinstance(before, Mapping)
+            text = ",".join(f"{each}={theirs}" for each, theirs in before.items()) if is_map else before
+            said.append(f"{name.replace('_', '-')} {text}")
     if (options.backbone, options.weights, options.precision, options.draft) == _NO_FEATURES:
         is_drafted = spec.decoding is not None
         options = replace(options, backbone=spec.backbone, weights=weights, precision=spec.precision, draft=is_drafted)

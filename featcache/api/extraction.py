@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 
 from featcache.api import cluster
 from featcache.api.asking import asked
-from featcache.api.options import Options, find_weights, open_cache, places
+from featcache.api.options import Options, find_weights, open_cache, places, reading
 from featcache.api.pipeline import Work, compute
 from featcache.api.precision import as_asked
 from featcache.api.price import price
@@ -67,7 +67,7 @@ def _extract(
         raise DatasetError(f"unknown view {unknown[0]!r}: use {', '.join(VIEWS)}, or several with commas")
     if check and options.precision == "fp32" and not options.draft:
         raise EngineError("fp32 is what a check compares with: ask for it with --precision int8, fp16 or --draft")
-    dataset = discover(source, columns=options.columns)
+    dataset = discover(source, **reading(options))
     if options.engine == cluster.NAME:
         cluster.check(options)
     elif options.address:
@@ -245,7 +245,10 @@ def _summary(
         view=backbone.spec.view,
         views=views if backbone.spec.view == ORIGINAL else (),
         columns=dict(options.columns) if options.columns else None,
+        label_from=options.label_from,
+        names_encoding=options.names_encoding,
         classes=_sizes(work.rows),
+        skipped=dict(dataset.skipped),
     )
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from featcache.discover.labels import Labels
 from featcache.discover.splitwords import exact_split, worded_split
 from featcache.discover.trees import Tree, looks_like_picture
 from featcache.errors import DatasetError
@@ -27,17 +28,23 @@ class _Layout(NamedTuple):
     are_splits_below: bool = False
 
 
-def folder_dataset(root: str, tree: Tree, said: Sequence[str] = ()) -> Dataset:
+def folder_dataset(root: str, tree: Tree, said: Sequence[str] = (), label_from: str | None = None) -> Dataset:
     """Return the dataset named `root` whose folders are classes, splits of classes, classes of splits, or none.
 
-    A folder around all others is passed through. `said` is to be said of the dataset besides. Raises `DatasetError`
-    where folders could be either.
+    A folder around all others is passed through. `said` is to be said of the dataset besides. With `label_from` the
+    labels are what this expression finds in the path of each file. Raises `DatasetError` where folders could be either,
+    and where nothing is found.
     """
+    if label_from is not None:
+        labelled, found = _from_names(root, tree, label_from)
+        return Dataset(root, labelled, (*found, *said), skipped=tree.skipped)
     inside: list[str] = []
     folders, files, empty = _enter(tree, inside)
     notices = [f"{count(empty, 'empty folder')} left out: {some(empty)}"] if empty else []
     if not folders:
-        return Dataset(root, tuple(Item(address) for _, address in files), (*notices, *inside, *said))
+        return Dataset(
+            root, tuple(Item(address) for _, address in files), (*notices, *inside, *said), skipped=tree.skipped
+        )
     if files:
         left_out = some([name for name, _ in files])
         notices.append(f"{count(files, 'file')} beside the class folders left out: {left_out}")
@@ -51,8 +58,8 @@ def folder_dataset(root: str, tree: Tree, said: Sequence[str] = ()) -> Dataset:
         else:
             items += [Item(address, name) for address in tree.files(path)]
     if all(item.label is None for item in items):
-        notices += _unlabelled(items)
-    return Dataset(root, tuple(items), (*notices, *inside, *said))
+        notices += _unlabelled([tree.name(item.path) for item in items])
+    return Dataset(root, tuple(items), (*notices, *inside, *said), skipped=tree.skipped)
 
 
 def _enter(tree: Tree, inside: list[str]) -> tuple[Folders, Folders, list[str]]:
@@ -167,12 +174,41 @@ def _class_items(label: str, folder: str, tree: Tree, notices: list[str]) -> Ite
         notices.append(f"{count(loose, 'file')} in {label}/ outside its split folders left out")
 
 
-def _unlabelled(items: Sequence[Item]) -> Iterator[str]:
+def _from_names(root: str, tree: Tree, label_from: str) -> tuple[tuple[Item, ...], list[str]]:
+    """Return the pictures with the labels, and perhaps splits, that an expression finds in their paths."""
+    pattern = re.compile(label_from)
+    tops = {name: worded_split(name) for name, path in tree.listing(tree.root)[0] if next(tree.files(path), None)}
+    # Without splits of their own they have those of the folders at the top, where all of these are plainly splits.
+    of_folder = {name: found[0] for name, found in tops.items() if found is not None and not found[1]}
+    of_folder = of_folder if len(of_folder) == len(tops) and "split" not in pattern.groupindex else {}
+    labels = Labels()
+    items: list[Item] = []
+    without: list[str] = []
+    for address in tree.files(tree.root):
+        name = tree.name(address)
+        match = pattern.search(name)
+        label = labels.read(match["label" if "label" in pattern.groupindex else 1], name) if match else None
+        split = of_folder.get(name.partition("/")[0])
+        if match and "split" in pattern.groupindex:
+            found = worded_split(match["split"] or "")
+            if found is None:
+                raise DatasetError(f"{root}: --label-from finds the split {match['split']!r} in {name}, which is none")
+            split = found[0]
+        if label is None:
+            without.append(name)
+        items.append(Item(address, label, split))
+    if items and len(without) == len(items):
+        raise DatasetError(f"{root}: --label-from {label_from!r} finds nothing in any path, as {some(without)}")
+    said = f"{len(without):,} of {len(items):,} without a label: --label-from finds none in {some(without)}"
+    return tuple(items), [*labels.notices(), *([said] if without else [])]
+
+
+def _unlabelled(names: Sequence[str]) -> Iterator[str]:
     """Yield that folders hold no classes, and what stands in the names of their files that could be labels."""
-    found = Counter(match[1] for item in items if (match := _STEM.search(item.path)))
+    found = Counter(match[1] for name in names if (match := _STEM.search(name)))
     stems = [stem for stem, times in found.most_common() if times > 1]
     said = "no labels: there is no folder for each class"
-    if len(stems) > 1 and sum(found.values()) * 2 > len(items):
+    if len(stems) > 1 and sum(found.values()) * 2 > len(names):
         said += f"; if the names of the files begin with them, as {some(stems)} do, give --label-from '{FROM_STEM}'"
     yield said
 

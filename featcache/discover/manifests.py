@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
@@ -77,6 +78,11 @@ def _rows(root: str, stream: TextIO, labelled: bool, columns: Columns, labels: L
     rows = csv.DictReader(_lines(root, stream), strict=True)
     if len(rows.fieldnames or ()) > MOST_COLUMNS:
         raise DatasetError(f"{root} has {len(rows.fieldnames or ()):,} columns: it is no list of pictures")
+    twice = [name for name, times in Counter(rows.fieldnames or ()).items() if times > 1 and name]
+    if twice:
+        raise DatasetError(
+            f"{root}, line {rows.line_num}: the column {twice[0]!r} is there twice: name one of them anew"
+        )
     path, label, split = (columns.get(name, name) for name in ("path", "label", "split"))
     needed = [path, *([label] if labelled or "label" in columns else []), *([split] if "split" in columns else [])]
     for name in needed:
@@ -89,6 +95,11 @@ def _rows(root: str, stream: TextIO, labelled: bool, columns: Columns, labels: L
     for row in rows:
         where = f"line {rows.line_num}"
         said = f"{root}, {where}"
+        if None in row:
+            n, most = len(rows.fieldnames or ()) + len(row[None]), len(rows.fieldnames or ())
+            raise DatasetError(
+                f"{said}: it has {n} fields, and the first line {most}: put a field with a comma in it in double quotes"
+            )
         cells = [meant(cell) if isinstance(cell := row.get(name), str) else cell for name in (path, label, split)]
         value = labels.read(cells[1], f"{said}, column {label!r}")
         yield where, cells[0] or "", value, one_split(cells[2], said)

@@ -11,8 +11,9 @@ from typing import Any
 
 from featcache.discover.folders import count, folder_dataset, some
 from featcache.discover.labels import Columns, Labels, check_no_columns
+from featcache.discover.litter import is_skipped
 from featcache.discover.tables import Parts
-from featcache.discover.trees import NamesTree, is_skipped, looks_like_picture
+from featcache.discover.trees import NamesTree, looks_like_picture
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Dataset, Item
 from featcache.sources import archive
@@ -23,15 +24,15 @@ Sample = dict[str, str]
 """The names of the files of a sample, by what follows the first dot."""
 
 
-def archive_or_shard(root: str, columns: Columns) -> Dataset:
+def archive_or_shard(root: str, columns: Columns, label_from: str | None, encoding: str | None) -> Dataset:
     """Return the dataset of a zip or tar: a WebDataset shard where labels are files in it, else class folders."""
-    found = archive(root)
+    found = archive(root, encoding)
     label = columns.get("label", "cls").split(".")[0]
-    if isinstance(found, TarArchive) and any(name.endswith(f".{label}") for name in found.names):
+    if label_from is None and isinstance(found, TarArchive) and any(name.endswith(f".{label}") for name in found.names):
         return shards_dataset(root, [(root, None)], columns)
     check_no_columns(root, columns)
-    kind = "zip" if isinstance(found, ZipArchive) else "tar"
-    return folder_dataset(root, NamesTree(found.names, f"{kind}://", f"{CHAIN}{root}"), _said(found))
+    kind, names = ("zip", found.names) if isinstance(found, ZipArchive) else ("tar", list(found.names))
+    return folder_dataset(root, NamesTree(names, f"{kind}://", f"{CHAIN}{root}"), _said(found), label_from)
 
 
 def shards_dataset(root: str, parts: Parts, columns: Columns) -> Dataset:
@@ -72,6 +73,11 @@ def _said(found: ZipArchive | TarArchive) -> list[str]:
         said.append(
             f"{count(found.left_out, 'entry', 'entries')} of the archive left out, which is a link, or no file that "
             f"could lie in a folder: {some(found.left_out)}"
+        )
+    if isinstance(found, ZipArchive) and found.unsure is not None:
+        said.append(
+            f"the names in the archive are in no stated encoding, and read in code page 437, as {found.unsure}: if "
+            "that is wrong, say which with --names-encoding, as gbk, shift_jis or cp1252"
         )
     if found.twice:
         said.append(f"{count(found.twice, 'name')} more than once in the archive, the last counts: {some(found.twice)}")

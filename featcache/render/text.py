@@ -39,6 +39,9 @@ def extract_text(summary: ExtractSummary) -> str:
     lines += [f"             {failure.path}: {failure.reason}" for failure in summary.failures[:SHOWN_FAILURES]]
     if summary.unreadable_file:
         lines.append(f"             all of them: {summary.unreadable_file}")
+    if summary.skipped:
+        kinds = ", ".join(f"{kind} {times:,}" for kind, times in summary.skipped.items())
+        lines.append(f"skipped      {sum(summary.skipped.values()):,} that systems leave in folders: {kinds}")
     if summary.engine:
         lines.append(f"engine       {summary.engine} on {summary.device}: {summary.engine_why}")
     lines += [
