@@ -402,3 +402,126 @@ class TestStrictLists:
         (notice,) = discover(root / "list.csv").notices
         assert "1 without a label, the first in " in notice
         assert "line 3" in notice
+
+
+class TestLists:
+    """Lists of pictures in a folder `img`, named as SOURCE, and beside flat folders."""
+
+    CAT_AND_DOG: Found = {"a.jpg": ("cat", None), "b.jpg": ("dog", None)}  # noqa: RUF012
+
+    def listed(self, root: Path, name: str, text: str, *more: str) -> Path:
+        folder = in_folder(root, "img/a.jpg", "img/b.jpg", *more)
+        (folder / name).write_text(text)
+        return folder
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("labels.csv", "path,label\nimg/a.jpg,cat\nimg/b.jpg,dog\n"),
+            ("tags.tsv", "img/a.jpg\tcat\nimg/b.jpg\tdog\n"),
+            ("tags.tsv", "a.jpg\tcat\nb.jpg\tdog\n"),
+            ("headed.tsv", "path\tlabel\nimg/a.jpg\tcat\nimg/b.jpg\tdog\n"),
+            ("val.txt", "img/a.jpg cat\nimg/b.jpg dog\n"),
+            ("val.txt", "a cat\nb dog\n"),
+            ("tabbed.txt", "img/a.jpg\tcat\nimg/b.jpg\tdog\n"),
+            (
+                "metadata.jsonl",
+                '{"file_name": "img/a.jpg", "label": "cat"}\n{"file_name": "img/b.jpg", "label": "dog"}\n',
+            ),
+        ],
+    )
+    def test_it_is_read_alone_and_beside_the_folder(self, tmp_path: Path, name: str, text: str) -> None:
+        folder = self.listed(tmp_path, name, text)
+        assert found(discover(folder / name)) == self.CAT_AND_DOG
+        beside = discover(folder)
+        assert found(beside) == self.CAT_AND_DOG
+        assert beside.root == str(folder)
+        assert any(f"labels from {name}" in notice for notice in beside.notices)
+
+    def test_ids_without_ending_as_kaggle_has_them(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "labels.csv", "id,breed\na,cat\nb,dog\n", "test/c.jpg")
+        beside = discover(folder)
+        assert found(beside) == self.CAT_AND_DOG
+        assert "labels from labels.csv, columns path=id, label=breed" in beside.notices
+        assert "1 picture in no list left out: test/c.jpg" in beside.notices
+        alone = discover(folder / "labels.csv", columns={"path": "id", "label": "breed"})
+        assert found(alone) == self.CAT_AND_DOG
+        assert "as a for img/a.jpg" in alone.notices[0]
+
+    def test_an_image_folder_of_hugging_face_with_splits(self, tmp_path: Path) -> None:
+        folder = in_folder(tmp_path, "train/a.jpg", "train/b.jpg", "test/c.jpg")
+        (folder / "train" / "metadata.csv").write_text("file_name,label\na.jpg,cat\nb.jpg,dog\n")
+        (folder / "test" / "metadata.csv").write_text("file_name,label\nc.jpg,cat\n")
+        assert found(discover(folder)) == {
+            "a.jpg": ("cat", "train"),
+            "b.jpg": ("dog", "train"),
+            "c.jpg": ("cat", "test"),
+        }
+
+    def test_lists_named_as_splits(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "train.txt", "a.jpg cat\n")
+        (folder / "val.txt").write_text("b.jpg dog\n")
+        assert found(discover(folder)) == {"a.jpg": ("cat", "train"), "b.jpg": ("dog", "val")}
+
+    def test_pictures_and_list_in_one_folder(self, tmp_path: Path) -> None:
+        folder = in_folder(tmp_path, "a.jpg", "b.jpg")
+        (folder / "metadata.csv").write_text("file_name,text,label\na.jpg,x,cat\nb.jpg,y,dog\n")
+        assert found(discover(folder)) == self.CAT_AND_DOG
+
+    @pytest.mark.parametrize("name", ["classes.txt", "readme.txt", "notes.csv"])
+    def test_a_file_that_names_no_picture_is_no_list(self, tmp_path: Path, name: str) -> None:
+        folder = in_folder(tmp_path, "cat/a.jpg", "dog/b.jpg")
+        (folder / name).write_text("cat\ndog\nsome words about it\n")
+        assert found(discover(folder)) == self.CAT_AND_DOG
+
+    def test_class_folders_count_more_than_a_list(self, tmp_path: Path) -> None:
+        folder = in_folder(tmp_path, "train/cat/a.jpg", "train/dog/b.jpg")
+        (folder / "list.csv").write_text("path,label\ntrain/cat/a.jpg,x\n")
+        assert found(discover(folder)) == {"a.jpg": ("cat", "train"), "b.jpg": ("dog", "train")}
+
+    @pytest.mark.parametrize(
+        ("name", "text", "said"),
+        [
+            (
+                "labels.csv",
+                "id,colour,size\na,red,big\nb,blue,small\n",
+                "which of its columns is the label is not",
+            ),
+            ("labels.csv", "a.jpg,cat\nb.jpg,dog\n", "names no columns: write path,label above it"),
+            ("annotations.json", '{"images": [{"file_name": "a.jpg"}]}', "make a CSV"),
+        ],
+    )
+    def test_a_list_of_another_form_is_refused_and_how_to_write_it_said(
+        self, tmp_path: Path, name: str, text: str, said: str
+    ) -> None:
+        with pytest.raises(DatasetError, match=said):
+            discover(self.listed(tmp_path, name, text))
+
+    def test_several_lists_that_are_no_splits_are_refused(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "one.txt", "a.jpg cat\n")
+        (folder / "two.txt").write_text("b.jpg dog\n")
+        with pytest.raises(DatasetError, match=r"several lists of its pictures \(one.txt, two.txt\)"):
+            discover(folder)
+
+    @pytest.mark.parametrize(
+        ("name", "text", "said"),
+        [
+            ("x.tsv", "img/a.jpg\tcat\nimg/b.jpg\tdog\tblack\n", "line 2: it has 3 fields"),
+            ("x.txt", "img/a.jpg cat\nimg/b.jpg\n", "line 2"),
+            ("x.jsonl", '{"file_name": "img/a.jpg", "label": "cat"}\n[1]\n', "line 2: it is no object"),
+            (
+                "x.jsonl",
+                '{"file_name": "img/a.jpg", "label": "cat"}\n{"file_name": "img/b.jpg"}\n',
+                "line 2: there is no",
+            ),
+            ("x.txt", "img/a.jpg cat\nimg/gone.jpg dog\n", "line 2: no such file: img/gone.jpg"),
+        ],
+    )
+    def test_a_line_of_another_form_is_named(self, tmp_path: Path, name: str, text: str, said: str) -> None:
+        with pytest.raises(DatasetError, match=said):
+            discover(self.listed(tmp_path, name, text) / name)
+
+    def test_a_name_that_could_be_two_files_is_refused(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "x.csv", "path,label\na,cat\n", "more/a.jpg")
+        with pytest.raises(DatasetError, match="'a' could be "):
+            discover(folder / "x.csv")

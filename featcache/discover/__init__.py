@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+from featcache.discover.beside import listed_beside
 from featcache.discover.folders import folder_dataset
 from featcache.discover.labels import (
     Columns,
@@ -22,7 +23,7 @@ from featcache.discover.labels import (
     split_of,
 )
 from featcache.discover.litter import is_skipped
-from featcache.discover.manifests import csv_dataset
+from featcache.discover.manifests import LISTS, list_dataset
 from featcache.discover.objects import object_dataset
 from featcache.discover.shards import archive_or_shard, shards_dataset
 from featcache.discover.splitwords import SPLIT_NAMES, exact_split
@@ -162,8 +163,8 @@ def _file(root: str, how: _How) -> Dataset:
             raise UsageError(f"--names-encoding is for the names in a .zip, and {root} is none: leave it out")
         return archive_or_shard(root, how.columns, how.label_from, how.names_encoding)
     how.check_no_names(root)
-    if lower.endswith(".csv"):
-        return csv_dataset(root, how.labelled, how.columns)
+    if lower.endswith(LISTS):
+        return list_dataset(root, how.labelled, how.columns)
     if not lower.endswith(".parquet"):
         check_no_columns(root, how.columns)
         return Dataset(root, (Item(root),))
@@ -185,6 +186,10 @@ def _folder(root: str, tree: Tree, how: _How) -> Dataset:
         return shards_dataset(root, parts, how.columns)
     if kind == ".parquet":
         return table_dataset(root, parts, how.labelled, how.columns)
+    if isinstance(tree, LocalTree) and how.label_from is None:
+        found = listed_beside(root, how.columns, how.labelled)
+        if found is not None:
+            return found
     check_no_columns(root, how.columns)
     return folder_dataset(root, tree, label_from=how.label_from)
 
