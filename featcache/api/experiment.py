@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from featcache.api.asking import used_as_it_is
 from featcache.api.extraction import extract
 from featcache.api.models import versions
@@ -86,6 +88,24 @@ class Experiment(Known):
         """The names of the further views that were loaded."""
         return tuple(self.features.views)
 
+    def leak(self, plan: Plan) -> tuple[str, ...]:
+        """Return what is to be said of scored pictures with near twins, no copies, among those that are fitted on."""
+        from featcache.audits.leaks import leaks
+
+        keys = self.features.keys
+        known = {keys[row] for row in plan.fitted}
+        others = np.array([row for row in plan.scored if keys[row] not in known], np.intp)
+        if not len(others):
+            return ()
+        found = leaks(self.features.X, plan.fitted, others)
+        if not len(found.scored):
+            return ()
+        one, other = (self.features.paths[int(rows[0])] for rows in (found.scored, found.fitted))
+        return (
+            f"{len(found.scored):,} of {found.looked_at:,} scored pictures have near twins among those trained on, as "
+            f"{one} and {other}: the score flatters; `featcache audit` shows them",
+        )
+
     def notes(self, plans: Mapping[int, Plan]) -> list[str]:
         """Return what is to be said of the dataset and of the plans of several seeds."""
         first, *others = plans
@@ -93,7 +113,7 @@ class Experiment(Known):
         if others and plans[first].made:
             own = "no test split in the dataset: each seed has a stratified 80/20 split of its own, kept in the cache"
             said = [own, *(notice for notice in said if notice != MADE.format(first))]
-        return [*self.notices, *said]
+        return [*self.notices, *said, *self.leak(plans[first])]
 
     def setting(self, plans: Sequence[Plan], seeds: Sequence[int], train_views: bool, test_views: bool) -> Setting:
         """Return what the rows of a table share; sizes are those of the first seed."""
