@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from conftest import Result, write_picture
-from input_kinds import member
+from input_kinds import arrow_table, member
+from PIL import Image
 
 from featcache.discover import discover
 from featcache.errors import DatasetError, UsageError
@@ -525,3 +530,74 @@ class TestLists:
         folder = self.listed(tmp_path, "x.csv", "path,label\na,cat\n", "more/a.jpg")
         with pytest.raises(DatasetError, match="'a' could be "):
             discover(folder / "x.csv")
+
+
+class TestInPython:
+    """Objects in Python; `datasets.Dataset` and torchvision's are in tests/test_inputs.py."""
+
+    GREY: npt.NDArray[np.uint8] = np.arange(4 * 28 * 28, dtype=np.uint8).reshape(4, 28, 28)
+
+    def test_arrays_of_pictures_and_labels_as_mnist_has_them(self) -> None:
+        labels = np.array([7, 2, 7, 2])
+        dataset = discover({"train": (self.GREY, labels), "test": (self.GREY[::-1].copy(), labels)})
+        assert [(item.label, item.split) for item in dataset.items][3:5] == [("2", "train"), ("7", "test")]
+        assert dataset.access is not None
+        data = dataset.access.read(dataset.items[1].path)[0]
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data)).convert("L")), self.GREY[1])
+
+    def test_an_array_of_colour_pictures_without_labels(self) -> None:
+        dataset = discover(np.zeros((3, 8, 8, 3), np.uint8))
+        assert [item.label for item in dataset.items] == [None] * 3
+
+    @pytest.mark.parametrize(
+        ("source", "said"),
+        [
+            ((GREY.astype(np.float32), [1, 2, 3, 4]), "an array of float32 of the shape (4, 28, 28)"),
+            ((GREY, [1, 2, 3]), "4 pictures in the array, and 3 labels"),
+            (np.zeros((4, 3, 8, 8), np.uint8), "of the shape (4, 3, 8, 8)"),
+            (5, "int is no dataset"),
+            (object(), "object is no dataset"),
+            (lambda: 1, "function is no dataset"),
+        ],
+    )
+    def test_others_are_refused_by_name(self, source: Any, said: str) -> None:
+        with pytest.raises(DatasetError) as caught:
+            discover(source)
+        assert said in str(caught.value)
+        assert " at 0x" not in str(caught.value)
+
+    def test_a_table_of_pandas(self, tmp_path: Path) -> None:
+        pandas = pytest.importorskip("pandas")
+        folder = in_folder(tmp_path, "a.jpg", "b.jpg")
+        rows = {"path": [str(folder / "a.jpg"), folder / "b.jpg"], "label": ["cat", None], "split": ["train", np.nan]}
+        assert found(discover(pandas.DataFrame(rows))) == {"a.jpg": ("cat", "train"), "b.jpg": (None, None)}
+        with pytest.raises(DatasetError, match="has no column 'path', but file, label"):
+            discover(pandas.DataFrame({"file": ["a.jpg"], "label": ["cat"]}))
+
+    def test_a_dict_of_splits_to_folders(self, tmp_path: Path) -> None:
+        one, other = in_folder(tmp_path / "1", "cat/a.jpg", "dog/b.jpg"), in_folder(tmp_path / "2", "cat/c.jpg")
+        dataset = discover({"train": one, "val": str(other)})
+        assert found(dataset)["c.jpg"] == ("cat", "val")
+
+    def test_lists_of_paths_and_of_pairs(self, tmp_path: Path) -> None:
+        folder = in_folder(tmp_path, "a.jpg", "b.jpg")
+        assert found(discover([folder / "a.jpg", str(folder / "b.jpg")])) == {
+            "a.jpg": (None, None),
+            "b.jpg": (None, None),
+        }
+        assert found(discover([(folder / "a.jpg", "cat")])) == {"a.jpg": ("cat", None)}
+
+
+def test_a_folder_in_the_cache_of_datasets_is_read(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    write_picture(tmp_path / "cat.png", 1)
+    (tmp_path / "cached").mkdir()
+    for split in ("train", "test"):
+        rows = arrow_table([(tmp_path / "cat.png", "leaf", split)])
+        path = str(tmp_path / f"cached/imagefolder-{split}.arrow")
+        with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, rows.schema) as out:
+            out.write_table(rows)
+    (tmp_path / "cached/dataset_info.json").write_text("{}")
+    dataset = discover(tmp_path / "cached")
+    assert sorted((item.label, item.split) for item in dataset.items) == [("leaf", "test"), ("leaf", "train")]
