@@ -189,10 +189,9 @@ class _Given:
                 f"{type(source).__name__} is no dataset: name a folder or a manifest, or give an object with a length "
                 "and pictures by number, as torchvision.datasets has them"
             )
-        marks = (getattr(dataset, name, None) for name in ("root", "split", "train"))
-        self.root = f"{GIVEN}://" + "/".join(
-            [type(dataset).__name__, *(str(value).strip("/") for value in marks if isinstance(value, str | int | os.PathLike))]
-        )
+        marks = [getattr(dataset, name, None) for name in ("root", "split", "train")]
+        said = [str(value).strip("/") for value in marks if value is not None and not callable(value)]
+        self.root = f"{GIVEN}://" + "/".join([type(dataset).__name__, *(text for text in said if " at 0x" not in text)])
         samples: Any = getattr(dataset, "samples", None)
         self.has_paths = bool(samples) and all(isinstance(sample[0], str) for sample in samples)
         try:
