@@ -190,8 +190,8 @@ class _Given:
                 "and pictures by number, as torchvision.datasets has them"
             )
         marks = [getattr(dataset, name, None) for name in ("root", "split", "train")]
-        said = [str(value).strip("/") for value in marks if value is not None and not callable(value)]
-        self.root = f"{GIVEN}://" + "/".join([type(dataset).__name__, *(text for text in said if " at 0x" not in text)])
+        own = [str(value).strip("/") for value in marks if value is not None and not callable(value)]
+        self.root = f"{GIVEN}://" + "/".join([type(dataset).__name__, *(text for text in own if " at 0x" not in text)])
         samples: Any = getattr(dataset, "samples", None)
         self.has_paths = bool(samples) and all(isinstance(sample[0], str) for sample in samples)
         try:
