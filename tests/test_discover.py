@@ -105,7 +105,7 @@ class TestFolder:
         [".hidden.jpg", "._1.jpg", ".DS_Store", "Thumbs.db", "thumbs.db", "desktop.ini", ".git/x", "__MACOSX/x.jpg"],
     )
     @pytest.mark.parametrize("place", ["", "cat/", "cat/deep/"])
-    def test_hidden_files_and_litter_are_skipped_without_a_word(self, tmp_path: Path, place: str, litter: str) -> None:
+    def test_hidden_files_and_litter_are_no_notices(self, tmp_path: Path, place: str, litter: str) -> None:
         touch(tmp_path, "cat/1.jpg", "cat/deep/2.jpg", place + litter)
         found = discover(tmp_path)
         assert [Path(item.path).name for item in found.items] == ["1.jpg", "2.jpg"]
@@ -291,7 +291,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     ("locked", "source"),
-    [("photos", "photos"), ("photos/cat", "photos"), ("photos/cat/deep", "photos"), ("list.csv", "list.csv")],
+    [("photos", "photos"), ("list.csv", "list.csv")],
 )
 def test_what_may_not_be_read_is_refused_by_name(open_folder: Path, locked: str, source: str) -> None:
     touch(open_folder, "photos/cat/1.jpg", "photos/cat/deep/2.jpg", "photos/dog/3.jpg")
@@ -309,6 +309,38 @@ def test_what_may_not_be_read_is_refused_by_name(open_folder: Path, locked: str,
         (open_folder / locked).chmod(0o755)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"not allowed to read {open_folder / locked}: check its permissions\n"
+
+
+FOUND_UNPRIVILEGED = """
+import os, sys
+from featcache.discover import discover
+from featcache.errors import PictureError
+from featcache.sources import read
+if os.getuid() == 0:
+    os.setuid(65534)
+for item in discover(sys.argv[1]).items:
+    try:
+        read(item.path)
+    except PictureError as error:
+        print(item.path, item.label, error)
+    else:
+        print(item.path, item.label)
+"""
+
+
+@pytest.mark.parametrize("locked", ["cat", "cat/deep"])
+def test_a_folder_that_may_not_be_read_counts_as_a_file_of_its_class(open_folder: Path, locked: str) -> None:
+    touch(open_folder, "photos/cat/1.jpg", "photos/cat/deep/2.jpg", "photos/dog/3.jpg")
+    folder = open_folder / "photos" / locked
+    folder.chmod(0)
+    words = [sys.executable, "-c", FOUND_UNPRIVILEGED, str(open_folder / "photos")]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    finally:
+        folder.chmod(0o755)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{folder} cat permission denied" in done.stdout.splitlines()
+    assert f"{open_folder}/photos/dog/3.jpg dog" in done.stdout.splitlines()
 
 
 class TestManifest:

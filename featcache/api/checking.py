@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from featcache.api.exchange import import_into
 from featcache.api.extraction import extract_into
-from featcache.api.options import Options, moved, open_cache, places
+from featcache.api.options import READING, Options, moved, open_cache, places
 from featcache.api.usage import (
     FOR_TRAINING,
     is_behind,
@@ -255,7 +256,7 @@ def _extracted_again(cache: Cache, run: Run, options: Options, progress: Progres
     known = run.summary or {}
     weights = moved(cache, known.get("weights_file"))
     backbone = _remembered(cache, run, weights)
-    dataset = discover(run.root, columns=known.get("columns"))
+    dataset = discover(run.root, **_reading(known))
     summary = extract_into(
         cache,
         dataset,
@@ -265,6 +266,10 @@ def _extracted_again(cache: Cache, run: Run, options: Options, progress: Progres
         run=run,
     )
     return f"{run.root} extracted again: {summary.reused:,} reused, {summary.computed:,} computed ({summary.backbone})"
+
+
+def _reading(known: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: known.get(name) for name in READING}
 
 
 def _remembered(cache: Cache, run: Run, weights: Path | None) -> Backbone:

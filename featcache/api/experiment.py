@@ -11,10 +11,12 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featcache.api.asking import used_as_it_is
 from featcache.api.extraction import extract
 from featcache.api.models import versions
-from featcache.api.options import Options, moved, open_cache, places
+from featcache.api.options import READING, Options, moved, open_cache, places
 from featcache.api.usage import (
     extracted_at,
     extraction_of,
@@ -56,6 +58,8 @@ class Known:
 
     def plan(self, seed: int, strict: bool = True) -> Plan:
         """Return who is trained on, chosen on and scored; a split that is made here is kept."""
+        if not any(self.roll.labels) and self.notices:
+            raise DatasetError(f"the pictures of {self.root} have no labels: {'; '.join(self.notices)}")
         made = plan(self.roll, seed, self.cache.splits.kept(self.root, seed), strict)
         self.cache.splits.keep(self.root, seed, made.made)
         return made
@@ -89,6 +93,24 @@ class Experiment(Known):
         """The names of the further views that were loaded."""
         return tuple(self.features.views)
 
+    def leak(self, plan: Plan) -> tuple[str, ...]:
+        """Return what is to be said of scored pictures with near twins, no copies, among those that are fitted on."""
+        from featcache.audits.leaks import leaks
+
+        keys = self.features.keys
+        known = {keys[row] for row in plan.fitted}
+        others = np.array([row for row in plan.scored if keys[row] not in known], np.intp)
+        if not len(others):
+            return ()
+        found = leaks(self.features.X, plan.fitted, others)
+        if not len(found.scored):
+            return ()
+        one, other = (self.features.paths[int(rows[0])] for rows in (found.scored, found.fitted))
+        return (
+            f"{len(found.scored):,} of {found.looked_at:,} scored pictures have near twins among those trained on, as "
+            f"{one} and {other}: the score flatters; `featcache audit` shows them",
+        )
+
     def notes(self, plans: Mapping[int, Plan]) -> list[str]:
         """Return what is to be said of the dataset and of the plans of several seeds."""
         first, *others = plans
@@ -96,7 +118,7 @@ class Experiment(Known):
         if others and plans[first].made:
             own = "no test split in the dataset: each seed has a stratified 80/20 split of its own, kept in the cache"
             said = [own, *(notice for notice in said if notice != MADE.format(first))]
-        return [*self.notices, *said]
+        return [*self.notices, *said, *self.leak(plans[first])]
 
     def setting(self, plans: Sequence[Plan], seeds: Sequence[int], train_views: bool, test_views: bool) -> Setting:
         """Return what the rows of a table share; sizes are those of the first seed."""
@@ -195,7 +217,8 @@ def _known(
     cache: Cache, extraction: Run, roll: Roll
 ) -> tuple[Cache, str, FeatureSpec, Mapping[str, Any], str, tuple[str, ...], Roll, Access]:
     root, spec = extraction.root, cache.spec(extraction.fingerprint)
-    said, notices = extraction.summary or {}, tuple(_left_out(cache, root, roll))
+    said = extraction.summary or {}
+    notices = (*(said.get("notices", ()) if extraction.command == "extract" else ()), *_left_out(cache, root, roll))
     access = CLOSED if extraction.command == "import" else ACCESS
     return cache, root, spec, said, extracted_at(extraction), notices, roll, access
 
@@ -240,10 +263,14 @@ def _as_before(source: Source, options: Options) -> Options:
             return options
         known, spec = run.summary or {}, cache.spec(run.fingerprint)
         weights, network = moved(cache, known.get("weights_file")), network_of(cache, run)
-    said, columns = [], known.get("columns")
-    if columns and not options.columns:
-        options = replace(options, columns=columns)
-        said.append("columns " + ",".join(f"{name}={theirs}" for name, theirs in columns.items()))
+    said = []
+    for name in READING:
+        before = known.get(name)
+        if before and not getattr(options, name):
+            options = replace(options, **{name: before})
+            is_map = isinstance(before, Mapping)
+            text = ",".join(f"{each}={theirs}" for each, theirs in before.items()) if is_map else before
+            said.append(f"{name.replace('_', '-')} {text}")
     if (options.backbone, options.weights, options.precision, options.draft, options.reading) == _NO_FEATURES:
         is_drafted = spec.decoding is not None
         options = replace(options, backbone=spec.backbone, weights=weights, precision=spec.precision, draft=is_drafted)

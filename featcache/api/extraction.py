@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
 from featcache.api import cluster
 from featcache.api.asking import asked
-from featcache.api.options import Options, find_weights, open_cache, places
+from featcache.api.options import Options, find_weights, open_cache, places, reading
 from featcache.api.pipeline import Work, compute
 from featcache.api.precision import as_asked
 from featcache.api.price import price
 from featcache.api.usage import newest_uses
 from featcache.backbones import Backbone, note, resolve
-from featcache.discover import discover
+from featcache.discover import SPLIT_NAMES, discover
 from featcache.embed import check_running
 from featcache.errors import DatasetError, EngineError, UsageError
 from featcache.process import after_forks_too
 from featcache.records import ORIGINAL, VIEWS, Dataset, ExtractSummary, Failure, Progress, Source, ViewSummary
 from featcache.sheets import csv_text
-from featcache.store import Cache, Cells, Run
+from featcache.store import Cache, Cells, Row, Run
+
+SPLITS = tuple(dict.fromkeys(SPLIT_NAMES.values()))
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ def _extract(
         raise DatasetError(f"unknown view {unknown[0]!r}: use {', '.join(VIEWS)}, or several with commas")
     if check and options.precision == "fp32" and not options.draft:
         raise EngineError("fp32 is what a check compares with: ask for it with --precision int8, fp16 or --draft")
-    dataset = discover(source, columns=options.columns)
+    dataset = discover(source, **reading(options))
     if options.engine == cluster.NAME:
         cluster.check(options)
     elif options.address:
@@ -102,7 +105,7 @@ def extract_into(
 
     Each of the further `views` has a run of its own; the first of all is the `run` that was asked for.
     """
-    for notice in dataset.notices:
+    for notice in (*dataset.notices, *_relabelled(cache, dataset)):
         _logger.warning("%s", notice)
     # The original view comes last, so that it is the extraction that the catalog knows as the dataset's.
     backbones = [*(backbone.viewing(view) for view in views), backbone]
@@ -134,6 +137,27 @@ def extract_into(
         took = summary.seconds.total
         done = (*done, ViewSummary(seen.spec.view, summary.fingerprint, summary.reused, summary.computed, took))
     return summary
+
+
+def _relabelled(cache: Cache, dataset: Dataset) -> Iterator[str]:
+    """Yield what is to be said of pictures whose label or split is not what it was, whatever the reason."""
+    known = {row.item.path: row.item for row in cache.catalog.dataset(dataset.root)}
+    changed = [item for item in dataset.items if known.get(item.path, item) != item]
+    if changed:
+        (label, split), (was, was_in) = (
+            (item.label or "no label", item.split or "no split") for item in (changed[0], known[changed[0].path])
+        )
+        yield (
+            f"{len(changed):,} of {len(dataset.items):,} pictures have another label or split than when {dataset.root} "
+            f"was extracted before: {changed[0].path} is {label}, {split}, and was {was}, {was_in}"
+        )
+
+
+def _sizes(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    """Return how many readable pictures each label has in each split, labels and splits in order."""
+    found = Counter((row.item.label or "", row.item.split or "") for row in rows if row.reason is None)
+    splits = sorted({split for _, split in found}, key=lambda name: (name == "", SPLITS.index(name) if name else 0))
+    return {label: {split: found[label, split] for split in splits} for label in sorted({label for label, _ in found})}
 
 
 def _begin(cache: Cache, dataset: Dataset, backbones: Sequence[Backbone], run: Run | None = None) -> list[Run]:
@@ -223,6 +247,10 @@ def _summary(
         view=backbone.spec.view,
         views=views if backbone.spec.view == ORIGINAL else (),
         columns=dict(options.columns) if options.columns else None,
+        label_from=options.label_from,
+        names_encoding=options.names_encoding,
+        classes=_sizes(work.rows),
+        skipped=dict(dataset.skipped),
     )
 
 

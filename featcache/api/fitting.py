@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.api.asking import asks
-from featcache.api.experiment import Known, Streamed, open_experiment, open_streamed
+from featcache.api.experiment import Experiment, Known, Streamed, open_experiment, open_streamed
 from featcache.api.models import SUFFIX, Model, save_model, versions
 from featcache.api.options import Options
 from featcache.embed import check_running
@@ -124,7 +124,12 @@ def _finish(
         versions=versions(),
         trials=_trials(fitted),
         loss_curve=fitted.loss_curve,
-        notices=(*known.notices, *plan.notices, *fitted.notices),
+        notices=(
+            *known.notices,
+            *plan.notices,
+            *(known.leak(plan) if isinstance(known, Experiment) else ()),
+            *fitted.notices,
+        ),
         out_of_core=isinstance(known, Streamed),
         extracted=known.extracted_at,
         unscored=plan.unscored,

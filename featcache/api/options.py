@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from featcache.backbones import AUTO, finetuned
 from featcache.backbones.weights import sha256
@@ -26,9 +27,10 @@ class Options:
     `rehash` files that look unchanged (size, modification time, inode) are read again all the same. `precision` is one
     of `records.PRECISIONS`; `draft` decodes large JPEG files in fewer pixels. Both give other features, as does
     `reading`, the text of a `records.reading.Reading`. `columns` says what `path`, `label` and `split` are called in
-    the dataset. `share` is a URL of fsspec where vectors are put too, and looked for. The engine `ray` extracts on the
-    Ray cluster at `address` (`auto`: the one that runs on this computer); without one on that in `RAY_ADDRESS`, else
-    it starts Ray here. Paths may be given as texts.
+    the dataset, `label_from` and `names_encoding` how names of files are read, see `discover`. `share` is a URL of
+    fsspec where vectors are put too, and looked for. The engine `ray` extracts on the Ray cluster at `address` (`auto`:
+    the one that runs on this computer); without one on that in `RAY_ADDRESS`, else it starts Ray here. Paths may be
+    given as texts.
     """
 
     backbone: str = AUTO
@@ -44,6 +46,8 @@ class Options:
     columns: Mapping[str, str] | None = None
     share: str | None = None
     address: str | None = None
+    label_from: str | None = None
+    names_encoding: str | None = None
 
     def __post_init__(self) -> None:
         """Take a path that was given as a text; raises `UsageError` for what is none, and values of other types."""
@@ -56,6 +60,15 @@ class Options:
         check_given(self)
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"a batch has {self.batch_size} pictures: give a number from 1 on")
+
+
+READING = ("columns", "label_from", "names_encoding")
+"""The options that say how a dataset is read, which its summary keeps for later commands."""
+
+
+def reading(options: Options) -> dict[str, Any]:
+    """Return the options of `discover`."""
+    return {name: getattr(options, name) for name in READING}
 
 
 def open_cache(options: Options, *, create: bool = True) -> Cache:

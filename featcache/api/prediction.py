@@ -41,7 +41,7 @@ def predict(
     the model's features cannot be reproduced.
     """
     options = options or Options()
-    dataset = discover(source, labelled=False, columns=options.columns)
+    dataset = discover(source, labelled=False, columns=options.columns, names_encoding=options.names_encoding)
     check_running(options.device, options.engine)
     with open_cache(options) as cache:
         fitted = load_model(cache, Path(model), trust)

@@ -38,10 +38,13 @@ def split(
     links: str | Path | None = None,
     progress: Progress | None = None,
     columns: Mapping[str, str] | None = None,
+    label_from: str | None = None,
+    names_encoding: str | None = None,
 ) -> SplitSummary:
     """Split the pictures of `source` into train, test and, where `val` is above 0, val: by class, and by content.
 
-    `source` is a folder `class/*`, or anything else that `discover` finds labels in and no splits; `columns` as there.
+    `source` is a folder `class/*`, or anything else that `discover` finds labels in and no splits; `columns`,
+    `label_from` and `names_encoding` as there.
     All files of one content are in one split, and their names and order do not matter. The splits are written to the
     manifest `out`, in the current folder `<name of source>-split.csv`, or laid out as links in the new folder `links`.
     `progress` is called for every file. Raises `UsageError`, `DatasetError` and `OutputError`.
@@ -54,7 +57,7 @@ def split(
         )
     if out and links:
         raise UsageError(f"both the manifest {out} and the links {links} are asked for: name one of them")
-    dataset = discover(source, columns=columns)
+    dataset = discover(source, columns=columns, label_from=label_from, names_encoding=names_encoding)
     if dataset.access is not None and not is_remote(dataset.root):
         raise DatasetError(f"{dataset.root} is in Python only, and no manifest could name its pictures: split it there")
     labelled = _labelled(dataset)

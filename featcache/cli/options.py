@@ -134,6 +134,16 @@ columns_option = click.option(
     metavar="path=A,label=B,split=C",
     help="What these are called in a manifest, in Parquet files or, as endings, in tar shards.",
 )
+reading_options = several(
+    columns_option,
+    click.option(
+        "--label-from",
+        metavar="REGEX",
+        help="Labels from the names of files: the group () of what it finds in their path below SOURCE; (?P<split>...) "
+        "is the split.",
+    ),
+    click.option("--names-encoding", metavar="NAME", help="Of names in a .zip that do not say theirs: gbk, cp1252 ..."),
+)
 running_options = several(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
     click.option(
@@ -171,7 +181,7 @@ network_options = several(
         "--pages", default="first", show_default=True, help="The page of TIFF files to take: first, or 2, 3 ..."
     ),
     click.option("--draft", is_flag=True, help="Decode large JPEG files in fewer pixels; gives other vectors."),
-    columns_option,
+    reading_options,
     running_options,
 )
 table_options = several(

@@ -19,6 +19,7 @@ from featcache.cli.options import (
     json_option,
     make_options,
     network_options,
+    reading_options,
     running_options,
     seed_option,
     show,
@@ -77,7 +78,7 @@ def extract(source: str, views: str, check: bool, shard: tuple[int, int] | None,
 @click.option("--test", type=float, default=0.2, show_default=True, help="Fraction of each class that is scored.")
 @click.option("--val", type=float, default=0.0, show_default=True, help="Fraction of each class to choose by.")
 @seed_option
-@columns_option
+@reading_options
 @click.option("--out", type=FILE, help="The manifest to write, a .csv file  [default: NAME-split.csv].")
 @click.option("--links", type=FILE, metavar="DIR", help="Make links DIR/train/CLASS/... instead of a manifest.")
 @json_option
@@ -87,6 +88,8 @@ def split(
     val: float,
     seed: int,
     columns: dict[str, str] | None,
+    label_from: str | None,
+    names_encoding: str | None,
     out: Path | None,
     links: Path | None,
     as_json: bool,
@@ -98,7 +101,7 @@ def split(
     from featcache import api, render
 
     with Bar() as bar:
-        summary = api.split(source, test, val, seed, out, links, bar, columns)
+        summary = api.split(source, test, val, seed, out, links, bar, columns, label_from, names_encoding)
     show(as_json, summary, render.split_text)
 
 

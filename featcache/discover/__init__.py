@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
-from featcache.discover.folders import SPLIT_NAMES, folder_dataset
-from featcache.discover.labels import Columns, check_columns, check_no_columns, check_path, one_split, split_of
-from featcache.discover.manifests import csv_dataset
+from featcache.discover.beside import listed_beside
+from featcache.discover.folders import folder_dataset
+from featcache.discover.labels import (
+    Columns,
+    check_columns,
+    check_encoding,
+    check_label_from,
+    check_no_columns,
+    check_path,
+    one_a_look,
+    one_split,
+    split_of,
+)
+from featcache.discover.litter import is_skipped
+from featcache.discover.manifests import LISTS, list_dataset
 from featcache.discover.objects import object_dataset
 from featcache.discover.shards import archive_or_shard, shards_dataset
+from featcache.discover.splitwords import SPLIT_NAMES, exact_split
 from featcache.discover.tables import is_saved, saved_dataset, table_dataset
-from featcache.discover.trees import LocalTree, NamesTree, Tree, is_skipped
-from featcache.errors import DatasetError, DatasetNotFoundError
+from featcache.discover.trees import LocalTree, NamesTree, Tree
+from featcache.errors import DatasetError, DatasetNotFoundError, UsageError
 from featcache.records import Access, Dataset, Item
 from featcache.sources import ACCESS, file_stat, look_again, read, remote
 from featcache.sources.addresses import CONTAINERS, GIVEN, is_remote, named, scheme
@@ -27,22 +41,52 @@ _NOTES = {".json", ".jsonl", ".md", ".txt", ".yaml", ".yml", ".idx"}
 """What may lie beside shards and tables without being a picture."""
 
 
-def discover(source: Any, *, labelled: bool = True, columns: Columns | None = None) -> Dataset:
+class _How(NamedTuple):
+    """How a source is read, see `discover`."""
+
+    labelled: bool
+    columns: Columns
+    label_from: str | None
+    names_encoding: str | None
+
+    def check_no_names(self, what: str) -> None:
+        """Raise `UsageError` where the names of files are to be read of what is no folder and no archive."""
+        if self.label_from is not None or self.names_encoding is not None:
+            option = "--label-from" if self.label_from is not None else "--names-encoding"
+            raise UsageError(f"{option} is for folders and archives, and {what} is none: leave it out")
+
+
+def discover(
+    source: Any,
+    *,
+    labelled: bool = True,
+    columns: Columns | None = None,
+    label_from: str | None = None,
+    names_encoding: str | None = None,
+) -> Dataset:
     """List the pictures of `source` in a stable order, without opening them.
 
     `source` is a folder (`class/*`, `train|val|test|holdout/class/*`, or flat), a `.csv` or `.parquet` manifest with
     the columns `path,label[,split]` (paths relative to the manifest), a `.zip` or `.tar` of a folder, WebDataset
     shards, Parquet files with pictures in them, what `datasets` saved to disk, one picture, each of them here or at a
     URL of fsspec; or a list of paths or a dataset object, see `object_dataset`; or one of these for each split, as
-    `{"train": ..., "test": ...}`. `columns` says what path, label and split are called.
+    `{"train": ..., "test": ...}`. `columns` says what path, label and split are called. `label_from` is a regular
+    expression whose first group, or the one named `label`, finds the label in the path of a file below the folder, and
+    one named `split` the split; `names_encoding` that of names in a zip which are in no stated one.
     Every regular file counts as a picture until decoding says otherwise; hidden files and cache folders are skipped.
-    With `labelled=False` a manifest may lack labels. Raises `DatasetNotFoundError` and `DatasetError`.
+    With `labelled=False` a manifest may lack labels. Raises `DatasetNotFoundError`, `DatasetError` and `UsageError`.
     """
     columns = columns or {}
     check_columns(columns)
+    if label_from is not None:
+        check_label_from(label_from)
+    if names_encoding is not None:
+        check_encoding(names_encoding)
+    how = _How(labelled, columns, label_from, names_encoding)
     if isinstance(source, Mapping):
-        return _checked(_of_splits(source, labelled, columns), source)
+        return _checked(_of_splits(source, how), source)
     if not isinstance(source, str | os.PathLike):
+        how.check_no_names("an object in Python")
         return _checked(object_dataset(source), source)
     root = check_path(named(source), "the dataset")
     look_again()
@@ -52,12 +96,12 @@ def discover(source: Any, *, labelled: bool = True, columns: Columns | None = No
         elif is_remote(root):
             make = _remote_folder if remote.is_folder(root) else _file
             with remote.explained(root):
-                dataset = make(root, labelled, columns)
+                dataset = make(root, how)
         elif os.path.isdir(root):  # noqa: PTH112
-            dataset = _folder(root, LocalTree(root), labelled, columns)
+            dataset = _folder(root, LocalTree(root), how)
         else:
             os.lstat(root)
-            dataset = _file(root, labelled, columns)
+            dataset = _file(root, how)
     except DatasetError:
         raise
     except PermissionError as error:
@@ -69,14 +113,14 @@ def discover(source: Any, *, labelled: bool = True, columns: Columns | None = No
     return _checked(dataset, source)
 
 
-def _of_splits(source: Mapping[Any, Any], labelled: bool, columns: Columns) -> Dataset:
+def _of_splits(source: Mapping[Any, Any], how: _How) -> Dataset:
     """Return one dataset of several, each of them a split; raises `DatasetError` where one has splits of its own."""
     parts: list[Dataset] = []
     split_of_path: dict[str, str | None] = {}
     for name, part in source.items():
         split = one_split(name, "the datasets")
         if isinstance(part, str | os.PathLike):
-            found = discover(part, labelled=labelled, columns=columns)
+            found = discover(part, **how._asdict())
             if any(item.split for item in found.items):
                 raise DatasetError(f"{found.root} has splits of its own, and is given as {name!r}: give it alone")
         else:
@@ -90,6 +134,7 @@ def _of_splits(source: Mapping[Any, Any], labelled: bool, columns: Columns) -> D
         root=root if scheme(root) == GIVEN else f"{GIVEN}://{root}",
         items=tuple(item for part in parts for item in part.items),
         notices=tuple(notice for part in parts for notice in part.notices),
+        skipped=dict(sum((Counter(part.skipped) for part in parts), Counter[str]())),
         access=_access(parts),
     )
 
@@ -103,38 +148,56 @@ def _access(parts: Sequence[Dataset]) -> Access | None:
 
 
 def _checked(dataset: Dataset, source: Any) -> Dataset:
+    """Return the dataset with labels that look the same as one class; raises `DatasetError` for one without files."""
     if not dataset.items:
         name = source if isinstance(source, str | os.PathLike) else dataset.root
         said = "".join(f" ({notice})" for notice in dataset.notices)
         raise DatasetError(f"{name} holds no files{said}: name a folder of pictures, or a manifest that lists some")
-    return dataset
+    return one_a_look(dataset)
 
 
-def _file(root: str, labelled: bool, columns: Columns) -> Dataset:
+def _file(root: str, how: _How) -> Dataset:
     lower = root.lower()
-    if lower.endswith(".csv"):
-        return csv_dataset(root, labelled, columns)
-    if not lower.endswith((".parquet", *_ARCHIVES)):
-        check_no_columns(root, columns)
+    if lower.endswith(_ARCHIVES):
+        if how.names_encoding is not None and not lower.endswith(".zip"):
+            raise UsageError(f"--names-encoding is for the names in a .zip, and {root} is none: leave it out")
+        return archive_or_shard(root, how.columns, how.label_from, how.names_encoding)
+    how.check_no_names(root)
+    if lower.endswith(LISTS):
+        return list_dataset(root, how.labelled, how.columns)
+    if not lower.endswith(".parquet"):
+        check_no_columns(root, how.columns)
         return Dataset(root, (Item(root),))
-    if lower.endswith(".parquet"):
-        return table_dataset(root, [(root, None)], labelled, columns)
-    return archive_or_shard(root, columns)
+    return table_dataset(root, [(root, None)], how.labelled, how.columns)
 
 
-def _folder(root: str, tree: Tree, labelled: bool, columns: Columns) -> Dataset:
+def _folder(root: str, tree: Tree, how: _How) -> Dataset:
+    if how.names_encoding is not None:
+        raise UsageError(f"--names-encoding is for the names in a .zip, and {root} is a folder: leave it out")
     if isinstance(tree, LocalTree) and is_saved(root):
-        return saved_dataset(root, labelled, columns)
-    kind, files = _kind(tree)
+        return saved_dataset(root, how.labelled, how.columns)
+    kind, files = _kind(tree) if how.label_from is None else (None, [])
+    if kind == ".arrow" and isinstance(tree, LocalTree):
+        return table_dataset(root, [(file, _split_in(file)) for file in files], how.labelled, how.columns)
     if kind == ".arrow":
         raise DatasetError(f"{root} is what `datasets` saved, which is read on this computer only: copy it here")
     parts = [(file, split_of(file.removeprefix(root).strip("/"))) for file in files]
     if kind == ".tar":
-        return shards_dataset(root, parts, columns)
+        return shards_dataset(root, parts, how.columns)
     if kind == ".parquet":
-        return table_dataset(root, parts, labelled, columns)
-    check_no_columns(root, columns)
-    return folder_dataset(root, tree)
+        return table_dataset(root, parts, how.labelled, how.columns)
+    if isinstance(tree, LocalTree) and how.label_from is None:
+        found = listed_beside(root, how.columns, how.labelled)
+        if found is not None:
+            return found
+    check_no_columns(root, how.columns)
+    return folder_dataset(root, tree, label_from=how.label_from)
+
+
+def _split_in(file: str) -> str | None:
+    """Return the split in the name of a file of the cache of `datasets`, `imagefolder-train-00000-of-00002.arrow`."""
+    found = {split for word in PurePosixPath(file).stem.split("-") if (split := exact_split(word))}
+    return found.pop() if len(found) == 1 else None
 
 
 def _kind(tree: Tree) -> tuple[str | None, list[str]]:
@@ -142,7 +205,7 @@ def _kind(tree: Tree) -> tuple[str | None, list[str]]:
     kind, files = None, []
     for address in tree.files(tree.root):
         suffix = PurePosixPath(address).suffix.lower()
-        if suffix in _NOTES:
+        if suffix in _NOTES or (suffix == ".lock" and kind == ".arrow"):
             continue
         if suffix not in (".tar", ".parquet", ".arrow") or kind not in (None, suffix):
             return None, []
@@ -151,9 +214,9 @@ def _kind(tree: Tree) -> tuple[str | None, list[str]]:
     return kind, files
 
 
-def _remote_folder(root: str, labelled: bool, columns: Columns) -> Dataset:
+def _remote_folder(root: str, how: _How) -> Dataset:
     found = remote.listing(root)
     stats = {f"{root}/{name}": stat for name, stat in found.items()}
-    dataset = _folder(root, NamesTree(found, f"{root}/"), labelled, columns)
+    dataset = _folder(root, NamesTree(list(found), f"{root}/"), how)
     # The listing told of all of them at once; each alone would be a request.
     return replace(dataset, access=Access(read, lambda address: stats.get(address) or file_stat(address)))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from numbers import Integral
 from textwrap import shorten
 from typing import Any
 
-from featcache.discover.folders import SPLIT_NAMES
+from featcache.discover.splitwords import SPLIT_NAMES
 from featcache.errors import DatasetError, UsageError
+from featcache.records import Dataset
 from featcache.texts import LONGEST_LABEL, flaw, flaw_of_names
 
 Columns = Mapping[str, str]
@@ -33,6 +37,26 @@ def check_columns(columns: Columns) -> None:
     for name in columns:
         if name not in COLUMNS:
             raise UsageError(f"unknown column {name!r}: map {', '.join(COLUMNS)}, as in label=breed,path=file")
+
+
+def check_label_from(label_from: str) -> None:
+    """Raise `UsageError` for an expression that is none, or has no group."""
+    try:
+        pattern = re.compile(label_from)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UsageError(f"--label-from {label_from!r} is no regular expression: {error}") from error
+    if not pattern.groups:
+        raise UsageError(f"--label-from {label_from!r} has no group: put what is the label in (), as in '([a-z]+)[.]'")
+
+
+def check_encoding(encoding: str) -> None:
+    """Raise `UsageError` for an encoding of texts that Python does not know."""
+    try:
+        is_known = codecs.lookup(encoding)._is_text_encoding
+    except (LookupError, ValueError):
+        is_known = False
+    if not is_known:
+        raise UsageError(f"--names-encoding {encoding!r} is none that is known: as gbk, shift_jis, cp1252 or cp866")
 
 
 def check_no_columns(root: str, columns: Columns) -> None:
@@ -57,16 +81,46 @@ def check_path(path: str, where: str) -> str:
     return path
 
 
+def one_a_look(dataset: Dataset) -> Dataset:
+    """Return a dataset whose labels are composed (Unicode NFC), and say which of them differ only in case or spaces."""
+    labels = {item.label for item in dataset.items if item.label is not None}
+    composed = {label: unicodedata.normalize("NFC", label) for label in labels if not label.isascii()}
+    changed = {label: name for label, name in composed.items() if label != name}
+    notices = []
+    if both := sorted(name for name in changed.values() if name in labels):
+        notices.append(f"one class each, written in two ways that look the same (Unicode NFC and NFD): {_few(both)}")
+    alike: dict[str, set[str]] = {}
+    for label in labels:
+        name = composed.get(label, label)
+        alike.setdefault(" ".join(name.casefold().replace("_", " ").split()), set()).add(name)
+    if twins := [" and ".join(map(repr, sorted(names))) for names in alike.values() if len(names) > 1]:
+        notices.append(f"classes that differ only in case or spaces: {_few(sorted(twins))}: rename one if they are one")
+    items = dataset.items
+    if changed:
+        items = tuple(
+            replace(item, label=changed[item.label]) if item.label is not None and item.label in changed else item
+            for item in items
+        )
+    return replace(dataset, items=items, notices=(*dataset.notices, *notices))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
 class Labels:
     """Reads the labels of one dataset, and refuses at the end what only all of them together show."""
 
     def __init__(self) -> None:
         self._first: dict[str, str] = {}
         self._pointed = 0
+        self._empty: list[str] = []
 
     def read(self, value: Any, where: str, names: Sequence[str] = ()) -> str | None:
         """Return what `one_label` does, and remember where each label stands first; raises `DatasetError`."""
         label = one_label(value, where, names)
+        if label is None:
+            self._empty.append(where)
         if label is not None and not names:
             self._first.setdefault(label, where)
             self._pointed += isinstance(value, str | float | Decimal) and label != str(value).strip()
@@ -89,9 +143,14 @@ class Labels:
                         "too: give each picture one, or write a combination that is a class of its own as one word, "
                         f"as {'_'.join(parts)!r}"
                     )
-        if not self._pointed:
-            return []
-        return [f"{self._pointed:,} labels are whole numbers written with a point, and 1.0 is taken as the class 1"]
+        said = []
+        if self._first and self._empty:
+            said.append(f"{len(self._empty):,} without a label, the first in {self._empty[0]}")
+        if self._pointed:
+            said.append(
+                f"{self._pointed:,} labels are whole numbers written with a point, and 1.0 is taken as the class 1"
+            )
+        return said
 
 
 def one_label(value: Any, where: str, names: Sequence[str] = ()) -> str | None:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from PIL import ImageOps
+import numpy as np
+from PIL import Image, ImageOps
 
 from featcache.decode import as_file, identified
-from featcache.discover.labels import Labels, check_names, check_path
-from featcache.discover.manifests import listed
+from featcache.discover.labels import Labels, check_names, check_path, one_split
+from featcache.discover.manifests import Row, listed
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Access, Dataset, FileStat, Item
 from featcache.sources import local
@@ -28,11 +29,19 @@ _CLASSES = ("classes", "categories")
 def object_dataset(source: Any, split: str | None = None) -> Dataset:
     """Return the dataset of an object, all of it in one split.
 
-    It is a list of paths, a list of pairs of path and label, a `datasets.Dataset` with one column of pictures, or has a
-    length and (picture, label) by number. Where it knows the paths of its pictures (`ImageFolder`), they are the items.
+    It is a list of paths, a list of pairs of path and label, a `pandas.DataFrame` with the columns `path` and perhaps
+    `label` and `split`, an array of pictures (n, height, width) or (n, height, width, 3) in uint8, alone or in a pair
+    with their labels, a `datasets.Dataset` with one column of pictures, or has a length and (picture, label) by number.
+     Where it knows the paths of its pictures (`ImageFolder`), they are the items.
     Else its pictures must be `PIL.Image`s, so it must have no transform, and their vectors are kept under the pixels.
     Raises `DatasetError`.
     """
+    if hasattr(source, "columns") and hasattr(source, "to_dict"):
+        return _of_frame(source, split)
+    if _is_arrays(source):
+        source = Arrays(*source)
+    elif getattr(source, "ndim", 0) > 2:
+        source = Arrays(source, [None] * len(source))
     if getattr(source, "ndim", None) == 1 and hasattr(source, "tolist"):
         source = source.tolist()
     if isinstance(source, Sequence) and source and (_is_path(source[0]) or _is_pair(source[0])):
@@ -52,6 +61,56 @@ def object_dataset(source: Any, split: str | None = None) -> Dataset:
 
     access = Access(read, lambda _: None)
     return Dataset(given.root, tuple(given.items), tuple(labels.notices()), access)
+
+
+def _is_arrays(source: Any) -> bool:
+    return isinstance(source, tuple | list) and len(source) == 2 and getattr(source[0], "ndim", 0) > 2
+
+
+class Arrays:
+    """Pictures and labels in two arrays, as MNIST's, by number; raises `DatasetError` for other arrays."""
+
+    def __init__(self, pictures: Any, labels: Any) -> None:
+        kind, shape = str(getattr(pictures, "dtype", "")).rpartition(".")[2], tuple(pictures.shape)
+        if kind != "uint8" or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)):
+            raise DatasetError(
+                f"an array of {kind or type(pictures).__name__} of the shape {shape} is no array of pictures: give one "
+                "of uint8, 0 to 255, of the shape (n, height, width) or (n, height, width, 3)"
+            )
+        if len(labels) != len(pictures):
+            raise DatasetError(f"there are {len(pictures):,} pictures in the array, and {len(labels):,} labels")
+        self._pictures = np.asarray(pictures)
+        self.targets = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+        self.root = hashlib.sha256(np.ascontiguousarray(self._pictures).data).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        """Return how many pictures there are."""
+        return len(self._pictures)
+
+    def __getitem__(self, at: int) -> tuple[Image.Image, Any]:
+        """Return a picture and its label."""
+        return Image.fromarray(self._pictures[at]), self.targets[at]
+
+
+def _of_frame(frame: Any, split: str | None) -> Dataset:
+    """Return the dataset of a table of pandas; its name is a digest of the paths and labels in it."""
+    names = list(frame.columns)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DatasetError(f"the table has the column {twice[0]!r} twice: name one anew")
+    if "path" not in names:
+        raise DatasetError(
+            f"the table has no column 'path', but {', '.join(map(str, names))}: rename the one with the paths to path, "
+            "and the one with the labels to label"
+        )
+    columns = [frame[name].tolist() if name in names else [None] * len(frame) for name in ("path", "label", "split")]
+    labels, rows = Labels(), []
+    for at, (path, label, own) in enumerate(zip(*columns, strict=True)):
+        if not _is_path(path):
+            raise DatasetError(f"row {at} of the table: the path is {type(path).__name__}, no text")
+        own = None if own != own else own  # nan, of an empty cell
+        where = f"the table, row {at}"
+        rows.append((f"row {at}", named(path), labels.read(label, where), one_split(own, where) or split))
+    return _of_rows(rows, labels, "the table")
 
 
 def _is_path(value: Any) -> bool:
@@ -79,8 +138,12 @@ def _listed(source: Sequence[Any], split: str | None) -> Dataset:
             f"{rows[0][1]} is a folder, and a list is of pictures: give a folder alone, or one for each split as "
             '{"train": FOLDER, "val": FOLDER}'
         )
+    return _of_rows(rows, labels, "the list")
+
+
+def _of_rows(rows: Sequence[Row], labels: Labels, name: str) -> Dataset:
     digest = hashlib.sha256(json.dumps([[path, label] for _, path, label, _ in rows]).encode()).hexdigest()
-    items = tuple(listed("the list", rows, os.sep))
+    items = tuple(listed(name, rows, os.sep))
     return Dataset(f"{GIVEN}://list/{digest[:16]}", items, tuple(labels.notices()))
 
 
@@ -127,10 +190,9 @@ class _Given:
                 f"{type(source).__name__} is no dataset: name a folder or a manifest, or give an object with a length "
                 "and pictures by number, as torchvision.datasets has them"
             )
-        marks = (getattr(dataset, name, None) for name in ("root", "split", "train"))
-        self.root = f"{GIVEN}://" + "/".join(
-            [type(dataset).__name__, *(str(value).strip("/") for value in marks if value is not None)]
-        )
+        marks = [getattr(dataset, name, None) for name in ("root", "split", "train")]
+        own = [str(value).strip("/") for value in marks if value is not None and not callable(value)]
+        self.root = f"{GIVEN}://" + "/".join([type(dataset).__name__, *(text for text in own if " at 0x" not in text)])
         samples: Any = getattr(dataset, "samples", None)
         self.has_paths = bool(samples) and all(isinstance(sample[0], str) for sample in samples)
         try:

@@ -9,35 +9,30 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from featcache.discover.folders import archive_dataset, count, some
+from featcache.discover.folders import count, folder_dataset, some
 from featcache.discover.labels import Columns, Labels, check_no_columns
+from featcache.discover.litter import is_skipped
 from featcache.discover.tables import Parts
-from featcache.discover.trees import NamesTree, is_skipped
+from featcache.discover.trees import NamesTree, looks_like_picture
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Dataset, Item
 from featcache.sources import archive
 from featcache.sources.addresses import CHAIN, part
 from featcache.sources.archives import TarArchive, ZipArchive
 
-PICTURES = {
-    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
-    *("jp2", "avif", "heic", "heif", "tga", "ico"),
-}
-"""How the names of pictures end in shards; whatever else is in a sample belongs to it."""
-
 Sample = dict[str, str]
 """The names of the files of a sample, by what follows the first dot."""
 
 
-def archive_or_shard(root: str, columns: Columns) -> Dataset:
+def archive_or_shard(root: str, columns: Columns, label_from: str | None, encoding: str | None) -> Dataset:
     """Return the dataset of a zip or tar: a WebDataset shard where labels are files in it, else class folders."""
-    found = archive(root)
+    found = archive(root, encoding)
     label = columns.get("label", "cls").split(".")[0]
-    if isinstance(found, TarArchive) and any(name.endswith(f".{label}") for name in found.names):
+    if label_from is None and isinstance(found, TarArchive) and any(name.endswith(f".{label}") for name in found.names):
         return shards_dataset(root, [(root, None)], columns)
     check_no_columns(root, columns)
-    kind = "zip" if isinstance(found, ZipArchive) else "tar"
-    return archive_dataset(root, NamesTree(found.names, f"{kind}://", f"{CHAIN}{root}"), _said(found))
+    kind, names = ("zip", found.names) if isinstance(found, ZipArchive) else ("tar", list(found.names))
+    return folder_dataset(root, NamesTree(names, f"{kind}://", f"{CHAIN}{root}"), _said(found), label_from)
 
 
 def shards_dataset(root: str, parts: Parts, columns: Columns) -> Dataset:
@@ -79,6 +74,11 @@ def _said(found: ZipArchive | TarArchive) -> list[str]:
             f"{count(found.left_out, 'entry', 'entries')} of the archive left out, which is a link, or no file that "
             f"could lie in a folder: {some(found.left_out)}"
         )
+    if isinstance(found, ZipArchive) and found.unsure is not None:
+        said.append(
+            f"the names in the archive are in no stated encoding, and read in code page 437, as {found.unsure}: if "
+            "that is wrong, say which with --names-encoding, as gbk, shift_jis or cp1252"
+        )
     if found.twice:
         said.append(f"{count(found.twice, 'name')} more than once in the archive, the last counts: {some(found.twice)}")
     return said
@@ -99,7 +99,7 @@ def _samples(address: str, found: TarArchive) -> Iterator[tuple[str, Sample]]:
 def _picture(address: str, key: str, sample: Sample, columns: Columns) -> str | None:
     if "path" in columns:
         return sample.get(columns["path"].lower())
-    found: Sequence[str] = [name for ending, name in sample.items() if ending.rpartition(".")[2] in PICTURES]
+    found: Sequence[str] = [name for name in sample.values() if looks_like_picture(name)]
     if len(found) > 1:
         raise DatasetError(
             f"{address}: the sample {key} holds several pictures ({some(found)}): say which with --columns path=ENDING"

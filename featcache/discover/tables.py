@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.discover.folders import SPLIT_NAMES
 from featcache.discover.labels import Columns, Labels, check_names, one_label, one_split
 from featcache.discover.manifests import Row, listed
+from featcache.discover.splitwords import SPLIT_NAMES
 from featcache.errors import DatasetError
 from featcache.records import Dataset, Item
 from featcache.sources import table

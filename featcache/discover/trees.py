@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
-_LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+from featcache.discover.litter import litter
+
+PICTURES = {
+    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
+    *("jp2", "avif", "heic", "heif", "tga", "ico"),
+}
+"""How the names of pictures end."""
+
 _CACHE_TAG = "CACHEDIR.TAG"
 """Marks a folder as a cache by the convention of https://bford.info/cachedir/; ours may lie among the pictures."""
 
@@ -21,7 +29,16 @@ class Tree(Protocol):
     """The path of the root, as `listing` takes it."""
 
     def listing(self, folder: str) -> Listing:
-        """Return what is in a folder."""
+        """Return what is in a folder; one below the root that cannot be read is a file in itself."""
+        ...
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many files and folders of each kind of litter were passed over."""
+        ...
+
+    def name(self, address: str) -> str:
+        """Return the path of a file below the root that the tree was made with, with slashes."""
         ...
 
     def files(self, folder: str) -> Iterator[str]:
@@ -29,23 +46,42 @@ class Tree(Protocol):
         ...
 
 
-def is_skipped(name: str) -> bool:
-    """Tell whether a file or folder of this name is passed over in every folder: hidden, or a system's litter."""
-    return name.startswith(".") or name.lower() in _LITTER
+def looks_like_picture(name: str) -> bool:
+    """Tell whether the name of a file ends as those of pictures do."""
+    return name.rpartition(".")[2].lower() in PICTURES
 
 
 class LocalTree:
     """A folder on this computer, links followed; a link that loops counts as a file, unreadable."""
 
     def __init__(self, root: str) -> None:
-        self.root = root
+        self.root = self._top = root
+        self._litter: dict[str, str] = {}
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many files and folders of each kind of litter were passed over."""
+        return dict(sorted(Counter(self._litter.values()).items()))
 
     def listing(self, folder: str) -> Listing:
-        """Return what is in a folder."""
+        """Return what is in a folder; one below the root that cannot be read is a file in itself."""
+        try:
+            return self._listing(folder)
+        except OSError:
+            if folder == self._top:
+                raise
+            return [], [(os.path.basename(folder), folder)]  # noqa: PTH119
+
+    def name(self, address: str) -> str:
+        """Return the path of a file below the root that the tree was made with, with slashes."""
+        return os.path.relpath(address, self._top)
+
+    def _listing(self, folder: str) -> Listing:
         folders, files = [], []
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda e: e.name):
-                if is_skipped(entry.name):
+                if (kind := litter(entry.name)) is not None:
+                    self._litter[entry.path] = kind
                     continue
                 # entry.is_dir() raises for a link that points at itself.
                 if not (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()):  # noqa: PTH112
@@ -63,7 +99,11 @@ class LocalTree:
         return self._files(folder, tuple(above))
 
     def _files(self, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-        here = _identity(folder)
+        try:
+            here = _identity(folder)
+        except OSError:
+            yield folder
+            return
         if here in above:
             yield folder
             return
@@ -77,23 +117,45 @@ class LocalTree:
 class _Folder:
     def __init__(self) -> None:
         self.folders: dict[str, _Folder] = {}
-        self.files: set[str] = set()
+        self.files: dict[str, str] = {}
 
 
 class NamesTree:
-    """The folders that a set of names with slashes makes; the address of a file is `before + name + after`."""
+    """The folders that names with slashes make; the address of a file is `before + name + after`.
 
-    def __init__(self, names: Iterable[str], before: str, after: str = "") -> None:
+    Where the names are not those that the files have, a mapping gives these.
+    """
+
+    def __init__(self, names: Iterable[str] | Mapping[str, str], before: str, after: str = "") -> None:
         self.root = ""
         self._before, self._after = before, after
         self._top = _Folder()
+        self._litter: dict[str, str] = {}
+        own = names if isinstance(names, Mapping) else {}
+        self._meant = {name: meant for meant, name in own.items() if name != meant}
         for name in names:
             *above, last = name.split("/")
-            if not any(part == "" or is_skipped(part) for part in (*above, last)):
-                folder = self._top
-                for part in above:
-                    folder = folder.folders.setdefault(part, _Folder())
-                folder.files.add(last)
+            if "" in (*above, last):
+                continue
+            kinds = [litter(part) for part in (*above, last)]
+            at = next((at for at, kind in enumerate(kinds) if kind is not None), None)
+            if at is not None:
+                self._litter["/".join([*above, last][: at + 1])] = str(kinds[at])
+                continue
+            folder = self._top
+            for part in above:
+                folder = folder.folders.setdefault(part, _Folder())
+            folder.files[last] = own.get(name, name)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many files and folders of each kind of litter were passed over."""
+        return dict(sorted(Counter(self._litter.values()).items()))
+
+    def name(self, address: str) -> str:
+        """Return the path of a file below the root that the tree was made with, with slashes."""
+        name = address[len(self._before) : len(address) - len(self._after)]
+        return self._meant.get(name, name)
 
     def listing(self, folder: str) -> Listing:
         """Return what is in a folder."""
@@ -101,7 +163,7 @@ class NamesTree:
         for part in filter(None, folder.split("/")):
             found = found.folders[part]
         folders = [(name, inside + name) for name in sorted(found.folders)]
-        return folders, [(name, f"{self._before}{inside}{name}{self._after}") for name in sorted(found.files)]
+        return folders, [(name, f"{self._before}{found.files[name]}{self._after}") for name in sorted(found.files)]
 
     def files(self, folder: str) -> Iterator[str]:
         """Yield the addresses of all files below a folder."""

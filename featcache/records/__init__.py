@@ -67,12 +67,16 @@ class Access:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The ordered pictures of a dataset, with what was left out and why; `access` where it has its own way to them."""
+    """The ordered pictures of a dataset, with what was left out and why; `access` where it has its own way to them.
+
+    `skipped` counts what systems leave in folders, by kind.
+    """
 
     root: str
     items: tuple[Item, ...]
     notices: tuple[str, ...] = ()
     access: Access | None = None
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -281,7 +285,9 @@ class ExtractSummary:
 
     Counts and seconds are those of the original view; `views` tells of the further ones that were asked for. Of a
     `shard` (number, how many there are) all of it is about that part of the dataset. `plain` pictures are one colour
-    all over as decoded, `paged` ones are the first page of several.
+    all over as decoded, `paged` ones are the first page of several. `classes` counts the readable pictures of each
+    label in each split; the empty text stands for none. `skipped` counts what systems leave in folders, by kind; it is
+    not among what was found.
     """
 
     dataset: str
@@ -311,6 +317,10 @@ class ExtractSummary:
     shard: tuple[int, int] | None = None
     plain: int | None = None
     paged: int | None = None
+    label_from: str | None = None
+    names_encoding: str | None = None
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

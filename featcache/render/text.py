@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tabulate import tabulate
@@ -19,6 +19,9 @@ from featcache.render.tables import Page, Table, text
 from featcache.sheets import csv_text
 
 SHOWN_FAILURES = 10
+
+WIDTH = 80
+"""Columns of a terminal that a table of classes keeps to."""
 
 
 def extract_text(summary: ExtractSummary) -> str:
@@ -40,6 +43,9 @@ def extract_text(summary: ExtractSummary) -> str:
         lines.append(f"one colour   {summary.plain:,}, all over, as decoded: `featcache audit` names them")
     if summary.paged:
         lines.append(f"pages        {summary.paged:,} files have several, of which one is taken: --pages says which")
+    if summary.skipped:
+        kinds = ", ".join(f"{kind} {times:,}" for kind, times in summary.skipped.items())
+        lines.append(f"skipped      {sum(summary.skipped.values()):,} that systems leave in folders: {kinds}")
     if summary.engine:
         lines.append(f"engine       {summary.engine} on {summary.device}: {summary.engine_why}")
     lines += [
@@ -55,7 +61,31 @@ def extract_text(summary: ExtractSummary) -> str:
     if summary.shard:
         number, count = summary.shard
         lines.append(f"shard        {number}/{count}; after the last one, extract the dataset without --shard")
-    return "\n".join(map(one_line, [*lines, f"cache        {summary.cache}"]))
+    lines.append(f"cache        {summary.cache}")
+    table = _class_table(summary.classes)
+    return "\n".join(map(one_line, lines)) + (f"\n\n{text(Page([table], []))}" if table else "")
+
+
+def _class_table(classes: Mapping[str, Mapping[str, int]]) -> Table | None:
+    """Return classes and splits with their sizes, of many classes the first and last; `None` where there are none."""
+    splits = list(next(iter(classes.values()), {}))
+    if not any(splits) and not any(classes):
+        return None
+    room = WIDTH - sum(len(f"{split or 'no split':>8}") + 2 for split in [*splits, ""])
+    rows = [(_short(label or "(no label)", room), list(sizes.values())) for label, sizes in classes.items()]
+    sums = [sum(column) for column in zip(*(sizes for _, sizes in rows), strict=True)]
+    if len(rows) > SHOWN_CLASSES:
+        ends = SHOWN_CLASSES // 2
+        rows = [*rows[:ends], (f"... {len(rows) - 2 * ends:,} more", []), *rows[-ends:]]
+    if len(rows) > 1:
+        rows.append(("all" if len(classes) <= SHOWN_CLASSES else f"all {len(classes):,}", sums))
+    heads = [split or ("no split" if any(splits) else "pictures") for split in splits]
+    return Table("", [" class", *heads], [(label, *(f"{size:,}" for size in sizes)) for label, sizes in rows])
+
+
+def _short(name: str, room: int) -> str:
+    name = one_line(name)
+    return name if len(name) <= room else name[: room - 3] + "..."
 
 
 def _check_lines(check: PrecisionCheck) -> list[str]:

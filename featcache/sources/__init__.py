@@ -82,8 +82,10 @@ def exists(address: str) -> bool:
     return is_remote(place) or (scheme(place) != GIVEN and os.path.exists(place))
 
 
-def archive(address: str) -> ZipArchive | TarArchive:
-    """Open a `.zip` or `.tar`; raises `DatasetError`."""
+def archive(address: str, encoding: str | None = None) -> ZipArchive | TarArchive:
+    """Open a `.zip`, of which names without a flag are in an `encoding`, or a `.tar`; raises `DatasetError`."""
+    if encoding is not None:
+        return ZipArchive(_nameable(address), encoding)
     kind = "zip" if address.lower().endswith(".zip") else "tar"
     found: ZipArchive | TarArchive = _OPENED[kind].get(_nameable(address))[0]
     return found

@@ -5,8 +5,7 @@ from __future__ import annotations
 import stat
 import tarfile
 import zipfile
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, cast
 
 from featcache.errors import DatasetError, DatasetNotFoundError, PictureError
@@ -16,6 +15,8 @@ from featcache.sources.local import check_size
 MOST_COMPRESSED = 200
 BOMB_BYTES = 2**24
 """What is compressed more often than this, and larger than that, is no photograph but meant to fill the memory."""
+
+_UTF8_FLAG = 0x800
 
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Of other methods `zipfile` unpacks as much as there is, whatever size is asked for."""
@@ -36,11 +37,14 @@ PADDING_BYTES = 2**26
 class ZipArchive:
     """A zip archive; `names` are the files in it that a folder could hold too, `left_out` all other entries.
 
-    Of entries with one name, which are in `twice`, the last one counts, as it does when they are unpacked.
+    `names` gives what each is called in the archive, by which it is read, for its name as it is meant: with slashes,
+    and decoded as its flags say, or in the code page `encoding`. Of entries with one name, those in `twice`, the last
+    one counts, as it does when they are unpacked. `unsure` is a name that is in no stated encoding, if there is one.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, encoding: str | None = None) -> None:
         self._address = address
+        self.unsure: str | None = None
         try:
             self._zip = zipfile.ZipFile(opened(address))
         except (DatasetNotFoundError, MemoryError):
@@ -48,10 +52,35 @@ class ZipArchive:
         except Exception as error:  # zipfile raises almost anything on broken archives
             raise DatasetError(f"{address} is no whole zip archive ({error}): fetch or make it again") from error
         entries = [entry for entry in self._zip.infolist() if not entry.is_dir()]
-        files = Counter(entry.filename for entry in entries if is_inside(entry.filename) and not _is_link(entry))
-        self.names = list(files)
-        self.twice = [name for name, times in files.items() if times > 1]
-        self.left_out = [entry.filename for entry in entries if entry.filename not in files]
+        self.names: dict[str, str] = {}
+        self.twice: list[str] = []
+        self.left_out: list[str] = []
+        for entry, name in zip(entries, self._meant(entries, encoding), strict=True):
+            if not is_inside(name) or _is_link(entry):
+                self.left_out.append(entry.filename)
+                continue
+            if name in self.names:
+                self.twice.append(name)
+            self.names[name] = entry.filename
+
+    def _meant(self, entries: Sequence[zipfile.ZipInfo], encoding: str | None) -> Iterator[str]:
+        """Yield the names as they are meant; raises `DatasetError` where they are not in that encoding.
+
+        Without a flag they should be in code page 437, and seldom are: macOS writes UTF-8, Windows its own code page.
+        """
+        unflagged = [raw for entry in entries if (raw := _unflagged(entry)) is not None]
+        is_utf8 = encoding is None and all(_is_utf8(raw) for raw in unflagged)
+        for entry in entries:
+            raw = _unflagged(entry)
+            name = entry.filename
+            if raw is not None:
+                try:
+                    name = raw.decode("utf-8" if is_utf8 else encoding or "cp437")
+                except UnicodeDecodeError as error:
+                    raise DatasetError(f"{self._address}: the name {raw!r} is not in {encoding}: {error}") from error
+                if encoding is None and not is_utf8:
+                    self.unsure = self.unsure or name
+            yield name.replace("\\", "/")
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file in the archive; raises `PictureError`."""
@@ -132,6 +161,24 @@ def is_inside(name: str) -> bool:
         or len(name) > LONGEST_NAME
         or len(parts) > MOST_FOLDERS
     )
+
+
+def _unflagged(entry: zipfile.ZipInfo) -> bytes | None:
+    """Return the bytes of a name that is in no stated encoding, or `None` of one that is, or is in ASCII."""
+    if entry.flag_bits & _UTF8_FLAG or entry.filename.isascii():
+        return None
+    try:
+        return entry.filename.encode("cp437")
+    except UnicodeEncodeError:  # of the extra field in which Info-ZIP keeps the name in UTF-8
+        return None
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_link(entry: zipfile.ZipInfo) -> bool:

@@ -1,0 +1,603 @@
+"""Every layout of folders, lists and archives that is understood: labels and splits, and what is said of them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import Result, write_picture
+from input_kinds import arrow_table, member
+from PIL import Image
+
+from featcache.discover import discover
+from featcache.errors import DatasetError, UsageError
+from featcache.records import Dataset
+from featcache.sources import read
+
+Run = Callable[..., Result]
+Found = dict[str, tuple[str | None, str | None]]
+
+
+def in_folder(root: Path, *names: str) -> Path:
+    """Empty files of these names in a folder, which no layout must open."""
+    for name in names:
+        path = root / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return root / "data"
+
+
+def in_zip(root: Path, *names: str) -> Path:
+    with zipfile.ZipFile(root / "data.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    return root / "data.zip"
+
+
+def in_tar(root: Path, *names: str) -> Path:
+    with tarfile.open(root / "data.tar", "w") as archive:
+        for name in names:
+            member(archive, name)
+    return root / "data.tar"
+
+
+@pytest.fixture(params=[in_folder, in_zip, in_tar], ids=lambda kind: kind.__name__.removeprefix("in_"))
+def make(request: pytest.FixtureRequest) -> Callable[..., Path]:
+    """What makes the same layout in each form."""
+    kind: Callable[..., Path] = request.param
+    return kind
+
+
+def found(dataset: Dataset) -> Found:
+    """Label and split by the name of the file."""
+    return {item.path.split("::")[0].rpartition("/")[2]: (item.label, item.split) for item in dataset.items}
+
+
+class TestSplits:
+    @pytest.mark.parametrize(
+        ("train", "test"),
+        [
+            ("training_set", "test_set"),
+            ("seg_train", "seg_test"),
+            ("Training", "Testing"),
+            ("train_images", "TestImages"),
+            ("traindata", "testdata"),
+            ("train1", "test1"),
+            ("hymenoptera-train", "hymenoptera-test"),
+        ],
+    )
+    def test_words_of_splits_are_known_with_numbers_and_suffixes(
+        self, tmp_path: Path, make: Callable[..., Path], train: str, test: str
+    ) -> None:
+        root = make(tmp_path, f"{train}/cat/1.jpg", f"{train}/dog/2.jpg", f"{test}/cat/3.jpg", f"{test}/dog/4.jpg")
+        dataset = discover(root)
+        assert found(dataset) == {
+            "1.jpg": ("cat", "train"),
+            "2.jpg": ("dog", "train"),
+            "3.jpg": ("cat", "test"),
+            "4.jpg": ("dog", "test"),
+        }
+        (notice,) = dataset.notices
+        assert f"{train} as train" in notice
+        assert f"{test} as test" in notice
+
+    @pytest.mark.parametrize(
+        ("name", "split"), [("dev", "val"), ("Validation2", "val"), ("eval", "test"), ("valid_set", "val")]
+    )
+    def test_other_words_of_splits_stand_beside_train(self, tmp_path: Path, name: str, split: str) -> None:
+        root = in_folder(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", f"{name}/cat/3.jpg", f"{name}/dog/4.jpg")
+        assert found(discover(root))["3.jpg"] == ("cat", split)
+
+    @pytest.mark.parametrize("names", [("fold1", "fold2"), ("a", "b", "c"), ("2020", "2021")])
+    def test_folders_that_hold_the_same_folders_are_refused_where_no_word_says_the_split(
+        self, tmp_path: Path, make: Callable[..., Path], names: tuple[str, ...]
+    ) -> None:
+        root = make(tmp_path, *(f"{name}/{label}/{name}.jpg" for name in names for label in ("ants", "bees")))
+        with pytest.raises(DatasetError, match="hold the same sub-folders \\(ants, bees\\)") as caught:
+            discover(root)
+        assert names[0] in str(caught.value)
+        assert "--label-from" in str(caught.value)
+
+    def test_a_class_in_one_folder_of_pictures_is_no_split(self, tmp_path: Path) -> None:
+        root = in_folder(tmp_path, "n01/images/1.jpg", "n02/images/2.jpg", "n03/images/3.jpg")
+        assert found(discover(root)) == {"1.jpg": ("n01", None), "2.jpg": ("n02", None), "3.jpg": ("n03", None)}
+
+    def test_words_of_splits_in_names_of_classes_are_classes_and_it_is_said(self, tmp_path: Path) -> None:
+        dataset = discover(in_folder(tmp_path, "training_shoes/1.jpg", "test_tubes/2.jpg"))
+        assert found(dataset) == {"1.jpg": ("training_shoes", None), "2.jpg": ("test_tubes", None)}
+        assert "taken as classes" in dataset.notices[0]
+
+    def test_splits_below_classes(self, tmp_path: Path, make: Callable[..., Path]) -> None:
+        root = make(tmp_path, "cat/train/1.jpg", "cat/test/2.jpg", "dog/train/3.jpg", "dog/test/4.jpg")
+        dataset = discover(root)
+        assert found(dataset) == {
+            "1.jpg": ("cat", "train"),
+            "2.jpg": ("cat", "test"),
+            "3.jpg": ("dog", "train"),
+            "4.jpg": ("dog", "test"),
+        }
+        assert "taken as classes" in dataset.notices[0]
+
+    def test_a_split_in_a_folder_of_the_same_name_is_passed_through(
+        self, tmp_path: Path, make: Callable[..., Path]
+    ) -> None:
+        names = [f"seg_{split}/seg_{split}/{label}/{split}.jpg" for split in ("train", "test") for label in "ab"]
+        assert set(found(discover(make(tmp_path, *names))).values()) == {("b", "train"), ("b", "test")}
+
+    def test_a_class_that_one_split_lacks_changes_nothing(self, tmp_path: Path) -> None:
+        train = [f"training/{label}/1{label}.jpg" for label in "abc"]
+        root = in_folder(tmp_path, *train, "testing/a/2a.jpg", "testing/b/2b.jpg")
+        assert {split for _, split in found(discover(root)).values()} == {"train", "test"}
+
+    def test_flat_splits_have_no_labels_and_names_that_begin_with_them_are_shown(self, tmp_path: Path) -> None:
+        names = [f"train/{kind}.{number}.jpg" for kind in ("cat", "dog") for number in range(3)]
+        dataset = discover(in_folder(tmp_path, *names, "test1/1.jpg", "test1/2.jpg"))
+        assert set(found(dataset).values()) == {(None, "train"), (None, "test")}
+        assert "as cat, dog do, give --label-from" in dataset.notices[-1]
+
+
+class TestFolderAroundAll:
+    def test_it_is_passed_through_with_files_beside_it(self, tmp_path: Path, make: Callable[..., Path]) -> None:
+        root = make(tmp_path, "PetImages/Cat/1.jpg", "PetImages/Dog/2.jpg", "readme[1].txt", "CDLA.pdf")
+        dataset = discover(root)
+        assert found(dataset) == {"1.jpg": ("Cat", None), "2.jpg": ("Dog", None)}
+        (notice,) = dataset.notices
+        assert "PetImages" in notice
+        assert "2 files beside it left out: CDLA.pdf, readme[1].txt" in notice
+
+    def test_it_may_hold_splits(self, tmp_path: Path, make: Callable[..., Path]) -> None:
+        root = make(tmp_path, "a/b/train/cat/1.jpg", "a/b/val/cat/2.jpg")
+        assert found(discover(root)) == {"1.jpg": ("cat", "train"), "2.jpg": ("cat", "val")}
+
+    def test_a_class_with_pictures_and_folders_of_its_own_is_none(
+        self, tmp_path: Path, make: Callable[..., Path]
+    ) -> None:
+        root = make(tmp_path, "cat/1.jpg", "cat/indoors/2.jpg")
+        assert found(discover(root)) == {"1.jpg": ("cat", None), "2.jpg": ("cat", None)}
+
+
+def pictures(root: Path, *names: str) -> Path:
+    for at, name in enumerate(names):
+        write_picture(root / name, at)
+    return root
+
+
+class TestWhatIsShown:
+    def test_extract_shows_classes_and_splits_with_their_sizes(self, tmp_path: Path, run: Run) -> None:
+        root = pictures(tmp_path / "d", "train/cat/1.png", "train/cat/2.png", "train/dog/3.png", "val/cat/4.png")
+        done = run("extract", root, network=True)
+        table = [line.split() for line in done.out.partition("\n\n")[2].splitlines()]
+        assert table[0] == ["class", "train", "val"]
+        assert table[2:] == [["cat", "2", "1"], ["dog", "1", "0"], ["all", "3", "1"]]
+        again = run("extract", root, "--json", network=True).json
+        assert again["classes"] == {"cat": {"train": 2, "val": 1}, "dog": {"train": 1, "val": 0}}
+
+    def test_of_many_classes_the_first_and_last_are_shown_in_80_columns(self, tmp_path: Path, run: Run) -> None:
+        names = [f"{number:03}-{'long' * 30}/1.png" for number in range(25)]
+        done = run("extract", pictures(tmp_path / "d", *names), network=True)
+        table = done.out.partition("\n\n")[2].splitlines()
+        assert max(map(len, table)) <= 80
+        assert [line[:3] for line in table[2:]] == [
+            *(f"{number:03}" for number in range(10)),
+            "...",
+            *(f"{number:03}" for number in range(15, 25)),
+            "all",
+        ]
+        assert table[-1].split() == ["all", "25", "25"]
+
+    def test_what_extract_said_is_kept_for_the_commands_that_follow(self, tmp_path: Path, run: Run) -> None:
+        names = [f"{split}_set/{label}/{n}.png" for split in ("training", "test") for label in "ab" for n in range(4)]
+        assert run("extract", pictures(tmp_path / "d", *names), network=True).code == 0
+        done = run("fit", "--json").json
+        assert any("test_set as test" in notice for notice in done["notices"])
+
+    def test_without_labels_fit_says_what_extract_saw(self, tmp_path: Path, run: Run) -> None:
+        names = [f"train/{kind}.{number}.png" for kind in ("cat", "dog") for number in range(4)]
+        run("extract", pictures(tmp_path / "d", *names), network=True)
+        done = run("fit")
+        assert done.code == 1
+        assert "--label-from" in done.err
+
+    def test_labels_that_are_not_what_they_were_are_said(self, tmp_path: Path, run: Run) -> None:
+        root = pictures(tmp_path / "d", "a.png", "b.png")
+        (root / "list.csv").write_text("path,label\na.png,cat\nb.png,dog\n")
+        run("extract", root / "list.csv", network=True)
+        (root / "list.csv").write_text("path,label\na.png,cat\nb.png,emu\n")
+        done = run("extract", root / "list.csv", network=True)
+        assert "1 of 2 pictures have another label or split" in done.err
+        assert "b.png is emu, no split, and was dog, no split" in done.err
+
+
+class TestLabelFrom:
+    NAMES = (
+        *(f"train/{kind}.{number}.png" for kind in ("cat", "dog") for number in range(4)),
+        *(f"test1/{kind}.{number}.png" for kind in ("cat", "dog") for number in range(10, 12)),
+    )
+
+    def test_labels_in_the_names_of_files(self, tmp_path: Path, make: Callable[..., Path]) -> None:
+        dataset = discover(make(tmp_path, *self.NAMES), label_from=r"([a-z]+)\.\d+\.png$")
+        assert found(dataset)["cat.0.png"] == ("cat", "train")
+        assert found(dataset)["dog.11.png"] == ("dog", "test")
+        assert dataset.notices == ()
+
+    def test_a_group_named_split_gives_the_split(self, tmp_path: Path) -> None:
+        root = in_folder(tmp_path, "a/x-train-cat.jpg", "a/y-val-dog.jpg")
+        dataset = discover(root, label_from="-(?P<split>[a-z]+)-(?P<label>[a-z]+)")
+        assert found(dataset) == {"x-train-cat.jpg": ("cat", "train"), "y-val-dog.jpg": ("dog", "val")}
+
+    def test_the_refusal_of_folds_names_one_that_works(self, tmp_path: Path) -> None:
+        root = in_folder(
+            tmp_path, *(f"fold{at}/{label}/{label}{at}.jpg" for at in (1, 2) for label in ("ants", "bees"))
+        )
+        dataset = discover(root, label_from="^[^/]+/([^/]+)/")
+        assert {label for label, _ in found(dataset).values()} == {"ants", "bees"}
+
+    def test_files_without_a_label_are_counted(self, tmp_path: Path) -> None:
+        dataset = discover(in_folder(tmp_path, "cat.1.jpg", "dog.2.jpg", "7.jpg"), label_from=r"([a-z]+)\.\d")
+        assert found(dataset)["7.jpg"] == (None, None)
+        assert dataset.notices == ("1 of 3 without a label: --label-from finds none in 7.jpg",)
+
+    @pytest.mark.parametrize("regex", ["(", "cat", "(?P<label"])
+    def test_what_is_no_expression_with_a_group_is_refused(self, tmp_path: Path, regex: str) -> None:
+        with pytest.raises(UsageError, match="--label-from"):
+            discover(in_folder(tmp_path, "cat.1.jpg"), label_from=regex)
+
+    def test_one_that_finds_nothing_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(DatasetError, match="finds nothing in any path, as cat"):
+            discover(in_folder(tmp_path, "cat.1.jpg"), label_from="(dog)")
+
+    def test_it_is_kept_for_later_commands(self, tmp_path: Path, run: Run) -> None:
+        root = pictures(tmp_path / "d", *self.NAMES)
+        assert run("extract", root, "--label-from", r"([a-z]+)\.\d", network=True).code == 0
+        done = run("fit", root, "--json")
+        assert done.json["split_sizes"] == {"test": 4, "train": 8}
+        assert "label-from ([a-z]+)" in done.err
+
+
+class TestLitter:
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [
+            ("@eaDir/1.jpg/SYNOPHOTO_THUMB_SM.jpg", "@eaDir"),
+            ("lost+found/2.jpg", "lost+found"),
+            ("$RECYCLE.BIN/3.jpg", "$RECYCLE.BIN"),
+            (".ipynb_checkpoints/4.jpg", ".ipynb_checkpoints"),
+            ("thumbs.db", "Thumbs.db"),
+            ("._1.jpg", "._*"),
+            ("__MACOSX/cat/._1.jpg", "__MACOSX"),
+            ("System Volume Information/x", "System Volume Information"),
+            ("#recycle/9.jpg", "#recycle"),
+            ("1.sync-conflict-20240102-030405-ABCDEFG.jpg", "sync conflicts"),
+            ("1 (Ada's conflicted copy 2024-01-02).jpg", "sync conflicts"),
+            (".git/config", "hidden"),
+        ],
+    )
+    @pytest.mark.parametrize("place", ["", "cat/"])
+    def test_it_is_skipped_and_counted(
+        self, tmp_path: Path, make: Callable[..., Path], place: str, name: str, kind: str
+    ) -> None:
+        dataset = discover(make(tmp_path, "cat/1.jpg", "dog/2.jpg", place + name))
+        assert found(dataset) == {"1.jpg": ("cat", None), "2.jpg": ("dog", None)}
+        assert dataset.skipped == {kind: 1}
+
+    def test_extract_counts_it_beside_what_was_found(self, tmp_path: Path, run: Run) -> None:
+        root = pictures(tmp_path / "d", "cat/1.png", "dog/2.png", "cat/@eaDir/1.png", "dog/@eaDir/2.png")
+        (root / "Thumbs.db").write_bytes(b"")
+        done = run("extract", root, network=True)
+        assert "found        2\n" in done.out
+        assert "skipped      3 that systems leave in folders: @eaDir 2, Thumbs.db 1" in done.out
+        assert run("extract", root, "--json", network=True).json["skipped"] == {"@eaDir": 2, "Thumbs.db": 1}
+
+
+class TestNames:
+    def test_two_forms_of_one_name_in_unicode_are_one_class(self, tmp_path: Path) -> None:
+        dataset = discover(in_zip(tmp_path, "caf\u00e9/1.jpg", "cafe\u0301/2.jpg", "tea/3.jpg"))
+        assert found(dataset) == {"1.jpg": ("caf\u00e9", None), "2.jpg": ("caf\u00e9", None), "3.jpg": ("tea", None)}
+        assert "look the same (Unicode NFC and NFD): caf\u00e9" in dataset.notices[0]
+
+    def test_names_that_differ_only_in_case_stay_two_classes_and_are_named(self, tmp_path: Path) -> None:
+        dataset = discover(in_zip(tmp_path, "Ants/1.jpg", "ants/2.jpg", "bees/3.jpg"))
+        assert {label for label, _ in found(dataset).values()} == {"Ants", "ants", "bees"}
+        assert "'Ants' and 'ants'" in dataset.notices[0]
+
+    def test_backslashes_in_a_zip_are_folders(self, tmp_path: Path) -> None:
+        path = tmp_path / "windows.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in ("data\\ants\\1.jpg", "data\\bees\\2.jpg", "..\\..\\evil\\3.jpg"):
+                entry = zipfile.ZipInfo("x")
+                entry.filename = name
+                archive.writestr(entry, b"a picture")
+        dataset = discover(path)
+        assert {item.label for item in dataset.items} == {"ants", "bees"}
+        assert read(dataset.items[0].path)[0] == b"a picture"
+        assert "1 entry of the archive left out" in dataset.notices[-1]
+
+    @staticmethod
+    def coded(path: Path, encoding: str, *names: str) -> Path:
+        """A zip with names in an encoding of which nothing in it tells."""
+        stand_ins = {f"{at:0{len(name.encode(encoding))}}": name.encode(encoding) for at, name in enumerate(names)}
+        with zipfile.ZipFile(path, "w") as archive:
+            for at, name in enumerate(stand_ins):
+                archive.writestr(f"{name}/{at}.jpg", b"a picture")
+        data = path.read_bytes()
+        for name, raw in stand_ins.items():
+            data = data.replace(name.encode() + b"/", raw + b"/")
+        path.write_bytes(data)
+        return path
+
+    def test_names_of_which_nothing_tells_the_encoding_are_said(self, tmp_path: Path) -> None:
+        path = self.coded(tmp_path / "gbk.zip", "gbk", "\u8682\u8681", "\u871c\u8702\u871c")
+        (notice,) = discover(path).notices
+        assert "no stated encoding" in notice
+        assert "--names-encoding" in notice
+        dataset = discover(path, names_encoding="gbk")
+        assert dataset.notices == ()
+        assert [item.label for item in dataset.items] == ["\u8682\u8681", "\u871c\u8702\u871c"]
+        assert read(dataset.items[0].path)[0] == b"a picture"
+
+    def test_names_in_utf_8_without_a_flag_are_read_as_such(self, tmp_path: Path) -> None:
+        dataset = discover(self.coded(tmp_path / "mac.zip", "utf-8", "caf\u00e9s", "th\u00e9"))
+        assert {item.label for item in dataset.items} == {"caf\u00e9s", "th\u00e9"}
+        assert dataset.notices == ()
+
+    def test_a_letter_whose_second_byte_is_a_backslash_is_no_folder(self, tmp_path: Path) -> None:
+        path = self.coded(tmp_path / "sjis.zip", "shift_jis", "\u8868\u8868", "\u732b\u732b\u732b")
+        assert {item.label for item in discover(path, names_encoding="shift_jis").items} == {
+            "\u8868\u8868",
+            "\u732b\u732b\u732b",
+        }
+
+    @pytest.mark.parametrize("encoding", ["klingon", "rot13", "zlib", "a\0b"])
+    def test_an_encoding_that_is_none_is_refused(self, tmp_path: Path, encoding: str) -> None:
+        with pytest.raises(UsageError, match="--names-encoding"):
+            discover(in_zip(tmp_path, "a/1.jpg"), names_encoding=encoding)
+
+    def test_names_that_are_not_in_the_encoding_are_refused(self, tmp_path: Path) -> None:
+        path = self.coded(tmp_path / "x.zip", "cp1252", "\u00e9t\u00e9", "hiver")
+        with pytest.raises(DatasetError, match="is not in gbk"):
+            discover(path, names_encoding="gbk")
+
+    def test_the_encoding_is_kept_for_later_commands(self, tmp_path: Path, run: Run) -> None:
+        path = tmp_path / "x.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for at, name in enumerate(["aaaa", "bbbb"] * 4):
+                write_picture(tmp_path / "p.png", at)
+                archive.write(tmp_path / "p.png", f"{name}/{at}.png")
+        path.write_bytes(
+            path.read_bytes()
+            .replace(b"aaaa/", "\u8682\u8681/".encode("gbk"))
+            .replace(b"bbbb/", "\u871c\u8702/".encode("gbk"))
+        )
+        run("extract", path, "--names-encoding", "gbk", network=True)
+        done = run("confusions", path, "--heads", "logreg", "--json")
+        assert {row["label"] for row in done.json["classes"]} == {"\u8682\u8681", "\u871c\u8702"}
+
+
+class TestStrictLists:
+    def refused(self, root: Path, text: str) -> str:
+        in_folder(root, "a.jpg", "b.jpg", "c.jpg")
+        (root / "data" / "list.csv").write_text(text)
+        with pytest.raises(DatasetError) as caught:
+            discover(root / "data" / "list.csv")
+        return str(caught.value)
+
+    def test_too_many_fields_are_named_with_their_line(self, tmp_path: Path) -> None:
+        said = self.refused(tmp_path, "path,label\na.jpg,cat\nb.jpg,cat, black\n")
+        assert "line 3: it has 3 fields, and the first line 2" in said
+
+    def test_a_column_that_is_there_twice_is_named(self, tmp_path: Path) -> None:
+        said = self.refused(tmp_path, "path,label,label\na.jpg,cat,0\n")
+        assert "line 1: the column 'label' is there twice" in said
+
+    def test_labels_that_are_sums_of_others_are_named_with_their_line(self, tmp_path: Path) -> None:
+        said = self.refused(tmp_path, "path,label\na.jpg,scab\nb.jpg,rust\nc.jpg,scab rust\n")
+        assert "line 4" in said
+        assert "'scab rust'" in said
+
+    def test_an_empty_label_is_named_with_its_line(self, tmp_path: Path) -> None:
+        root = in_folder(tmp_path, "a.jpg", "b.jpg")
+        (root / "list.csv").write_text("path,label\na.jpg,cat\nb.jpg,\n")
+        (notice,) = discover(root / "list.csv").notices
+        assert "1 without a label, the first in " in notice
+        assert "line 3" in notice
+
+
+class TestLists:
+    """Lists of pictures in a folder `img`, named as SOURCE, and beside flat folders."""
+
+    CAT_AND_DOG: Found = {"a.jpg": ("cat", None), "b.jpg": ("dog", None)}  # noqa: RUF012
+
+    def listed(self, root: Path, name: str, text: str, *more: str) -> Path:
+        folder = in_folder(root, "img/a.jpg", "img/b.jpg", *more)
+        (folder / name).write_text(text)
+        return folder
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("labels.csv", "path,label\nimg/a.jpg,cat\nimg/b.jpg,dog\n"),
+            ("tags.tsv", "img/a.jpg\tcat\nimg/b.jpg\tdog\n"),
+            ("tags.tsv", "a.jpg\tcat\nb.jpg\tdog\n"),
+            ("headed.tsv", "path\tlabel\nimg/a.jpg\tcat\nimg/b.jpg\tdog\n"),
+            ("val.txt", "img/a.jpg cat\nimg/b.jpg dog\n"),
+            ("val.txt", "a cat\nb dog\n"),
+            ("tabbed.txt", "img/a.jpg\tcat\nimg/b.jpg\tdog\n"),
+            (
+                "metadata.jsonl",
+                '{"file_name": "img/a.jpg", "label": "cat"}\n{"file_name": "img/b.jpg", "label": "dog"}\n',
+            ),
+        ],
+    )
+    def test_it_is_read_alone_and_beside_the_folder(self, tmp_path: Path, name: str, text: str) -> None:
+        folder = self.listed(tmp_path, name, text)
+        assert found(discover(folder / name)) == self.CAT_AND_DOG
+        beside = discover(folder)
+        assert found(beside) == self.CAT_AND_DOG
+        assert beside.root == str(folder)
+        assert any(f"labels from {name}" in notice for notice in beside.notices)
+
+    def test_ids_without_ending_as_kaggle_has_them(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "labels.csv", "id,breed\na,cat\nb,dog\n", "test/c.jpg")
+        beside = discover(folder)
+        assert found(beside) == self.CAT_AND_DOG
+        assert "labels from labels.csv, columns path=id, label=breed" in beside.notices
+        assert "1 picture in no list left out: test/c.jpg" in beside.notices
+        alone = discover(folder / "labels.csv", columns={"path": "id", "label": "breed"})
+        assert found(alone) == self.CAT_AND_DOG
+        assert "as a for img/a.jpg" in alone.notices[0]
+
+    def test_an_image_folder_of_hugging_face_with_splits(self, tmp_path: Path) -> None:
+        folder = in_folder(tmp_path, "train/a.jpg", "train/b.jpg", "test/c.jpg")
+        (folder / "train" / "metadata.csv").write_text("file_name,label\na.jpg,cat\nb.jpg,dog\n")
+        (folder / "test" / "metadata.csv").write_text("file_name,label\nc.jpg,cat\n")
+        assert found(discover(folder)) == {
+            "a.jpg": ("cat", "train"),
+            "b.jpg": ("dog", "train"),
+            "c.jpg": ("cat", "test"),
+        }
+
+    def test_lists_named_as_splits(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "train.txt", "a.jpg cat\n")
+        (folder / "val.txt").write_text("b.jpg dog\n")
+        assert found(discover(folder)) == {"a.jpg": ("cat", "train"), "b.jpg": ("dog", "val")}
+
+    def test_pictures_and_list_in_one_folder(self, tmp_path: Path) -> None:
+        folder = in_folder(tmp_path, "a.jpg", "b.jpg")
+        (folder / "metadata.csv").write_text("file_name,text,label\na.jpg,x,cat\nb.jpg,y,dog\n")
+        assert found(discover(folder)) == self.CAT_AND_DOG
+
+    @pytest.mark.parametrize("name", ["classes.txt", "readme.txt", "notes.csv"])
+    def test_a_file_that_names_no_picture_is_no_list(self, tmp_path: Path, name: str) -> None:
+        folder = in_folder(tmp_path, "cat/a.jpg", "dog/b.jpg")
+        (folder / name).write_text("cat\ndog\nsome words about it\n")
+        assert found(discover(folder)) == self.CAT_AND_DOG
+
+    def test_class_folders_count_more_than_a_list(self, tmp_path: Path) -> None:
+        folder = in_folder(tmp_path, "train/cat/a.jpg", "train/dog/b.jpg")
+        (folder / "list.csv").write_text("path,label\ntrain/cat/a.jpg,x\n")
+        assert found(discover(folder)) == {"a.jpg": ("cat", "train"), "b.jpg": ("dog", "train")}
+
+    @pytest.mark.parametrize(
+        ("name", "text", "said"),
+        [
+            (
+                "labels.csv",
+                "id,colour,size\na,red,big\nb,blue,small\n",
+                "which of its columns is the label is not",
+            ),
+            ("labels.csv", "a.jpg,cat\nb.jpg,dog\n", "names no columns: write path,label above it"),
+            ("annotations.json", '{"images": [{"file_name": "a.jpg"}]}', "make a CSV"),
+        ],
+    )
+    def test_a_list_of_another_form_is_refused_and_how_to_write_it_said(
+        self, tmp_path: Path, name: str, text: str, said: str
+    ) -> None:
+        with pytest.raises(DatasetError, match=said):
+            discover(self.listed(tmp_path, name, text))
+
+    def test_several_lists_that_are_no_splits_are_refused(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "one.txt", "a.jpg cat\n")
+        (folder / "two.txt").write_text("b.jpg dog\n")
+        with pytest.raises(DatasetError, match=r"several lists of its pictures \(one.txt, two.txt\)"):
+            discover(folder)
+
+    @pytest.mark.parametrize(
+        ("name", "text", "said"),
+        [
+            ("x.tsv", "img/a.jpg\tcat\nimg/b.jpg\tdog\tblack\n", "line 2: it has 3 fields"),
+            ("x.txt", "img/a.jpg cat\nimg/b.jpg\n", "line 2"),
+            ("x.jsonl", '{"file_name": "img/a.jpg", "label": "cat"}\n[1]\n', "line 2: it is no object"),
+            (
+                "x.jsonl",
+                '{"file_name": "img/a.jpg", "label": "cat"}\n{"file_name": "img/b.jpg"}\n',
+                "line 2: there is no",
+            ),
+            ("x.txt", "img/a.jpg cat\nimg/gone.jpg dog\n", "line 2: no such file: img/gone.jpg"),
+        ],
+    )
+    def test_a_line_of_another_form_is_named(self, tmp_path: Path, name: str, text: str, said: str) -> None:
+        with pytest.raises(DatasetError, match=said):
+            discover(self.listed(tmp_path, name, text) / name)
+
+    def test_a_name_that_could_be_two_files_is_refused(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "x.csv", "path,label\na,cat\n", "more/a.jpg")
+        with pytest.raises(DatasetError, match="'a' could be "):
+            discover(folder / "x.csv")
+
+
+class TestInPython:
+    """Objects in Python; `datasets.Dataset` and torchvision's are in tests/test_inputs.py."""
+
+    GREY: npt.NDArray[np.uint8] = np.arange(4 * 28 * 28, dtype=np.uint8).reshape(4, 28, 28)
+
+    def test_arrays_of_pictures_and_labels_as_mnist_has_them(self) -> None:
+        labels = np.array([7, 2, 7, 2])
+        dataset = discover({"train": (self.GREY, labels), "test": (self.GREY[::-1].copy(), labels)})
+        assert [(item.label, item.split) for item in dataset.items][3:5] == [("2", "train"), ("7", "test")]
+        assert dataset.access is not None
+        data = dataset.access.read(dataset.items[1].path)[0]
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data)).convert("L")), self.GREY[1])
+
+    def test_an_array_of_colour_pictures_without_labels(self) -> None:
+        dataset = discover(np.zeros((3, 8, 8, 3), np.uint8))
+        assert [item.label for item in dataset.items] == [None] * 3
+
+    @pytest.mark.parametrize(
+        ("source", "said"),
+        [
+            ((GREY.astype(np.float32), [1, 2, 3, 4]), "an array of float32 of the shape (4, 28, 28)"),
+            ((GREY, [1, 2, 3]), "4 pictures in the array, and 3 labels"),
+            (np.zeros((4, 3, 8, 8), np.uint8), "of the shape (4, 3, 8, 8)"),
+            (5, "int is no dataset"),
+            (object(), "object is no dataset"),
+            (lambda: 1, "function is no dataset"),
+        ],
+    )
+    def test_others_are_refused_by_name(self, source: Any, said: str) -> None:
+        with pytest.raises(DatasetError) as caught:
+            discover(source)
+        assert said in str(caught.value)
+        assert " at 0x" not in str(caught.value)
+
+    def test_a_table_of_pandas(self, tmp_path: Path) -> None:
+        pandas = pytest.importorskip("pandas")
+        folder = in_folder(tmp_path, "a.jpg", "b.jpg")
+        rows = {"path": [str(folder / "a.jpg"), folder / "b.jpg"], "label": ["cat", None], "split": ["train", np.nan]}
+        assert found(discover(pandas.DataFrame(rows))) == {"a.jpg": ("cat", "train"), "b.jpg": (None, None)}
+        with pytest.raises(DatasetError, match="has no column 'path', but file, label"):
+            discover(pandas.DataFrame({"file": ["a.jpg"], "label": ["cat"]}))
+
+    def test_a_dict_of_splits_to_folders(self, tmp_path: Path) -> None:
+        one, other = in_folder(tmp_path / "1", "cat/a.jpg", "dog/b.jpg"), in_folder(tmp_path / "2", "cat/c.jpg")
+        dataset = discover({"train": one, "val": str(other)})
+        assert found(dataset)["c.jpg"] == ("cat", "val")
+
+    def test_lists_of_paths_and_of_pairs(self, tmp_path: Path) -> None:
+        folder = in_folder(tmp_path, "a.jpg", "b.jpg")
+        assert found(discover([folder / "a.jpg", str(folder / "b.jpg")])) == {
+            "a.jpg": (None, None),
+            "b.jpg": (None, None),
+        }
+        assert found(discover([(folder / "a.jpg", "cat")])) == {"a.jpg": ("cat", None)}
+
+
+def test_a_folder_in_the_cache_of_datasets_is_read(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    write_picture(tmp_path / "cat.png", 1)
+    (tmp_path / "cached").mkdir()
+    for split in ("train", "test"):
+        rows = arrow_table([(tmp_path / "cat.png", "leaf", split)])
+        path = str(tmp_path / f"cached/imagefolder-{split}.arrow")
+        with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, rows.schema) as out:
+            out.write_table(rows)
+    (tmp_path / "cached/dataset_info.json").write_text("{}")
+    dataset = discover(tmp_path / "cached")
+    assert sorted((item.label, item.split) for item in dataset.items) == [("leaf", "test"), ("leaf", "train")]
