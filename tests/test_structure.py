@@ -26,6 +26,7 @@ LAYERS = [
     "sources",
     "resize",
     "augment",
+    "codestreams",
     "bounds",
     "decode",
     "discover",
