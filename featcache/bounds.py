@@ -14,6 +14,8 @@ from typing import Any
 
 from PIL import Image
 
+from featcache.codestreams import at_most as _at_most
+from featcache.codestreams import boxes, check_avif, check_jpeg2000
 from featcache.errors import PictureError
 
 MAX_PIXELS = 2 * 89_478_485
@@ -70,6 +72,8 @@ _HEAVY = {"JPEG2000": (MAX_PIXELS, 2**27), "AVIF": (2**26, 2**29), "HEIF": (2**2
 _MARKER = re.compile(rb"\xff([\xc0-\xfe])")
 _NO_BODY = {0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
 _START_OF_SCAN = 0xDA
+_AVIF = (b"avif", b"avis")
+_CODESTREAM = b"\xff\x4f\xff\x51"
 _HEADER_BOXES = {b"ftyp", b"meta", b"moov", b"jp2h"}
 _NUMBERS = {3: "H", 4: "L", 5: "LL", 6: "b", 8: "h", 9: "l", 10: "ll", 11: "f", 12: "d", 13: "L", 16: "Q"}
 _WHOLE = {3, 4, 8, 9, 13, 16}
@@ -108,14 +112,24 @@ def bounded(data: bytes) -> Asked:
     elif data.startswith((b"II", b"MM")):
         _check_numbers(data)
     elif data[4:8] in (b"ftyp", b"jP  "):
-        taken = sum(size for name, size in _boxes(data) if name in _HEADER_BOXES)
+        found_boxes = list(boxes(data))
+        taken = sum(end - at + 8 for name, at, end in found_boxes if name in _HEADER_BOXES)
         _at_most(taken, MAX_ITEMS if data[4:8] == b"ftyp" else MAX_HEADER, "bytes of headers")
+        for name, at, _ in found_boxes:
+            if name == b"jp2c":
+                check_jpeg2000(data, at, len(data))
+        if data[8:12] in _AVIF:
+            check_avif(data)
+    elif data.startswith(_CODESTREAM):
+        check_jpeg2000(data, 0, len(data))
     elif data.startswith(b"8BPS"):
         _at_most(max(struct.unpack(">II", data[14:22].ljust(8, b"\0"))), MAX_PSD_EDGE, "pixels a side")
     elif data.startswith((b"\0\0\1\0", b"icns")):
         _at_most(len(data), MAX_SLOW_BYTES, "bytes in an icon")
         for width, height in _nested(data):
             _at_most(width * height, MAX_NESTED_PIXELS, "pixels in an icon")
+        for found in re.finditer(re.escape(_CODESTREAM), data):
+            check_jpeg2000(data, found.start(), len(data))
     return Asked(data)
 
 
@@ -145,11 +159,6 @@ def check_opened(image: Image.Image, file: Asked) -> None:
         _check_numbers(exif.removeprefix(b"Exif\0\0"))
 
 
-def _at_most(found: int, limit: int, what: str, advice: str = "no photograph, save it anew") -> None:
-    if found > limit:
-        raise PictureError(f"{found:,} {what}, at most {limit:,} are taken: {advice}")
-
-
 def _check_segments(data: bytes) -> None:
     """Refuse a JPEG whose headers take long; they are gone through as Pillow does, up to the first scan."""
     at, segments, taken = 2, 0, 0
@@ -165,20 +174,6 @@ def _check_segments(data: bytes) -> None:
             taken += length
         at += length
     _at_most(taken, MAX_HEADER, "bytes of headers")
-
-
-def _boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """Yield the name and size of each box of an ISO media or JPEG 2000 file."""
-    at, n = 0, 0
-    while at + 8 <= len(data):
-        size, name = struct.unpack_from(">I4s", data, at)
-        if size == 1:
-            size = int.from_bytes(data[at + 8 : at + 16], "big")
-        size = min(size or len(data), len(data) - at)
-        yield name, size
-        at += max(8, size)
-        n += 1
-        _at_most(n, MAX_SEGMENTS, "boxes")
 
 
 def _nested(data: bytes) -> Iterator[tuple[int, int]]:

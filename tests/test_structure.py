@@ -28,6 +28,7 @@ LAYERS = [
     "sources",
     "resize",
     "augment",
+    "codestreams",
     "bounds",
     "raster",
     "decode",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from featcache import bounds
+from featcache import bounds, codestreams
 from featcache.decode import FORMATS, decode, identified
 from featcache.errors import PictureError
 from featcache.records import Preprocess
@@ -172,6 +172,99 @@ def test_an_avif_of_very_many_items_is_refused() -> None:
     with pytest.raises(PictureError, match="bytes of headers, at most 524,288 are taken"):
         identified(boxed("AVIF", b"mdat", 2**19))
     assert decode(encoded("AVIF"), STEPS).shape == (32, 32, 3)
+
+
+def framed(n: int, data: bytes | None = None) -> bytes:
+    """Return an AVIF whose picture's bytes are there `n` times, each of which is decoded."""
+    data = data or encoded("AVIF")
+    at = data.index(b"mdat")
+    coded = data[at + 4 :]
+    place = data.index(struct.pack(">I", len(coded)), data.index(b"iloc"))
+    head = data[:place] + struct.pack(">I", n * len(coded)) + data[place + 4 : at - 4]
+    return head + struct.pack(">I4s", 8 + n * len(coded), b"mdat") + n * coded
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
+def test_all_pictures_that_an_avif_codes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decode(framed(4), STEPS).shape == (32, 32, 3)
+    monkeypatch.setattr(codestreams, "MAX_CODED_IN_ALL", 4 * 32 * 32)
+    assert decode(framed(4), STEPS).shape == (32, 32, 3)
+    with pytest.raises(PictureError, match=r"^5,120 pixels in all pictures of an AVIF, at most 4,096 are taken"):
+        identified(framed(5))
+    monkeypatch.setattr(codestreams, "MAX_UNITS", 14)
+    with pytest.raises(PictureError, match="15 parts of an AVIF"):
+        identified(framed(5))
+    stream = io.BytesIO()
+    moving = [Image.fromarray(np.roll(PIXELS, at, 0)) for at in range(6)]
+    moving[0].save(stream, "AVIF", save_all=True, append_images=moving[1:])
+    assert decode(stream.getvalue(), STEPS).shape == (32, 32, 3)  # of a film the first picture is decoded
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
+@pytest.mark.parametrize("is_still", [True, False])
+def test_the_size_that_an_avif_is_coded_in_counts(is_still: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    pictures = [Image.new("RGB", (400, 300))] * (1 if is_still else 2)
+    pictures[0].save(stream, "AVIF", save_all=not is_still, append_images=pictures[1:])
+    small = stream.getvalue().replace(struct.pack(">II", 400, 300), struct.pack(">II", 32, 32))
+    assert decode(small, STEPS).shape == (32, 32, 3)
+    monkeypatch.setattr(codestreams, "MAX_CODED", 400 * 300 - 1)
+    with pytest.raises(
+        PictureError, match=r"^120,000 pixels in a picture of an AVIF, at most 119,999 .* save it as PNG$"
+    ):
+        identified(small)
+
+
+def jpeg_2000(
+    *, side: int = 32, tile: int = 32, channels: int = 1, layers: int = 1, areas: bytes = b"", odd: bytes = b""
+) -> bytes:
+    """Return a JPEG 2000 that says it is of one channel, and no pixel of which is coded."""
+    size = struct.pack(">H8IH", 0, side, side, 0, 0, tile, tile, 0, 0, channels) + b"\7\1\1" * channels
+    style = struct.pack(">BBHB", bool(areas), 0, layers, 0) + bytes([max(0, len(areas) - 1), 4, 4, 0, 1]) + areas
+    parts = segment(0x51, size) + segment(0x52, style) + segment(0x5C, b"\x40" * (3 * max(1, len(areas)) + 1)) + odd
+    parts = b"\xff\x4f" + parts + b"\xff\x90" + struct.pack(">HHIBB", 10, 0, 14, 0, 1) + b"\xff\x93\xff\xd9"
+    boxes = [(b"jP  ", b"\r\n\x87\n"), (b"ftyp", b"jp2 \0\0\0\0jp2 ")]
+    header = struct.pack(">I4sIIHBBBB", 22, b"ihdr", side, side, 1, 7, 7, 0, 0)
+    boxes += [(b"jp2h", header + struct.pack(">I4sBBBI", 15, b"colr", 1, 0, 0, 17)), (b"jp2c", parts)]
+    return b"".join(struct.pack(">I4s", 8 + len(body), name) + body for name, body in boxes)
+
+
+CODED: dict[str, tuple[dict[str, Any], str]] = {
+    "channels": ({"channels": 16384}, "16,384 channels in its codestream, at most 4 are taken"),
+    "tiles": ({"side": 129, "tile": 1}, "16,641 tiles, at most 16,384"),
+    "layers": ({"layers": 65535, "areas": b"\0\x11\x11\x11", "side": 64, "tile": 64}, "packets, at most 16,777,216"),
+    "layers of one tile": (
+        {"odd": b"\xff\x90" + struct.pack(">HHIBB", 10, 0, 0, 0, 1) + segment(0x52, b"\1\0\xff\xff\0\1\4\4\0\1\0\x11")},
+        "packets, at most 16,777,216",
+    ),
+    "blocks": ({"areas": b"\0\x11", "side": 2000, "tile": 2000}, "blocks in a tile, at most 1,048,576"),
+    "narrow areas": ({"areas": b"\xf1\x1f", "side": 13000, "tile": 13000}, "packets, at most 16,777,216"),
+    "areas of a channel": (
+        {"odd": segment(0x53, b"\0\1\1\4\4\0\1\0\x11"), "side": 2000, "tile": 2000},
+        "blocks in a tile, at",
+    ),
+    "what is not known": ({"odd": b"\xff\x30" + segment(0x52, b"\0\0\xff\xff\0\1\4\4\0\1")}, "unknown part ff30"),
+}
+
+
+@pytest.mark.parametrize("name", CODED)
+@pytest.mark.parametrize("form", ["JP2", "J2K", "ICNS"])
+def test_the_codestream_of_a_jpeg_2000_is_counted(name: str, form: str) -> None:
+    fields, reason = CODED[name]
+    data = jpeg_2000(**fields)
+    if form == "J2K":
+        data = data[data.index(b"jp2c") + 4 :]
+    elif form == "ICNS":
+        data = icon("ICNS", data)
+    with pytest.raises(PictureError, match="pixels in an icon" if form == "ICNS" and "narrow" in name else reason):
+        identified(data)
+
+
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_a_jpeg_2000_of_many_tiles_layers_and_areas_is_decoded(is_raw: bool) -> None:
+    several = {"quality_mode": "rates", "quality_layers": [80, 40, 20, 10, 5], "precinct_size": (32, 32)}
+    for options in ({"tile_size": (8, 8)}, several | {"codeblock_size": (16, 16), "progression": "RPCL"}):
+        assert decode(encoded("JPEG2000", no_jp2=is_raw, num_resolutions=3, **options), STEPS).shape == (32, 32, 3)
 
 
 def qoi(width: int, height: int) -> bytes:
