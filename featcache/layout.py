@@ -237,6 +237,10 @@ class Layout:
         return any(self.extra) and (self.photometric != RGB or len(self.extra) > 1)
 
 
+MOST_SHARED = 2**26
+"""Strips and tiles may lie over each other, where they are alike, and over the edge: by so much at most."""
+
+
 def layout_of(data: bytes, page: int = 1, *, is_chosen: bool = False) -> Layout:
     """Return the layout of a full page of a TIFF, counted from 1.
 
@@ -266,6 +270,12 @@ def layout_of(data: bytes, page: int = 1, *, is_chosen: bool = False) -> Layout:
         counts = (len(data) - min(offsets[0], len(data)),)
     if len(offsets) != number or len(counts) != number:
         raise PictureError(f"broken TIFF: {len(offsets):,} strips or tiles, where its pixels take {number:,}")
+    if sum(counts) > 4 * len(data) + MOST_SHARED:
+        raise PictureError(f"broken TIFF: {number:,} strips or tiles of {sum(counts):,} bytes in {len(data):,}")
+    if number * across * down > 4 * width * height * samples + MOST_SHARED:
+        raise PictureError(
+            f"broken TIFF: {number:,} strips or tiles of {across:,} x {down:,} pixels for {width:,} x {height:,}"
+        )
     layout = Layout(
         width=width,
         height=height,

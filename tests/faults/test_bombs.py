@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
 import subprocess
 import sys
 import tarfile
@@ -23,6 +24,7 @@ import pytest
 from PIL import Image
 from store_rows import SPEC, make_rows
 
+from featcache.decode import look
 from featcache.discover import discover
 from featcache.errors import DatasetError, ExchangeError, FeatcacheError, PictureError
 from featcache.records import Features
@@ -351,3 +353,17 @@ def test_a_saved_dataset_names_only_files_in_its_folder(name: Any, tmp_path: Pat
     (tmp_path / "saved" / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
     with pytest.raises(FeatcacheError, match="is no whole dataset of `save_to_disk`"):
         discover(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("compression", [7, 8, 32773])
+def test_tiles_of_a_tiff_lie_over_each_other_only_so_far(compression: int) -> None:
+    side, junk = 512, bytes(2**20)
+    number = (side // 16) ** 2
+    tags = {256: side, 257: side, 258: 8, 259: compression, 262: 1, 277: 1, 284: 1, 322: 16, 323: 16}
+    at = 8 + 2 + (len(tags) + 2) * 12 + 4
+    entries = [struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items()]
+    entries += [struct.pack("<HHLL", 324, 4, number, at), struct.pack("<HHLL", 325, 4, number, at + 4 * number)]
+    data = b"II*\0" + struct.pack("<LH", 8, len(entries)) + b"".join(entries) + bytes(4)
+    data += struct.pack("<L", at + 8 * number) * number + struct.pack("<L", len(junk)) * number + junk
+    with pytest.raises(PictureError, match="1,024 strips or tiles of 1,073,741,824 bytes in 1,0"):
+        look(data)
