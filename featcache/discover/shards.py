@@ -19,6 +19,7 @@ from featcache.records import Dataset, Item
 from featcache.sources import archive
 from featcache.sources.addresses import CHAIN, part
 from featcache.sources.archives import TarArchive, ZipArchive
+from featcache.texts import LONGEST
 
 Sample = dict[str, str]
 """The names of the files of a sample, by what follows the first dot."""
@@ -116,6 +117,8 @@ def _label(found: TarArchive, address: str, key: str, sample: Sample, columns: C
         return None
     try:
         text = found.read(name).decode("utf-8")
+        if len(text) > LONGEST:
+            raise ValueError(f"it has {len(text):,} characters, and at most {LONGEST:,} are taken")
         value: Any = json.loads(text) if field else text
         return labels.read(value.get(field) if field else value, where)
     except (PictureError, ValueError, AttributeError, RecursionError) as error:

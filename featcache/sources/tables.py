@@ -20,7 +20,7 @@ from featcache.sources.containers import opened
 from featcache.texts import LONGEST, Values, flaw
 
 GROUPS_KEPT = 2
-"""How many groups of rows of a Parquet file are in memory: threads read a few rows apart."""
+"""How many groups of rows of a file are in memory: threads read a few rows apart."""
 
 MOST_GROUP_BYTES = 2 * 2**30
 ROWS_AT_ONCE = 16
@@ -55,7 +55,7 @@ class Table:
             list(self.schema.names)  # which are decoded only now
         except (DatasetNotFoundError, MemoryError):
             raise
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
             raise DatasetError(f"{address} is no whole table ({_line(error)}): fetch or make it again") from error
         if self.n_rows > max(ALWAYS_ROWS, self._size):
             raise DatasetError(f"{address} has {self.n_rows:,} rows in {self._size:,} bytes: it is no list of pictures")
@@ -63,7 +63,7 @@ class Table:
     @property
     def n_rows(self) -> int:
         """The number of rows."""
-        return int(self._parquet.metadata.num_rows if self._parquet is not None else self._arrow.n_rows)
+        return int(self._parquet.metadata.num_rows if self._parquet is not None else self._arrow.starts[-1])
 
     @cached_property
     def features(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Table:
         return found
 
     def _arrow_chunks(self, name: str) -> Iterator[Any]:
-        yield from self._arrow.column(name).chunks
+        yield from (self._arrow.batch(at, name) for at in range(len(self._arrow.starts) - 1))
 
     def _parquet_chunks(self, name: str) -> Iterator[Any]:
         left, kind = self.n_rows, type(self.schema.field(name).type).__name__
@@ -124,8 +124,6 @@ class Table:
         return data
 
     def _value(self, column: str, row: int) -> Any:
-        if self._parquet is None:
-            return self._read(lambda: self._arrow.column(column)[row].as_py())
         group = bisect_right(self._starts, row) - 1
         with self._lock:
             found = self._groups.get((group, column))
@@ -137,6 +135,8 @@ class Table:
         return found[row - self._starts[group]].as_py()
 
     def _group(self, group: int, column: str) -> Any:
+        if self._parquet is None:
+            return self._read(lambda: self._arrow.batch(group, column))
         known = self._parquet.metadata.row_group(group)
         parts = [known.column(at) for at in range(known.num_columns)]
         _check_size(sum(p.total_uncompressed_size for p in parts if f"{p.path_in_schema}.".startswith(f"{column}.")))
@@ -154,6 +154,8 @@ class Table:
 
     @cached_property
     def _starts(self) -> list[int]:
+        if self._parquet is None:
+            return list(self._arrow.starts)
         starts = [0]
         for group in range(self._parquet.num_row_groups):
             starts.append(starts[-1] + self._parquet.metadata.row_group(group).num_rows)
@@ -166,7 +168,7 @@ class Table:
             return call()
         except MemoryError:
             raise
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
             raise DatasetError(f"{self.address} cannot be read ({_line(error)}): fetch or make it again") from error
 
 

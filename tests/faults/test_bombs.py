@@ -189,6 +189,23 @@ def test_the_name_of_a_folder_is_a_label_as_any_other(suffix: str, tmp_path: Pat
             discover(path)
 
 
+def test_the_label_of_a_sample_stands_in_a_small_file(tmp_path: Path) -> None:
+    for longer in (0, 1):
+        text = json.dumps({"label": "a", "more": ""})
+        files = {"0.png": b"x", "0.json": text.replace('""', f'"{"x" * (2**20 - len(text) + longer)}"').encode()}
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            for name, data in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        if longer:
+            with pytest.raises(DatasetError, match=r"1,048,577 characters, and at most 1,048,576 are taken"):
+                discover(tmp_path / "x.tar", columns={"label": "json.label"})
+        else:
+            found = discover(tmp_path / "x.tar", columns={"label": "json.label"})
+            assert [item.label for item in found.items] == ["a"]
+
+
 def tar_header(kind: bytes, body: bytes = b"") -> bytes:
     info = tarfile.TarInfo("a/0.png")
     info.type, info.size = kind, len(body)

@@ -363,6 +363,46 @@ def test_an_arrow_file_reads_nothing_that_lies_outside_of_it(arrow: Path) -> Non
         table(str(arrow)).read("label/0")
 
 
+CUT = """
+import os, sys
+from featcache.errors import FeatcacheError
+from featcache.sources import table
+found = table(sys.argv[1])
+os.truncate(sys.argv[1], os.path.getsize(sys.argv[1]) // 2)
+for ask in (lambda: found.column("label"), lambda: found.read("image/1")):
+    try:
+        ask()
+    except FeatcacheError as error:
+        print(error)
+"""
+"""An Arrow file is cut while it is open."""
+
+
+def test_an_arrow_file_that_is_cut_while_it_is_read_is_one_line(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    path, rows = tmp_path / "x.arrow", pa.table({"image": [bytes(2**20)] * 2, "label": ["a", "b"]})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, rows.schema) as stream:
+        stream.write_table(rows, max_chunksize=1)
+    done = subprocess.run([sys.executable, "-c", CUT, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [line.partition(": fetch or make it again")[1] for line in done.stdout.splitlines()] == [
+        ": fetch or make it again"
+    ] * 2
+
+
+def test_an_arrow_file_keeps_its_dictionaries(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    path, kind = tmp_path / "x.arrow", pa.dictionary(pa.int8(), pa.string())
+    with pa.OSFile(str(path), "wb") as file:
+        schema = pa.schema([("image", pa.binary()), ("label", kind)])
+        with pa.ipc.new_stream(file, schema, options=pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)) as stream:
+            for words in (["a"], ["a", "b"], ["c"]):
+                labels = pa.DictionaryArray.from_arrays(pa.array([len(words) - 1], pa.int8()), words)
+                stream.write_batch(pa.record_batch([pa.array([b"x" + words[-1].encode()]), labels], schema))
+    assert table(str(path)).column("label") == ["a", "b", "c"]
+    assert [table(str(path)).read(f"image/{row}") for row in range(3)] == [b"xa", b"xb", b"xc"]
+
+
 def test_an_arrow_file_unpacks_to_no_more_than_it_is(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     rows = pa.table({"label": pa.array(["a" * 2**20] * 64).dictionary_encode(), "path": ["1.png"] * 64})
