@@ -430,7 +430,7 @@ def test_the_fingerprint_is_the_same_in_every_process(tmp_path: Path) -> None:
 )
 def test_every_field_of_a_spec_is_in_its_fingerprint(field: str) -> None:
     value = getattr(SPEC, field)
-    values = {"decoding": DRAFT, "calibration": CALIBRATION}
+    values = {"decoding": DRAFT, "calibration": CALIBRATION, "reading": "page 2"}
     changed = values[field] if field in values else value + (1 if isinstance(value, int) else "x")
     other = dataclasses.replace(SPEC, **{field: changed})
     assert other.fingerprint != SPEC.fingerprint

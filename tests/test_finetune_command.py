@@ -599,7 +599,7 @@ def test_an_imported_dataset_trains_its_head_and_nothing_below(photos: Path, tmp
         result = run("finetune", "--unfreeze", "head", "--epochs", "1", "--cache", exported, "--json")
         assert result.json["computed"] == 0
         result = run("finetune", "--epochs", "1", "--cache", exported)
-        assert refused(result, "no picture of", "can be used: no such file", "put them back")
+        assert refused(result, "was imported, and what it names is not opened", "unfreeze the head alone")
     finally:
         photos.with_name("away").rename(photos)
 

@@ -706,8 +706,8 @@ class TestSweep:
         [
             (Sweep(activation=("relu", "sigmoid")), "unknown activation 'sigmoid'"),
             (Sweep(hidden=((8,), (8, 0))), "needs one unit or more"),
-            (Sweep(lr=(0.1, 0.0)), "learning rate must be above zero"),
-            (Sweep(alpha=(-0.1,)), "alpha not below"),
+            (Sweep(lr=(0.1, 0.0)), "a learning rate is above zero"),
+            (Sweep(alpha=(-0.1,)), "alpha zero or above"),
         ],
     )
     def test_values_without_sense_are_refused(self, sweep: Sweep, message: str) -> None:

@@ -40,7 +40,8 @@ def known(
     keys = keys or [hashlib.sha256(b"first").digest(), *(number.to_bytes(32, "big") for number in range(1, len(X)))]
     paths = (str(picture), *(f"/gone/{number}.jpg" for number in range(1, len(X))))
     labels = np.array([f"class {number % 3}" for number in range(len(X))], np.str_)
-    features = Features(X.astype(spec.dtype), labels, paths, labels, tuple(keys), spec.fingerprint)
+    splits = np.array(["train", "test", ""] * len(X))[: len(X)]
+    features = Features(X.astype(spec.dtype), labels, paths, splits, tuple(keys), spec.fingerprint)
     (folder / f"{name}.npz").write_bytes(packed(folder / f"{name}.npz", Exchange(features, spec, "made up")))
     options = featcache.Options(cache=folder / "cache")
     featcache.cache_import(folder / f"{name}.npz", options=options)

@@ -569,10 +569,10 @@ def test_a_draft_has_fewer_pixels_and_twice_what_is_needed_at_least(
     Image.linear_gradient("L").resize(size).convert("RGB").save(out, format_)
     upright = featcache.decode._upright_rgb  # type: ignore[attr-defined]
 
-    def noted(image: Image.Image) -> Image.Image:
+    def noted(image: Image.Image, *reading: Any) -> Image.Image:
         image.load()
         seen.append(image.size)
-        return upright(image)
+        return upright(image, *reading)
 
     monkeypatch.setattr("featcache.decode._upright_rgb", noted)
     drafted = decode(out.getvalue(), steps, draft=True)

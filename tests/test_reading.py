@@ -250,6 +250,10 @@ def test_leaving_early_reads_no_further(cache: Cache, tmp_path: Path, monkeypatc
     next(pictures)
     pictures.close()
     assert gauge.calls < 120
+    deadline = time.monotonic() + 10  # nobody waits for those that are at it
+    while time.monotonic() < deadline and any(t.name.startswith("featcache-read") for t in threading.enumerate()):
+        time.sleep(0.01)
+    assert gauge.calls < 120
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("featcache-read")]
 
 

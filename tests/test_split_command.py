@@ -214,7 +214,9 @@ class TestRubbish:
         lines = [f"{path},{'' if path.stem == '0' else path.parent.name}" for path in sorted(photos.rglob("*.png"))]
         (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines]))
         summary = api.split(tmp_path / "list.csv", out=tmp_path / "s.csv")
-        assert (summary.pictures, summary.notices) == (27, ("3 pictures without a label left out",))
+        assert summary.pictures == 27
+        assert summary.notices[0].startswith("3 without a label, the first in ")
+        assert summary.notices[1:] == ("3 pictures without a label left out",)
 
 
 class TestRefused:

@@ -185,7 +185,8 @@ def _looks(experiment: Experiment, subject: Subject, progress: Progress | None) 
     if new:
         catalog.remember_looks(new)
     unseen = len(missing) - len(new)
-    said = f"{unseen:,} pictures are not where they were, so that nobody knows which of them are blank, tiny or long"
+    why = "were imported, and are not opened" if experiment.access is CLOSED else "are not where they were"
+    said = f"{unseen:,} pictures {why}, so that nobody knows which of them are blank, tiny or long"
     return known | new, [said] * bool(unseen)
 
 
