@@ -75,6 +75,10 @@ def main() -> NoReturn:
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # ours is another one
     warnings.filterwarnings("ignore", message="The number of unique classes is greater")  # few images a class are fine
     warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")  # it is only asked for threads
+    # Of a learning rate that is too large it is said that the network cannot be fitted.
+    warnings.filterwarnings(
+        "ignore", category=RuntimeWarning, module=r"(sklearn\.neural_network|sklearn\.utils\.extmath)"
+    )
     watch_room()
     with streams():
         sys.exit(_exit_code())

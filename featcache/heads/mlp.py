@@ -146,7 +146,7 @@ HEAD = Head(
 )
 
 
-LARGEST = 10**6
+LARGEST = 1e30
 """With larger learning rates and penalties nothing is learned but numbers without end."""
 MOST_UNITS = 10**5
 
@@ -161,7 +161,7 @@ def sweeping(sweep: Sweep) -> Head:
     if any(units > MOST_UNITS for layers in sweep.hidden for units in layers):
         raise HeadError(f"a hidden layer has at most {MOST_UNITS:,} units")
     if not all(0 < rate <= LARGEST for rate in sweep.lr) or not all(0 <= alpha <= LARGEST for alpha in sweep.alpha):
-        raise HeadError(f"a learning rate is above zero, alpha zero or above, and neither beyond {LARGEST:,}")
+        raise HeadError(f"a learning rate is above zero, alpha zero or above, and neither beyond {LARGEST:g}")
     asked = {
         "hidden": sweep.hidden,
         "lr": sweep.lr,

@@ -65,7 +65,7 @@ _FOLDERS = (
     *("segments", "bad", "models", "runs", "splits", "cells", "demo"),
     *("networks", "backbones", "trainings", "shards", "shares", "indexes"),
 )
-_TELLING = {"catalog.sqlite", "segments", "shards", "networks", "cells", "backbones", "shares"}
+_TELLING = {"format.json", "catalog.sqlite", "segments", "shards", "networks", "cells", "backbones", "shares"}
 _OWN = {"format.json", "catalog.sqlite", *_FOLDERS, *_MARKS}
 
 

@@ -150,8 +150,8 @@ def read_arrow(path: Path) -> object:
 
 
 def exported(suffix: str) -> list[bytes]:
-    texts = np.array(["a", "b", "c", "d", "e", "f"])
-    features = Features(X, texts, tuple(texts.tolist()), texts, tuple(KEYS), SPEC.fingerprint)
+    texts, splits = np.array(["a", "b", "c", "d", "e", "f"]), np.array(["train", "test"] * 3)
+    features = Features(X, texts, tuple(texts.tolist()), splits, tuple(KEYS), SPEC.fingerprint)
     whole = packed(Path(f"x{suffix}"), Exchange(features, SPEC, "w"))
     if suffix == ".npz":
         return [whole, *(zipped_again(whole, method) for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))]

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from conftest import Result
 from PIL import Image
 
 from featcache.decode import FORMATS, as_file, decode
@@ -31,6 +31,9 @@ from featcache.discover import discover, manifests
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Preprocess
 from featcache.sources import local, look_again, read, remote, table
+
+if TYPE_CHECKING:
+    from conftest import Result
 
 SILENT_SECONDS = 20
 STEPS = Preprocess(32, 32, "bilinear", (0, 0, 0), (1, 1, 1))
@@ -102,7 +105,6 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_at_once() -> None:
 LARGE = """
 import io, resource, sys
 import numpy as np
-from conftest import Result
 from PIL import Image
 from featcache.decode import decode
 from featcache.records import Preprocess
