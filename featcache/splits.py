@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from numbers import Integral
 
 import numpy as np
 import numpy.typing as npt
@@ -51,11 +50,10 @@ class Plan:
         return self.train if self.val is None else np.concatenate([self.train, self.val])
 
 
-def as_seed(value: object) -> int:
-    """Return a seed, a whole number from 0 to 2**32 - 1, as Python's; raises `HeadError` for anything else."""
-    if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < 2**32:
-        return int(value)
-    raise HeadError(f"the seed is {value!r:.50}: give a whole number from 0 to {2**32 - 1:,}")
+def check_seed(seed: int) -> None:
+    """Raise `HeadError` for a number that is no seed, from 0 to 2**32 - 1: NumPy and scikit-learn take no other."""
+    if not 0 <= seed < 2**32:
+        raise HeadError(f"the seed is {seed}: give a whole number from 0 to {2**32 - 1:,}")
 
 
 def plan(given: Features | Roll, seed: int, kept: Mapping[bytes, str], strict: bool = True) -> Plan:

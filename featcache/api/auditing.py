@@ -23,7 +23,7 @@ from featcache.process import after_forks_too
 from featcache.records import Features, FloatArray, Look, Progress, Source
 from featcache.records.audits import AuditSummary, FindingRow, LeakScore, SizeRow
 from featcache.sources import CLOSED, exists
-from featcache.splits import Plan, Rows, as_seed
+from featcache.splits import Plan, Rows, check_seed
 
 if TYPE_CHECKING:
     from featcache.audits.findings import Judgement, Subject
@@ -47,7 +47,7 @@ def audit(
     network is run, and no picture is changed. With `manifest` a new CSV lists the pictures without those named. `seed`
     decides the split, where the dataset has none, and the folds. Raises `FeatcacheError`.
     """
-    seed = as_seed(seed)
+    check_seed(seed)
     with open_experiment(source, options, progress, as_it_is=True) as experiment, experiment.run("audit") as run:
         if manifest is not None:
             check_manifest(Path(manifest), sorted(set(experiment.features.y.tolist()) - {""}))

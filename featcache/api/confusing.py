@@ -17,7 +17,7 @@ from featcache.heads import HEADS, several
 from featcache.process import after_forks_too
 from featcache.records import Progress, Source
 from featcache.records.experiments import ConfusionSummary
-from featcache.splits import as_seed
+from featcache.splits import check_seed
 
 Probabilities = npt.NDArray[np.float64]
 
@@ -40,7 +40,7 @@ def confusions(
 
     Other arguments as in `fit`. Raises `FeatcacheError`; another head that cannot be fitted is named in `errors`.
     """
-    seed = as_seed(seed)
+    check_seed(seed)
     chosen = several([head, *heads])
     with open_experiment(source, options, progress) as experiment, experiment.run("confusions") as run:
         summary = tried(experiment, chosen, seed, progress).summary

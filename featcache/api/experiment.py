@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from featcache.records import Access, Features, FeatureSpec, Progress, Roll, Sou
 from featcache.records.experiments import Setting
 from featcache.sources import ACCESS, CLOSED
 from featcache.sources.addresses import named
-from featcache.splits import MADE, Plan, as_seed, digest, plan
+from featcache.splits import MADE, Plan, check_seed, digest, plan
 from featcache.store import Cache, Row, Run
 from featcache.store.stored import StoredRows
 
@@ -63,6 +62,10 @@ class Known:
         made = plan(self.roll, seed, self.cache.splits.kept(self.root, seed), strict)
         self.cache.splits.keep(self.root, seed, made.made)
         return made
+
+    def leak(self, plan: Plan) -> tuple[str, ...]:
+        """Return what is to be said of scored pictures like some fitted on: nothing where none are compared."""
+        return ()
 
     @contextmanager
     def run(self, command: str) -> Iterator[Run]:
@@ -225,9 +228,9 @@ def _known(
 
 def seed_range(seed: int, n_seeds: int) -> range:
     """Return the seeds from `seed` on; raises `HeadError` where they leave what numpy and scikit-learn take."""
-    seed = as_seed(seed)
-    if isinstance(n_seeds, bool) or not isinstance(n_seeds, Integral) or n_seeds < 1:
-        raise HeadError(f"the number of seeds is {n_seeds!r:.50}: give a whole number from 1 on")
+    check_seed(seed)
+    if n_seeds < 1:
+        raise HeadError(f"the number of seeds is {n_seeds}: give a whole number from 1 on")
     if seed + n_seeds > 2**32:
         raise HeadError(f"seeds go from 0 to {2**32 - 1:,}: {n_seeds:,} from {seed:,} on are not among them")
     return range(seed, seed + n_seeds)
@@ -273,8 +276,14 @@ def _as_before(source: Source, options: Options) -> Options:
             said.append(f"{name.replace('_', '-')} {text}")
     if (options.backbone, options.weights, options.precision, options.draft, options.reading) == _NO_FEATURES:
         is_drafted = spec.decoding is not None
-        options = replace(options, backbone=spec.backbone, weights=weights, precision=spec.precision, draft=is_drafted)
-        options = replace(options, reading=spec.reading)
+        options = replace(
+            options,
+            backbone=spec.backbone,
+            weights=weights,
+            precision=spec.precision,
+            draft=is_drafted,
+            reading=spec.reading,
+        )
         said.append(network)
     if said:
         kept = ", ".join(said)

@@ -25,7 +25,7 @@ from featcache.records.experiments import Score
 from featcache.records.finetuning import EpochRow, FinetuneSummary, Training, points_a_minute, short
 from featcache.render.tables import records_csv
 from featcache.sources import CLOSED
-from featcache.splits import Plan, Rows, as_seed, digest, hold_out
+from featcache.splits import Plan, Rows, check_seed, digest, hold_out
 from featcache.store import Run
 from featcache.tuning.checking import check
 
@@ -59,7 +59,7 @@ def finetune(
     `partial_cache_limit` bytes. A training that was stopped goes on after its last whole epoch when it is asked for
     again. `on_epoch` is called with each epoch. Raises `FeatcacheError`.
     """
-    seed = as_seed(seed)
+    check_seed(seed)
     training, options = training or Training(), options or Options()
     check(training)
     is_scratch = options.backbone == scratch_cnn.NAME

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.api.asking import asks
-from featcache.api.experiment import Experiment, Known, Streamed, open_experiment, open_streamed
+from featcache.api.experiment import Known, Streamed, open_experiment, open_streamed
 from featcache.api.models import SUFFIX, Model, save_model, versions
 from featcache.api.options import Options
 from featcache.embed import check_running
@@ -16,7 +16,7 @@ from featcache.heads import get
 from featcache.process import after_forks_too
 from featcache.records import Progress, Source
 from featcache.records.experiments import FitSummary, Sweep, TrialRow
-from featcache.splits import Plan, as_seed, digest
+from featcache.splits import Plan, check_seed, digest
 from featcache.store import Run
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def fit(
     scored split. With `out_of_core` the vectors stay on the disk and are read in shuffled blocks, on the device of
     `options`: heads logreg and svm, without views. The model file is kept in the cache. Raises `FeatcacheError`.
     """
-    seed = as_seed(seed)
+    check_seed(seed)
     chosen = get(head, sweep)
     if out_of_core:
         return _fit_out_of_core(source, chosen, seed, options or Options(), progress, train_views or tta)
@@ -124,12 +124,7 @@ def _finish(
         versions=versions(),
         trials=_trials(fitted),
         loss_curve=fitted.loss_curve,
-        notices=(
-            *known.notices,
-            *plan.notices,
-            *(known.leak(plan) if isinstance(known, Experiment) else ()),
-            *fitted.notices,
-        ),
+        notices=(*known.notices, *plan.notices, *known.leak(plan), *fitted.notices),
         out_of_core=isinstance(known, Streamed),
         extracted=known.extracted_at,
         unscored=plan.unscored,

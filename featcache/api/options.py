@@ -42,12 +42,12 @@ class Options:
     engine: str = "auto"
     precision: str = "fp32"
     draft: bool = False
-    reading: str | None = None
     columns: Mapping[str, str] | None = None
     share: str | None = None
     address: str | None = None
     label_from: str | None = None
     names_encoding: str | None = None
+    reading: str | None = None
 
     def __post_init__(self) -> None:
         """Take a path that was given as a text; raises `UsageError` for what is none, and values of other types."""

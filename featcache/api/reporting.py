@@ -31,7 +31,7 @@ from featcache.records.audits import AuditSummary
 from featcache.records.experiments import BenchSummary, CompareSummary
 from featcache.records.finetuning import FinetuneSummary
 from featcache.records.reports import CalibrationBin, ReportSummary, ScoredPicture
-from featcache.splits import as_seed, digest
+from featcache.splits import check_seed, digest
 from featcache.store import Run
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def report(
     `head` takes for whom, what none of `heads` can learn, a map by `method` (`pca`, `tsne` or `umap`), the audit, the
     ledger. Pictures that are where they were have thumbnails. Raises `FeatcacheError`.
     """
-    seed = as_seed(seed)
+    check_seed(seed)
     options = options or Options()
     chosen = several([head, *heads])
     check_method(method)

@@ -19,7 +19,8 @@ from featcache.records import Dataset, Failure, Item, Preprocess, Progress, Sour
 from featcache.sheets import csv_text
 from featcache.sources import read
 from featcache.sources.addresses import is_remote, name_of, scheme
-from featcache.splits import as_seed, check_sizes, divide
+from featcache.splits import check_seed, check_sizes, divide
+from featcache.values import taking_typed
 
 SHOWN_CONTRADICTIONS = 3
 
@@ -29,6 +30,7 @@ _ONE_PIXEL = Preprocess(1, 1, "nearest", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "squa
 Rows = Sequence[tuple[Item, str]]
 
 
+@taking_typed
 def split(
     source: Source,
     test: float = 0.2,
@@ -49,7 +51,7 @@ def split(
     manifest `out`, in the current folder `<name of source>-split.csv`, or laid out as links in the new folder `links`.
     `progress` is called for every file. Raises `UsageError`, `DatasetError` and `OutputError`.
     """
-    seed = as_seed(seed)
+    check_seed(seed)
     if not (test > 0 and val >= 0 and test + val < 1):
         raise UsageError(
             f"nothing can be split with test {test:g} and val {val:g}: test must be above 0, val 0 or more, "

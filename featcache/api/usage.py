@@ -53,11 +53,11 @@ def uses(cache: Cache) -> list[Run]:
 def _order(cache: Cache) -> Callable[[Run], tuple[int, int]]:
     """Return what sorts runs: a finished extraction stands where it was committed, any other run where it began."""
     places: dict[int, tuple[int, int]] = {}
-    for root in cache.catalog.roots():
-        latest = 0
-        for number, run in enumerate(cache.catalog.commits(root), 1):
-            latest = max(latest, run)
-            places[run] = latest, number
+    latest = dict.fromkeys(cache.catalog.roots(), 0)
+    for number, (root, run) in enumerate(cache.catalog.all_commits(), 1):
+        if root in latest:
+            latest[root] = max(latest[root], run)
+            places[run] = latest[root], number
     return lambda run: places.get(run.id, (run.id, 0)) if run.summary else (run.id, 0)
 
 
@@ -98,8 +98,10 @@ def lost(cache: Cache) -> dict[tuple[str, int], str]:
     there = set(cache.fingerprints())
     found = {}
     for root, number in cache.catalog.all_commits():
+        if not number or (number in runs and runs[number].root == root):
+            continue
         since = {run.fingerprint for run in runs.values() if run.root == root and run.summary and run.id > number}
-        if number and (number not in runs or runs[number].root != root) and not there <= since:
+        if not there <= since:
             found[root, number] = (
                 f"run {number} of {root} is lost from {cache.folder / 'runs'}, so that nobody knows which vectors it "
                 "used: put its file back, or extract the dataset again with all networks that are wanted and then run "
@@ -210,8 +212,8 @@ def _check_newest(cache: Cache, root: str | None) -> None:
         raise DatasetError(of_another(cache, saved[-1][0]))
     if root is None:
         newest = max((run.id for run in cache.runs.all() if run.command in EXTRACTIONS), default=0)
-        for path in cache.runs.broken():
-            if int(path.stem) > newest:
+        for path, number in cache.runs.broken().items():
+            if number > newest:
                 raise DatasetError(
                     f"{path} cannot be read as a run, so that nobody knows which dataset was asked for last: put it "
                     "back or remove it, or name the dataset that is meant"
@@ -289,8 +291,7 @@ def _features(cache: Cache, run: Run) -> str:
         spec = cache.spec(run.fingerprint)
         words = [f" --backbone {spec.backbone}", f" --precision {spec.precision}" if spec.precision != "fp32" else ""]
         said = Reading.of(spec.reading)
-        limits = said.range if isinstance(said.range, str) else ",".join(f"{value:g}" for value in said.range or ())
-        words += [f" --range {limits}"] * bool(limits) + [f" --pages {said.page}"] * (said.page > 1)
+        words += [f" --range {said.limits}"] * bool(said.limits) + [f" --pages {said.page}"] * (said.page > 1)
         words += [f" --channels {','.join(map(str, said.channels))}"] * bool(said.channels)
         return "".join([*words, " --draft" if spec.decoding else ""])
     return ""

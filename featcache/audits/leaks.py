@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.audits.axes import directions
+from featcache.audits.twins import NEARER, SAME
 from featcache.records import FloatArray
 
-SAME, RATIO, RANK = 0.03, 0.45, 10
-"""As in an audit: twins are this near (1 - cosine), or nearer by this ratio than the picture of this rank."""
+RANK, RATIO = min(NEARER.items())
+"""Twins are nearer by this ratio than the picture of this rank, as in an audit."""
 
 MOST_PAIRS = 10**8
 """With more pairs only some of the scored pictures are looked at: it is to take seconds."""

@@ -39,12 +39,15 @@ class Reading:
             raise UsageError(f"there is no page {self.page}: they are counted from 1")
 
     @property
+    def limits(self) -> str:
+        """The range as it is given to `--range`, to the last digit; empty where there is none."""
+        return self.range if isinstance(self.range, str) else ",".join(f"{value:.17g}" for value in self.range or ())
+
+    @property
     def text(self) -> str | None:
         """What stands in a spec of features, `None` where nothing is said."""
-        named = self.range if isinstance(self.range, str) else ",".join(f"{value:.17g}" for value in self.range or ())
-        parts = [f"range {named}"] * bool(named) + [f"channels {','.join(map(str, self.channels))}"] * bool(
-            self.channels
-        )
+        parts = [f"range {self.limits}"] * bool(self.limits)
+        parts += [f"channels {','.join(map(str, self.channels))}"] * bool(self.channels)
         return "; ".join([*parts, *[f"page {self.page}"] * (self.page > 1)]) or None
 
     @classmethod

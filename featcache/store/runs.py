@@ -78,6 +78,8 @@ class Runs:
     def __init__(self, folder: Path, catalog: str = "") -> None:
         self.catalog = catalog
         self._folder = folder
+        self._known: dict[Path, tuple[tuple[int, ...], Run | str | None]] = {}
+        """What files held when they were read last: a command asks for all of them several times."""
 
     def start(self, command: str, root: str, fingerprint: str = "", beyond: int = 0) -> Run:
         """Note that a run began, under a number that nobody else has, no model has, and that is beyond another."""
@@ -124,9 +126,9 @@ class Runs:
         """Take back a run that came to nothing."""
         remove(self._path(run.id))
 
-    def broken(self) -> list[Path]:
-        """Return the files that should be runs and cannot be read."""
-        return [path for path, run in self._files() if isinstance(run, str)]
+    def broken(self) -> dict[Path, int]:
+        """Return the files that should be runs and cannot be read, with their numbers."""
+        return {path: number for number, path, run in self._files() if isinstance(run, str)}
 
     def all(self) -> list[Run]:
         """Return all runs, oldest first."""
@@ -142,27 +144,40 @@ class Runs:
         return next((run for run in self._newest_first() if run.made == name), None)
 
     def _newest_first(self) -> Iterator[Run]:
-        for path, run in self._files():
+        for _, path, run in self._files():
             if isinstance(run, Run):
                 yield run
             else:
                 _logger.warning("%s is left out, it cannot be read as a run: %s", path, run)
 
-    def _files(self) -> Iterator[tuple[Path, Run | str]]:
-        """Yield path and run, or what is wrong with it, newest first."""
+    def _files(self) -> Iterator[tuple[int, Path, Run | str]]:
+        """Yield number, path and run, or what is wrong with it, newest first."""
         files = {path.name: path for path in self._folder.glob("[0-9]*")}
         known = numbers_of(files)
         numbers = {files[name]: known[name] for name in known if files[name].suffix in (".json", _NOT_NOTED)}
         for path in sorted(numbers, key=lambda path: (numbers[path], path.name), reverse=True):
-            try:
-                if path.suffix == _NOT_NOTED:
-                    asked = path.stat().st_mtime
-                    yield path, Run(numbers[path], EXTRACTIONS[0], "", "", asked, catalog=self.catalog, error=_NO_ROOM)
-                    continue
-                if path.stat().st_size:  # empty: a run that was stopped before it began
-                    yield path, _restored(path)
-            except (OSError, ValueError, TypeError) as error:
-                yield path, str(error)
+            run = self._read(path, numbers[path])
+            if run is not None:
+                yield numbers[path], path, run
+
+    def _read(self, path: Path, number: int) -> Run | str | None:
+        """Return the run in a file, or what is wrong with it; `None` of one that was stopped before it began."""
+        try:
+            status = path.stat()
+            stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            known = self._known.get(path)
+            if known is not None and known[0] == stamp:
+                return known[1]
+            run: Run | str | None = None
+            if path.suffix == _NOT_NOTED:
+                asked = status.st_mtime
+                run = Run(number, EXTRACTIONS[0], "", "", asked, catalog=self.catalog, error=_NO_ROOM)
+            elif status.st_size:
+                run = _restored(path)
+        except (OSError, ValueError, TypeError) as error:
+            return str(error)
+        self._known[path] = stamp, run
+        return run
 
     def _write(self, run: Run) -> None:
         content = _check(run)
@@ -177,9 +192,7 @@ def _restored(path: Path) -> Run:
     content = read_json(path, MOST_BYTES)
     if content.pop(_SUM, None) not in (None, checksum(content)):
         raise ValueError("its checksum does not match")
-    if (said := _flaw(content)) is not None:
-        raise ValueError(said)
-    run = Run(**content)
+    run = _run_of(content)
     if run.id != int(path.stem):
         raise ValueError(f"it is run {run.id}")
     return run
@@ -189,25 +202,25 @@ def _check(run: Run) -> dict[str, Any]:
     """Return the plain values of a run; raises `UsageError` where it could not be read again."""
     try:
         content: dict[str, Any] = json.loads(json.dumps(asdict(run)))
-        said = _flaw(content)
+        _run_of(content)
     except (TypeError, ValueError) as error:
-        said = str(error)
-    if said is not None:
-        raise UsageError(f"{run.command} of {run.root!r:.100} cannot be noted as a run: {said}: give another value")
+        raise UsageError(
+            f"{run.command} of {run.root!r:.100} cannot be noted as a run: {error}: give another value"
+        ) from error
     return content
 
 
-def _flaw(content: Mapping[str, Any]) -> str | None:
-    """Return why these values are no run, `None` where they are one."""
+def _run_of(content: Mapping[str, Any]) -> Run:
+    """Return the run with these values; raises `TypeError`, and `ValueError` that says why they are none."""
     if wrong := misfit(Run, {**content, "summary": None}):
-        return f"its {wrong} is {content.get(wrong)!r:.100}"
+        raise ValueError(f"its {wrong} is {content.get(wrong)!r:.100}")
     run = Run(**content)
     if (flaw(run.root) or flaw(run.catalog)) is not None or (run.fingerprint and not run.root):
-        return f"its root is {run.root!r:.100}"
+        raise ValueError(f"its root is {run.root!r:.100}")
     if run.fingerprint and not FINGERPRINT.fullmatch(run.fingerprint):
-        return f"its fingerprint is {run.fingerprint!r:.100}"
+        raise ValueError(f"its fingerprint is {run.fingerprint!r:.100}")
     if not all(-_LAST < moment < _LAST for moment in (run.started, run.finished or 0.0)):
-        return "its times are beyond what a calendar has"
+        raise ValueError("its times are beyond what a calendar has")
     if run.summary is not None and (wrong := misfit(RECORDS.get(run.command, dict[str, Any]), run.summary, "summary")):
-        return f"its {wrong} is not what a summary of {run.command} has there"
-    return None
+        raise ValueError(f"its {wrong} is not what a summary of {run.command} has there")
+    return run

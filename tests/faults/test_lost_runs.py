@@ -418,3 +418,28 @@ def test_numbers_of_numpy_are_numbers(run: Run, photos: Path, tmp_path: Path) ->
     done = featcache.fit(head="mlp", seed=np.int64(2), sweep=sweep, options=options)  # type: ignore[arg-type]
     assert (done.seed, type(done.seed)) == (2, int)
     assert run("runs").code == 0
+
+
+def test_a_copy_beside_a_run_is_named_and_ends_no_command_in_a_traceback(run: Run, photos: Path, cache: Path) -> None:
+    copy = cache / "runs" / "000009 (copy).json"
+    shutil.copy(cache / "runs" / "000001.json", copy)
+    for words in (("fit",), ("cache", "gc", "--yes")):
+        refused = run(*words)
+        assert (refused.code, refused.out) == (1, "")
+        assert str(copy) in refused.err.splitlines()[-1]
+    assert run("fit", photos, "--head", "centroid", network=True).code == 0
+    copy.unlink()
+    assert run("fit").code == 0
+
+
+def test_a_run_that_changes_under_a_cache_that_is_open_is_read_again(run: Run, cache: Path) -> None:
+    with Cache(cache) as opened:
+        (first,) = opened.runs.all()
+        (cache / "runs" / "000002.json").write_text("x")
+        assert list(opened.runs.broken().values()) == [2]
+        content = json.loads((cache / "runs" / "000001.json").read_text())
+        del content["sha256"]
+        (cache / "runs" / "000001.json").write_text(json.dumps(content | {"started": 1.0}))
+        assert [known.started for known in opened.runs.all()] == [1.0] != [first.started]
+        (cache / "runs" / "000001.json").unlink()
+        assert opened.runs.all() == []
