@@ -17,8 +17,9 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, fe
 
 from featcache.augment import draw
 from featcache.bounds import MAX_PIXELS, Asked, bounded, check_opened
+from featcache.directories import page_of
 from featcache.errors import PictureError, UsageError
-from featcache.layout import check_no_raw, is_tiff, layout_of, page_of
+from featcache.layout import check_no_raw, is_tiff, layout_of
 from featcache.raster import by_range, image_of, is_asked_of
 from featcache.records import ORIGINAL, Look, Preprocess, is_drawn
 from featcache.records.reading import Reading

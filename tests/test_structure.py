@@ -24,6 +24,7 @@ LAYERS = [
     "process",
     "records",
     "sealed",
+    "directories",
     "layout",
     "sources",
     "resize",

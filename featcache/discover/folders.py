@@ -58,7 +58,7 @@ def folder_dataset(root: str, tree: Tree, said: Sequence[str] = (), label_from: 
             items += _class_items(name, path, tree, notices)
         else:
             items += [Item(address, name) for address in tree.files(path)]
-    for label in {item.label for item in items if item.label is not None}:
+    for label in dict.fromkeys(item.label for item in items if item.label is not None):
         if (flawed := flaw(label, LONGEST_LABEL)) is not None:
             raise DatasetError(f"{root}: the folder {label!r:.60} cannot be a label, {flawed}: rename it")
     if all(item.label is None for item in items):
