@@ -8,21 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from featcache.api.agreement import is_behind, is_of_another, lost, of_another
 from featcache.api.exchange import import_into
 from featcache.api.extraction import extract_into
 from featcache.api.options import READING, Options, moved, open_cache, places
-from featcache.api.usage import (
-    FOR_TRAINING,
-    is_behind,
-    is_of_another,
-    lost,
-    newest_uses,
-    of_another,
-    unknown,
-    unused,
-    uses,
-    without_runs,
-)
+from featcache.api.usage import FOR_TRAINING, newest_uses, unknown, unused, uses, without_runs
 from featcache.backbones import Backbone, on_demand, resolve
 from featcache.backbones.weights import sha256
 from featcache.discover import discover
