@@ -118,7 +118,7 @@ def test_two_extractions_of_one_folder_count_in_the_order_of_their_ends(
 
 
 def test_a_catalog_put_back_is_still_found_out(tmp_path: Path) -> None:
-    from featcache.api.usage import is_behind
+    from featcache.api.agreement import is_behind
 
     with Cache(tmp_path / "cache") as cache:
         rows = [Row(Item("a.png", "a", None), bytes(32), None)]
