@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +23,12 @@ from conftest import Result
 from store_rows import HALF, SPEC, make_rows, temporary_files
 
 from featcache.api.outputs import write as write_output
-from featcache.errors import ExchangeError, OutputError
+from featcache.discover import discover
+from featcache.errors import ExchangeError, FeatcacheError, OutputError
 from featcache.records import Features, FeatureSpec, Item
 from featcache.store import Cache, FeatureWriter, Row
 from featcache.store.exchange import Exchange, packed, read
+from featcache.store.footers import count_values
 
 Run = Callable[..., Result]
 
@@ -71,6 +74,30 @@ def test_what_is_written_is_read_back_to_the_bit(tmp_path: Path, suffix: str, sp
     write(path, content(spec))
     assert_same(read(path), content(spec))
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("read_it", [read, discover], ids=["import", "extract"])
+def test_a_parquet_file_whose_schema_contradicts_its_columns_is_refused(
+    tmp_path: Path, read_it: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "out.parquet"
+    write(path, content(SPEC))
+    # the column may not be empty, says the schema now, and its sizes are of one that may: pyarrow alone would abort
+    for name in (b"\x03key", b"\x05label"):
+        path.write_bytes(path.read_bytes().replace(b"\x15\x02\x18" + name, b"\x15\x00\x18" + name))
+    with pytest.raises(FeatcacheError, match=r"out\.parquet"):
+        read_it(path)
+
+
+def test_the_values_of_a_parquet_file_are_counted_as_pyarrow_does(tmp_path: Path) -> None:
+    table = pyarrow.table({"a": [[1, 2], [], None], "b": ["x", None, "y"], "c": [1.0, 2.0, 3.0]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+    metadata = pyarrow.parquet.ParquetFile(tmp_path / "t.parquet").metadata
+    groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
+    expected: Counter[str] = Counter()
+    for column in [group.column(at) for group in groups for at in range(group.num_columns)]:
+        expected[column.path_in_schema] += column.num_values
+    assert count_values((tmp_path / "t.parquet").read_bytes()) == expected
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".h5"])

@@ -21,6 +21,7 @@ from isal.isal_zlib import crc32
 from featcache.discover import SPLIT_NAMES
 from featcache.errors import ExchangeError
 from featcache.records import Features, FeatureSpec
+from featcache.store import footers
 from featcache.store.arrays import arrays_in
 from featcache.store.hdf5 import open_to_read
 from featcache.store.index import stack_keys
@@ -195,7 +196,7 @@ def _from_parquet(path: Path) -> tuple[Arrays, str]:
         note = file.schema_arrow.metadata[b"featcache"].decode()
         n, vector = file.metadata.num_rows, file.schema_arrow.field("features").type
         _check_size(path, n * (KEY_BYTES + 4 * vector.list_size))
-        _check_lengths(path, file.metadata, n * vector.list_size)
+        _check_lengths(path, n * vector.list_size)
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(found), use_threads=False):
             for name in names:
                 found[name] += (new := texts.of(batch.column(name)))
@@ -210,11 +211,12 @@ def _from_parquet(path: Path) -> tuple[Arrays, str]:
     return arrays, note
 
 
-def _check_lengths(path: Path, metadata: Any, expected: int) -> None:
+def _check_lengths(path: Path, expected: int) -> None:
     """Refuse vectors longer than their type says, which Arrow would find out only when it has made room for them."""
-    groups = (metadata.row_group(at) for at in range(metadata.num_row_groups))
-    columns = (group.column(at) for group in groups for at in range(group.num_columns))
-    held = sum(column.num_values for column in columns if column.path_in_schema.startswith("features."))
+    with path.open("rb") as file:
+        file.seek(-min(path.stat().st_size, footers.MOST_BYTES + 8), os.SEEK_END)
+        counts = footers.count_values(file.read())
+    held = sum(n for column, n in counts.items() if column.startswith("features."))
     if held != expected:
         raise ExchangeError(f"{path} has {held:,} numbers in its vectors, and says that they are {expected:,}")
 
