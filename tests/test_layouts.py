@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -150,7 +152,7 @@ class TestFolderAroundAll:
         assert found(dataset) == {"1.jpg": ("Cat", None), "2.jpg": ("Dog", None)}
         (notice,) = dataset.notices
         assert "PetImages" in notice
-        assert "2 files beside it left out: CDLA.pdf, readme[1].txt" in notice
+        assert "beside it left out: CDLA.pdf, readme[1].txt" in notice
 
     def test_it_may_hold_splits(self, tmp_path: Path, make: Callable[..., Path]) -> None:
         root = make(tmp_path, "a/b/train/cat/1.jpg", "a/b/val/cat/2.jpg")
@@ -161,6 +163,146 @@ class TestFolderAroundAll:
     ) -> None:
         root = make(tmp_path, "cat/1.jpg", "cat/indoors/2.jpg")
         assert found(discover(root)) == {"1.jpg": ("cat", None), "2.jpg": ("cat", None)}
+
+
+TWO = ("cat", "dog")
+SAME = [f"{split}/{label}/{split}.jpg" for split in ("training", "test") for label in TWO]
+
+
+class TestOtherFoldersBeside:
+    """Public sets in their own layouts: what is beside the pictures is neither a class nor a split."""
+
+    @pytest.mark.parametrize(
+        "beside",
+        [
+            ["images.txt", "attributes/attributes.txt", "parts/parts.txt"],  # CUB-200
+            ["Annotation/cat/1", "Annotation/dog/2"],  # Stanford Dogs, files without an ending
+            ["labels/train1.txt", "imdb/imdb.mat", "README.md"],  # DTD
+            ["masks/cat/1.png", "masks/dog/2.png"],
+        ],
+        ids=["texts", "annotations", "lists", "masks"],
+    )
+    def test_folders_without_pictures_and_with_masks_are_left_out(
+        self, tmp_path: Path, make: Callable[..., Path], beside: list[str]
+    ) -> None:
+        dataset = discover(make(tmp_path, "images/cat/1.jpg", "images/dog/2.jpg", *beside))
+        assert found(dataset) == {"1.jpg": ("cat", None), "2.jpg": ("dog", None)}
+        (notice,) = dataset.notices
+        assert beside[-1].split("/")[0] in notice
+
+    @pytest.mark.parametrize("other", ["Annotations/1.xml", "101_ObjectCategories/../meta/train.txt"])
+    def test_one_folder_around_the_classes_needs_no_known_name(self, tmp_path: Path, other: str) -> None:
+        names = ("101_ObjectCategories/cat/1.jpg", "101_ObjectCategories/dog/2.jpg", other)
+        assert found(discover(in_folder(tmp_path, *names))) == {"1.jpg": ("cat", None), "2.jpg": ("dog", None)}
+
+    def test_masks_and_labels_of_every_class_or_split_are_left_out(
+        self, tmp_path: Path, make: Callable[..., Path]
+    ) -> None:
+        names = [f"{label}/{kind}/{label}.png" for label in TWO for kind in ("images", "masks")]
+        dataset = discover(make(tmp_path, *names, "meta.xlsx"))
+        assert [item.label for item in dataset.items] == ["cat", "dog"]
+        assert all("images" in item.path for item in dataset.items)
+        assert any("cat/masks, dog/masks" in notice for notice in dataset.notices)
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["train/images/1.jpg", "train/labels/1.txt", "valid/images/2.jpg", "valid/labels/2.txt", "data.yaml"],
+            ["images/train/1.jpg", "images/val/2.jpg", "labels/train/1.txt", "labels/val/2.txt"],
+            ["train2017/1.jpg", "val2017/2.jpg", "annotations/instances_train2017.json"],
+            ["train/images/1.jpg", "train/masks/1.png", "val/images/2.jpg", "val/masks/2.png"],
+        ],
+        ids=["yolo", "yolo-other", "coco", "masks"],
+    )
+    def test_sets_for_detection_have_splits_and_no_labels(
+        self, tmp_path: Path, make: Callable[..., Path], names: list[str]
+    ) -> None:
+        dataset = discover(make(tmp_path, *names))
+        assert found(dataset) == {"1.jpg": (None, "train"), "2.jpg": (None, "val")}
+        assert any("no labels" in notice for notice in dataset.notices)
+
+    def test_of_voc_the_pictures_are_taken_without_labels(self, tmp_path: Path, make: Callable[..., Path]) -> None:
+        folders = ("Annotations/1.xml", "ImageSets/Main/a.txt", "SegmentationClass/1.png", "SegmentationObject/1.png")
+        assert found(discover(make(tmp_path, "JPEGImages/1.jpg", *folders))) == {"1.jpg": (None, None)}
+
+    @pytest.mark.parametrize("name", ["pred", "test-several", "Meta"])
+    def test_a_flat_folder_beside_splits_is_left_out_and_said(
+        self, tmp_path: Path, make: Callable[..., Path], name: str
+    ) -> None:
+        dataset = discover(make(tmp_path, *SAME, f"{name}/9.jpg"))
+        assert set(found(dataset).values()) <= {(label, split) for label in TWO for split in ("train", "test")}
+        assert any(f"{name} left out" in notice for notice in dataset.notices)
+
+    def test_a_folder_with_classes_beside_splits_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(DatasetError, match="mixes split folders"):
+            discover(in_folder(tmp_path, *SAME, "extra/cat/1.jpg", "extra/dog/2.jpg"))
+
+    @pytest.mark.parametrize("names", [TWO, ("train", "test", "val")], ids=["classes", "splits"])
+    def test_a_folder_that_holds_the_others_once_more_is_left_out(
+        self, tmp_path: Path, make: Callable[..., Path], names: tuple[str, ...]
+    ) -> None:
+        below = [""] if names == TWO else ["a/", "b/"]
+        inner = [f"{name}/{label}{name}{label.strip('/')}.jpg" for name in names for label in below]
+        once = discover(make(tmp_path, *inner))
+        dataset = discover(make(tmp_path, *inner, *(f"cell_images/{name}" for name in inner)))
+        assert found(dataset) == found(once)
+        assert len(dataset.items) == len(inner)
+        assert any("cell_images/ left out" in notice for notice in dataset.notices)
+
+    def test_one_that_holds_other_files_in_them_is_refused(self, tmp_path: Path) -> None:
+        names = ("cat/1.jpg", "dog/2.jpg", "more/cat/1.jpg", "more/dog/3.jpg")
+        with pytest.raises(DatasetError, match="'dog' twice") as caught:
+            discover(in_folder(tmp_path, *names))
+        assert "more/dog/3.jpg" in str(caught.value)
+
+    def test_folds_of_splits_are_refused(self, tmp_path: Path, make: Callable[..., Path]) -> None:
+        names = [f"fold{n}/{split}/{label}/1.jpg" for n in (1, 2) for split in ("train", "test") for label in TWO]
+        with pytest.raises(DatasetError, match="name one as SOURCE"):
+            discover(make(tmp_path, *names))
+
+    def test_a_split_whose_pictures_are_flat_has_no_labels(self, tmp_path: Path) -> None:
+        train = [f"train/{label}/images/{label}.jpg" for label in TWO]  # as Tiny ImageNet
+        dataset = discover(in_folder(tmp_path, *train, "val/images/v.jpg", "val/val_annotations.txt"))
+        assert found(dataset)["v.jpg"] == (None, "val")
+        assert len(dataset.items) == 3
+        assert any("pictures of val have no labels" in notice for notice in dataset.notices)
+
+    def test_classes_that_hold_only_folders_are_said(self, tmp_path: Path) -> None:
+        names = ("a/abbey/1.jpg", "a/alley/2.jpg", "b/bar/3.jpg", "b/bay/4.jpg")  # as SUN397
+        root = in_folder(tmp_path, *names)
+        (notice,) = discover(root).notices
+        assert "4 in all" in notice
+        expression = notice.split("--label-from ")[1].strip("'")
+        assert {label for label, _ in found(discover(root, label_from=expression)).values()} == {
+            "abbey",
+            "alley",
+            "bar",
+            "bay",
+        }
+
+    def test_masks_among_the_pictures_are_said(self, tmp_path: Path) -> None:
+        names = ("benign/benign (1).png", "benign/benign (1)_mask.png", "malignant/a.png", "malignant/b_mask.png")
+        (notice,) = discover(in_folder(tmp_path, *names)).notices
+        assert notice.startswith("1 file called as another")
+
+    @pytest.mark.parametrize(
+        ("names", "said"),
+        [
+            (["train.zip", "test1.zip", "sampleSubmission.csv"], "name an archive as SOURCE"),
+            (["mnist.npz"], r"featcache.extract\(\(pictures, labels\)\)"),
+            (["notes.txt"], "name a folder of pictures"),
+        ],
+    )
+    def test_a_folder_without_any_picture_says_how_to_give_what_is_in_it(
+        self, tmp_path: Path, names: list[str], said: str
+    ) -> None:
+        with pytest.raises(DatasetError, match=said):
+            discover(in_folder(tmp_path, *names))
+
+    @pytest.mark.parametrize("name", ["mnist.npz", "pictures.rar", "train.mat", "a.mp4", "instances.json"])
+    def test_a_file_of_another_kind_is_refused_by_name(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(DatasetError, match=name):
+            discover(in_folder(tmp_path, name) / name)
 
 
 def pictures(root: Path, *names: str) -> Path:
@@ -467,6 +609,102 @@ class TestLists:
         folder = self.listed(tmp_path, "train.txt", "a.jpg cat\n")
         (folder / "val.txt").write_text("b.jpg dog\n")
         assert found(discover(folder)) == {"a.jpg": ("cat", "train"), "b.jpg": ("dog", "val")}
+
+    @pytest.mark.parametrize("pack", ["zip", "tar"])
+    @pytest.mark.parametrize("above", ["", "dogs/"])
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("labels.csv", "id,breed\na,cat\nb,dog\n"),
+            ("train/metadata.csv", "file_name,label\na.jpg,cat\nb.jpg,dog\n"),
+            ("tags.tsv", "train/a.jpg\tcat\ntrain/b.jpg\tdog\n"),
+        ],
+    )
+    def test_a_list_in_an_archive(self, tmp_path: Path, pack: str, above: str, name: str, text: str) -> None:
+        folder = tmp_path / "data" / above
+        (folder / "train").mkdir(parents=True)
+        for each in "ab":
+            (folder / "train" / f"{each}.jpg").write_bytes(b"")
+        (folder / name).write_text(text)
+        archive = shutil.make_archive(str(tmp_path / "packed"), pack, tmp_path / "data")
+        dataset = discover(archive)
+        assert [item.label for item in dataset.items] == ["cat", "dog"]
+        assert [item.path.split("::")[0] for item in dataset.items] == [f"{pack}://{above}train/{e}.jpg" for e in "ab"]
+        assert any(f"labels from {above}{name}" in notice for notice in dataset.notices)
+
+    def test_a_list_in_an_archive_reaches_no_file_outside_it(self, tmp_path: Path) -> None:
+        outside = pictures(tmp_path / "other", "secret.jpg") / "secret.jpg"
+        with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+            archive.writestr("a.jpg", b"")
+            archive.writestr("labels.csv", f"path,label\na.jpg,cat\n{outside},dog\n")
+        with pytest.raises(DatasetError, match="no such file"):
+            discover(tmp_path / "data.zip")
+
+    def test_a_list_at_a_url(self) -> None:
+        files = {"a.jpg": b"", "b.jpg": b"", "labels.csv": b"path,label\na.jpg,cat\nb.jpg,dog\n"}
+        fsspec.filesystem("memory").pipe({f"/lists/{name}": data for name, data in files.items()})
+        assert found(discover("memory://lists")) == self.CAT_AND_DOG
+
+    def test_a_column_for_each_class(self, tmp_path: Path) -> None:
+        text = "image,mel,nv, bcc\na,1.0,0.0,0\nb,0,0,1\n"
+        folder = self.listed(tmp_path, "truth.csv", text)
+        expected = {"a.jpg": ("mel", None), "b.jpg": ("bcc", None)}
+        beside = discover(folder)
+        assert found(beside) == expected
+        assert "labels from truth.csv, columns path=image, label=mel+nv+bcc" in beside.notices
+        columns = {"path": "image", "label": "mel+nv+bcc"}
+        assert found(discover(folder / "truth.csv", columns=columns)) == expected
+
+    @pytest.mark.parametrize(("row", "said"), [("b,1,0,1", "several labels"), ("b,2,0,0", "neither 0 nor 1")])
+    def test_of_a_column_for_each_class_one_is_1(self, tmp_path: Path, row: str, said: str) -> None:
+        folder = self.listed(tmp_path, "truth.csv", f"image,mel,nv,bcc\na,1,0,0\n{row}\n")
+        with pytest.raises(DatasetError, match=f"line 3.*{said}"):
+            discover(folder / "truth.csv", columns={"path": "image", "label": "mel+nv+bcc"})
+
+    def test_a_list_of_each_split_with_a_column_for_each_class(self, tmp_path: Path) -> None:
+        folder = in_folder(tmp_path, "train/a.jpg", "valid/b.jpg")  # as Roboflow writes them
+        (folder / "train" / "_classes.csv").write_text("filename, cat, dog\na.jpg, 1, 0\n")
+        (folder / "valid" / "_classes.csv").write_text("filename, cat, dog\nb.jpg, 0, 1\n")
+        assert found(discover(folder)) == {"a.jpg": ("cat", "train"), "b.jpg": ("dog", "val")}
+
+    @pytest.mark.parametrize("name", ["trainLabels.csv", "train.csv"])
+    def test_of_two_pictures_of_one_name_that_of_the_split_in_the_name_of_the_list(
+        self, tmp_path: Path, name: str
+    ) -> None:
+        folder = in_folder(tmp_path, *(f"{split}/{n}.png" for split in ("train", "test") for n in (1, 2)))
+        (folder / name).write_text("id,label\n1,frog\n2,truck\n")  # as CIFAR-10 at Kaggle
+        for dataset in (discover(folder), discover(folder / name, columns={"path": "id"})):
+            assert [(item.path.split("/")[-2:], item.label) for item in dataset.items] == [
+                (["train", "1.png"], "frog"),
+                (["train", "2.png"], "truck"),
+            ]
+
+    def test_numbers_of_classes_that_are_names_of_pictures_too(self, tmp_path: Path) -> None:
+        folder = in_folder(tmp_path, *(f"img/{n}.png" for n in range(4)))
+        (folder / "labels.csv").write_text("label,id\n" + "".join(f"{n % 2},{n}\n" for n in range(4)))
+        assert found(discover(folder)) == {f"{n}.png": (str(n % 2), None) for n in range(4)}
+
+    def test_labels_with_spaces(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "variant.txt", "a Cessna 172\nb Boeing 707 320\n")  # as FGVC-Aircraft
+        for source in (folder, folder / "variant.txt"):
+            assert found(discover(source)) == {"a.jpg": ("Cessna 172", None), "b.jpg": ("Boeing 707 320", None)}
+
+    def test_lists_in_a_folder_of_their_own(self, tmp_path: Path) -> None:
+        folder = in_folder(tmp_path, "images/a.jpg", "images/b.jpg", "labels/train.csv", "labels/test.csv")
+        (folder / "labels" / "train.csv").write_text("image,label\na.jpg,cat\n")
+        (folder / "labels" / "test.csv").write_text("image,label\nb.jpg,dog\n")
+        assert found(discover(folder)) == {"a.jpg": ("cat", "train"), "b.jpg": ("dog", "test")}
+
+    def test_backslashes_in_paths(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "labels.csv", "path,label\nimg\\a.jpg,cat\nimg\\b.jpg,dog\n")
+        assert found(discover(folder)) == found(discover(folder / "labels.csv")) == self.CAT_AND_DOG
+
+    def test_lists_of_paths_without_labels_beside_class_folders_are_left_out(self, tmp_path: Path) -> None:
+        folder = in_folder(tmp_path, "cat/a.jpg", "dog/b.jpg")
+        (folder / "train.txt").write_text("cat/a.jpg\n")
+        dataset = discover(folder)
+        assert found(dataset) == self.CAT_AND_DOG
+        assert "train.txt" in dataset.notices[0]
 
     def test_pictures_and_list_in_one_folder(self, tmp_path: Path) -> None:
         folder = in_folder(tmp_path, "a.jpg", "b.jpg")

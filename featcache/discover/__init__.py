@@ -22,6 +22,7 @@ from featcache.discover.labels import (
     one_split,
     split_of,
 )
+from featcache.discover.levels import how_to_give, may_be_picture
 from featcache.discover.litter import is_skipped
 from featcache.discover.manifests import LISTS, list_dataset
 from featcache.discover.objects import object_dataset
@@ -161,12 +162,14 @@ def _file(root: str, how: _How) -> Dataset:
     if lower.endswith(_ARCHIVES):
         if how.names_encoding is not None and not lower.endswith(".zip"):
             raise UsageError(f"--names-encoding is for the names in a .zip, and {root} is none: leave it out")
-        return archive_or_shard(root, how.columns, how.label_from, how.names_encoding)
+        return archive_or_shard(root, how.labelled, how.columns, how.label_from, how.names_encoding)
     how.check_no_names(root)
     if lower.endswith(LISTS):
         return list_dataset(root, how.labelled, how.columns)
     if not lower.endswith(".parquet"):
         check_no_columns(root, how.columns)
+        if not may_be_picture(lower.rpartition("/")[2]):
+            raise DatasetError(f"{root} is no picture, and nothing that pictures are read from: {how_to_give([lower])}")
         return Dataset(root, (Item(root),))
     return table_dataset(root, [(root, None)], how.labelled, how.columns)
 
@@ -186,10 +189,8 @@ def _folder(root: str, tree: Tree, how: _How) -> Dataset:
         return shards_dataset(root, parts, how.columns)
     if kind == ".parquet":
         return table_dataset(root, parts, how.labelled, how.columns)
-    if isinstance(tree, LocalTree) and how.label_from is None:
-        found = listed_beside(root, how.columns, how.labelled)
-        if found is not None:
-            return found
+    if how.label_from is None and (found := listed_beside(root, tree, how.columns, how.labelled)) is not None:
+        return found
     check_no_columns(root, how.columns)
     return folder_dataset(root, tree, label_from=how.label_from)
 

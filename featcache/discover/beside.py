@@ -5,19 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from featcache.discover.folders import count, some
 from featcache.discover.labels import Columns
-from featcache.discover.manifests import LISTS, Finder, list_dataset
+from featcache.discover.manifests import LISTS, PATHS, Finder, is_flag, list_dataset, opened_list, path_and_label
 from featcache.discover.splitwords import exact_split, worded_split
-from featcache.discover.trees import LocalTree, looks_like_picture
+from featcache.discover.trees import Listing, Tree, looks_like_picture
 from featcache.errors import DatasetError
-from featcache.records import Dataset, Item
+from featcache.records import Dataset
+from featcache.sources.addresses import name_of
 
 LOOKED_AT = 20
 """So many lines of a file tell whether it lists the pictures beside it."""
@@ -28,59 +28,68 @@ LABELS = ("label", "labels", "class", "class_name", "classname", "category", "br
 """What the column of labels is called in lists that have more columns than two."""
 
 
-def listed_beside(root: str, columns: Columns, labelled: bool) -> Dataset | None:
+def listed_beside(root: str, tree: Tree, columns: Columns, labelled: bool) -> Dataset | None:
     """Return the dataset of a folder by the lists beside its pictures, `None` of one with class folders or no list.
 
-    The pictures lie in the folder itself, or flat in folders in it. Raises `DatasetError` for a list of them whose form
-    is not known, and for several of which it is not clear how they belong together.
+    The pictures lie in the folder itself, or flat in folders in it, and a folder around all is passed through. Raises
+    `DatasetError` for a list of them whose form is not known, and for several of which it is not clear how they belong
+    together.
     """
-    tree = LocalTree(root)
-    folders, files = tree.listing(root)
+    folder = tree.root
+    while True:
+        folders, files = tree.listing(folder)
+        found = _listed_in(root, tree, (folders, files), columns, labelled)
+        if found is not None or len(folders) != 1 or any(looks_like_picture(name) for name, _ in files):
+            return found
+        folder = folders[0][1]
+
+
+def _listed_in(root: str, tree: Tree, listing: Listing, columns: Columns, labelled: bool) -> Dataset | None:
+    folders, files = listing
     flat = [(name, tree.listing(path)) for name, path in folders]
     if any(next(tree.files(path), None) for _, (below, _) in flat for _, path in below):
         return None
-    pictures = [address for _, address in files if looks_like_picture(address)]
-    pictures += [address for _, (_, inside) in flat for _, address in inside if looks_like_picture(address)]
+    pictures = [address for name, address in files if looks_like_picture(name)]
+    pictures += [address for _, (_, inside) in flat for name, address in inside if looks_like_picture(name)]
     if not pictures:
         return None
-    in_splits = [(exact_split(name), address) for name, (_, inside) in flat for _, address in inside]
-    of_splits = [(split, address) for split, address in in_splits if split and _stem(address) == "metadata"]
-    at_top = [(None, address) for _, address in files if "submission" not in _stem(address)]
-    finder = Finder(root, pictures)
-    found: list[tuple[str | None, str, Columns]] = []
-    for split, address in [*at_top, *of_splits]:
-        known = _columns(address, finder if split is None else Finder(os.path.dirname(address), pictures), columns)  # noqa: PTH120
-        if known is not None:
-            found.append((split, address, known))
+    lists: list[tuple[str | None, str, Finder]] = []
+    finder = Finder(tree.root, pictures, tree)
+    for name, (_, inside) in [("", ([], files)), *flat]:
+        own = [address for each, address in inside if looks_like_picture(each)]
+        split = exact_split(name) if own else None
+        for each, address in inside:
+            if split is not None and _stem(each) in ("metadata", "_classes"):
+                lists.append((split, address, Finder(tree.root, own, tree)))
+            elif (not name or not own) and "submission" not in _stem(each):
+                lists.append((None, address, finder.of_list(each)))
+    found = [(split, a, f, known) for split, a, f in lists if (known := _columns(a, f, columns)) is not None]
     if not found:
         return None
-    if len(found) > 1 and any(split is None for split, _, _ in found):
-        words = [worded_split(Path(address).stem) for _, address, _ in found]
+    if len(found) > 1 and any(split is None for split, *_ in found):
+        words = [worded_split(_stem(tree.name(address))) for _, address, *_ in found]
         if None in words or len({word[0] for word in words if word}) < len(found):
+            names = [tree.name(address) for _, address, *_ in found]
             raise DatasetError(
-                f"{root} has several lists of its pictures ({some([os.path.basename(a) for _, a, _ in found])}): name "  # noqa: PTH119
-                "the one that counts as SOURCE"
+                f"{root} has several lists of its pictures ({some(names)}): name the one that counts as SOURCE"
             )
-        found = [(word[0], address, known) for word, (_, address, known) in zip(words, found, strict=True) if word]
-    parts = [(split, list_dataset(address, labelled, known, finder)) for split, address, known in found]
+        found = [(word[0], *each[1:]) for word, each in zip(words, found, strict=True) if word]
+    parts = [(split, list_dataset(address, labelled, known, finder)) for split, address, finder, known in found]
     items = [replace(item, split=item.split or split) for split, part in parts for item in part.items]
     said = [
-        f"labels from {os.path.relpath(address, root)}"
+        f"labels from {tree.name(address)}"
         + (f", columns {', '.join(f'{name}={theirs}' for name, theirs in known.items())}" if known else "")
-        for _, address, known in found
+        for _, address, _, known in found
     ]
-    notices = [*said, *_left_out(root, pictures, items), *(notice for _, part in parts for notice in part.notices)]
+    listed = {item.path for item in items}
+    others = [tree.name(address) for address in pictures if address not in listed]
+    left_out = [f"{count(others, 'picture')} in no list left out: {some(others)}"] if others else []
+    notices = [*said, *left_out, *(notice for _, part in parts for notice in part.notices)]
     return Dataset(root, tuple(items), tuple(notices), skipped=tree.skipped)
 
 
-def _stem(address: str) -> str:
-    return Path(address).stem.lower()
-
-
-def _left_out(root: str, pictures: Sequence[str], items: Sequence[Item]) -> list[str]:
-    listed = {item.path for item in items}
-    others = [os.path.relpath(address, root) for address in pictures if address not in listed]
-    return [f"{count(others, 'picture')} in no list left out: {some(others)}"] if others else []
+def _stem(name: str) -> str:
+    return Path(name).stem.lower()
 
 
 def _columns(address: str, finder: Finder, columns: Columns) -> Columns | None:
@@ -88,13 +97,13 @@ def _columns(address: str, finder: Finder, columns: Columns) -> Columns | None:
 
     Only files that name pictures beside them are lists. Raises `DatasetError` where the label in one cannot be told.
     """
-    suffix = Path(address).suffix.lower()
+    suffix = Path(name_of(address)).suffix.lower()
     if suffix not in (*LISTS, ".json", ".xml"):
         return None
     try:
-        with open(address, "rb") as file:
+        with opened_list(address) as file:
             text = file.read(MOST_BYTES).decode("utf-8-sig", errors="surrogateescape")
-    except OSError:
+    except DatasetError:
         return None
     if suffix in (".json", ".xml"):
         if finder.is_named_in(text):
@@ -105,19 +114,37 @@ def _columns(address: str, finder: Finder, columns: Columns) -> Columns | None:
     if suffix in (".jsonl", ".ndjson"):
         return _of_json(address, lines, finder, columns)
     if suffix not in (".csv", ".tsv"):
-        return {} if any(finder.find(part[0]) for line in lines if (part := line.rsplit(None, 1))) else None
+        # lines of nothing but a path give no labels
+        return {} if any(label and finder.find(path) for path, label in _pairs(lines, finder)) else None
     try:
         rows = list(islice(csv.reader(io.StringIO("".join(lines)), delimiter=_separator(suffix)), LOOKED_AT + 1))
     except csv.Error:
         return None
     if len(rows) < 2 or not rows[0]:
         return {} if suffix == ".tsv" and rows and rows[0] and finder.find(rows[0][0]) else None
-    if finder.find(rows[0][0]):
+    if _is_found(finder, rows[0][0]):
         if suffix == ".tsv":
             return {}
         raise _unknown(address, "its first line names no columns: write path,label above it")
-    paths = [name for at, name in enumerate(rows[0]) if any(len(row) > at and finder.find(row[at]) for row in rows[1:])]
-    return _chosen(address, rows[0], columns.get("path") or next(iter(paths), None), columns)
+    cells = {name: [row[at] for row in rows[1:] if len(row) > at] for at, name in enumerate(rows[0])}
+    path = columns.get("path") or _path_column(cells, finder)
+    flags = [
+        name.strip()
+        for at, name in enumerate(rows[0])
+        if name != path and all(len(row) > at and is_flag(row[at]) for row in rows[1:])
+    ]
+    if path is not None and "label" not in columns and len(flags) == len(rows[0]) - 1 > 1:
+        return {"path": path, "label": "+".join(flags)}
+    return _chosen(address, rows[0], path, columns)
+
+
+def _pairs(lines: Sequence[str], finder: Finder) -> Iterator[tuple[str, str]]:
+    for line in lines:
+        if "\t" in line:
+            path, _, label = line.strip().partition("\t")
+            yield path, label
+        elif line.strip():
+            yield path_and_label(line, finder)
 
 
 def _of_json(address: str, lines: Sequence[str], finder: Finder, columns: Columns) -> Columns | None:
@@ -125,8 +152,23 @@ def _of_json(address: str, lines: Sequence[str], finder: Finder, columns: Column
         rows = [row for line in lines if line.strip() and isinstance(row := json.loads(line), dict)]
     except (ValueError, RecursionError):
         return None
-    paths = [name for row in rows for name, value in row.items() if isinstance(value, str) and finder.find(value)]
-    return _chosen(address, list(rows[0]) if rows else [], columns.get("path") or next(iter(paths), None), columns)
+    names = list(rows[0]) if rows else []
+    cells = {name: [value for row in rows if isinstance(value := row.get(name), str)] for name in names}
+    return _chosen(address, names, columns.get("path") or _path_column(cells, finder), columns)
+
+
+def _path_column(cells: Mapping[str, Sequence[str]], finder: Finder) -> str | None:
+    """Return the column whose cells find most pictures: numbers of classes may be names of some, too."""
+    found = {name: len({cell for cell in column if _is_found(finder, cell)}) for name, column in cells.items()}
+    most = max(found, key=lambda name: (found[name], name.strip().lower() in PATHS), default=None)
+    return most if most is not None and found[most] else None
+
+
+def _is_found(finder: Finder, cell: str) -> bool:
+    try:
+        return finder.find(cell) is not None
+    except DatasetError:  # two of this name
+        return True
 
 
 def _chosen(address: str, names: Sequence[str], path: str | None, columns: Columns) -> Columns | None:

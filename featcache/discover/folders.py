@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from featcache.discover.labels import Labels
-from featcache.discover.splitwords import exact_split, worded_split
-from featcache.discover.trees import Tree, looks_like_picture
+from featcache.discover.levels import (
+    Folders,
+    Level,
+    drawn_beside,
+    files_of_class,
+    holds_pictures,
+    how_to_give,
+    level_of,
+    may_be_picture,
+)
+from featcache.discover.splitwords import exact_split, is_put_aside, worded_split
+from featcache.discover.trees import NamesTree, Tree, looks_like_picture
 from featcache.errors import DatasetError
 from featcache.records import Dataset, Item
 from featcache.texts import LONGEST_LABEL, flaw
@@ -17,9 +27,6 @@ from featcache.texts import LONGEST_LABEL, flaw
 _STEM = re.compile(r"([^/\d]+?)[._ -]*\(?\d[^/]*$")
 FROM_STEM = _STEM.pattern
 """What stands before the number in a file's name, as `cat` in `cat.0.jpg`."""
-
-Folders = list[tuple[str, str]]
-"""Name and path of each."""
 
 
 class _Layout(NamedTuple):
@@ -40,50 +47,120 @@ def folder_dataset(root: str, tree: Tree, said: Sequence[str] = (), label_from: 
         labelled, found = _from_names(root, tree, label_from)
         return Dataset(root, labelled, (*found, *said), skipped=tree.skipped)
     inside: list[str] = []
-    folders, files, empty = _enter(tree, inside)
-    notices = [f"{count(empty, 'empty folder')} left out: {some(empty)}"] if empty else []
+    level = _enter(tree, inside)
+    notices = [*_left_out(level)]
+    folders, files = level.folders, level.files
     if not folders:
+        pictures, others = _sorted_out(files)
+        if others:
+            notices.append(f"{count(others, 'file')} that {be(others)} no picture left out: {some(others)}")
+        names = [name for name, _ in pictures]
+        if names and not any(map(may_be_picture, names)):
+            raise DatasetError(f"{root} holds no pictures, but {some(names)}: {how_to_give(names)}")
+        if (stems := _stems(names)) is not None:
+            notices.append(f"no labels: {stems}")
         return Dataset(
-            root, tuple(Item(address) for _, address in files), (*notices, *inside, *said), skipped=tree.skipped
+            root, tuple(Item(address) for _, address in pictures), (*notices, *inside, *said), skipped=tree.skipped
         )
     if files:
         left_out = some([name for name, _ in files])
         notices.append(f"{count(files, 'file')} beside the class folders left out: {left_out}")
+    folders = _without_copies(root, tree, folders, notices)
     layout = _layout(root, tree, folders, notices)
     items: list[Item] = []
+    beside: list[str] = []
     for name, path in folders:
         if layout.split_of:
-            items += _split_items(name, path, layout.split_of[name], tree, notices)
+            if name in layout.split_of:
+                items += _split_items(name, path, layout.split_of[name], tree, notices, beside)
         elif layout.are_splits_below:
             items += _class_items(name, path, tree, notices)
         else:
-            items += [Item(address, name) for address in tree.files(path)]
+            items += [Item(address, name) for address in files_of_class(tree, path, beside)]
+    if beside:
+        notices.append(
+            f"{count(beside, 'folder')} left out, which hold masks or the like by their names: {some(beside)}"
+        )
     for label in dict.fromkeys(item.label for item in items if item.label is not None):
         if (flawed := flaw(label, LONGEST_LABEL)) is not None:
             raise DatasetError(f"{root}: the folder {label!r:.60} cannot be a label, {flawed}: rename it")
+    names = [tree.name(item.path) for item in items]
     if all(item.label is None for item in items):
-        notices += _unlabelled([tree.name(item.path) for item in items])
+        notices.append(_unlabelled(names))
+    else:
+        notices += _flat_splits(items)
+        notices += [] if layout.are_splits_below else _deeper(names, items)
+    if drawn := drawn_beside(names):
+        notices.append(
+            f"{count(drawn, 'file')} called as another with _mask or the like behind it, as {drawn[0]}: taken as "
+            "pictures too; if they are none, move them away, or list the pictures in a CSV manifest"
+        )
     return Dataset(root, tuple(items), (*notices, *inside, *said), skipped=tree.skipped)
 
 
-def _enter(tree: Tree, inside: list[str]) -> tuple[Folders, Folders, list[str]]:
-    """Return the folders with files in them, the files and the empty folders of the tree, or of a folder around all.
+def _enter(tree: Tree, inside: list[str]) -> Level:
+    """Return what is in the root of the tree, or in a folder around all others, which becomes the root.
 
-    That has folders in it, no picture beside it or directly in it, and is not called a split.
+    That has folders in it, no picture beside it or directly in it, and is not called a split; or it is the only one
+    with pictures and called `images` or the like.
     """
     while True:
-        folders, files = tree.listing(tree.root)
-        filled = [(name, path) for name, path in folders if next(tree.files(path), None) is not None]
-        empty = [name for name, path in folders if (name, path) not in filled]
-        if len(filled) != 1 or exact_split(filled[0][0]) or _has_picture(files):
-            return filled, files, empty
-        path = filled[0][1]
+        level = level_of(tree, tree.root)
+        if len(level.folders) != 1 or exact_split(level.folders[0][0]) or _has_picture(level.files):
+            return level
+        name, path = level.folders[0]
         below, loose = tree.listing(path)
-        if not below or _has_picture(loose):
-            return filled, files, empty
-        beside = f", {count(files, 'file')} beside it left out: {some([each for each, _ in files])}" if files else ""
-        inside[:] = [f"the folder {path!r}, which holds all others, is taken as the dataset{beside}"]
+        if not holds_pictures(name) and (not below or _has_picture(loose)):
+            return level
+        beside = [*(each for each, _ in level.files), *(f"{each}/" for each in (*level.without, *level.beside))]
+        said = f", beside it left out: {some(beside)}" if beside else ""
+        inside[:] = [f"the folder {path!r}, which holds all pictures, is taken as the dataset{said}"]
         tree.root = path
+
+
+def _left_out(level: Level) -> Iterator[str]:
+    if level.empty:
+        yield f"{count(level.empty, 'empty folder')} left out: {some(level.empty)}"
+    if level.without:
+        yield f"{count(level.without, 'folder')} without pictures left out: {some(level.without)}"
+    if level.beside:
+        yield (
+            f"{some(level.beside)} left out: by its name it holds masks, labels or the like of the pictures beside it; "
+            "if it is a class, give --label-from '^([^/]+)/'"
+        )
+
+
+def _without_copies(root: str, tree: Tree, folders: Folders, notices: list[str]) -> Folders:
+    """Return the folders without one that holds the others once more, as some archives do.
+
+    Raises `DatasetError` where one holds folders that are called like those beside it, with other files.
+    """
+    if len(folders) < 3:
+        return folders
+    paths = dict(folders)
+    for name, path in folders:
+        below, loose = tree.listing(path)
+        if len(below) < 2 or loose or any(each == name or each not in paths for each, _ in below):
+            continue
+        for each, inner in below:
+            there = {_name_below(tree, address, paths[each]) for address in tree.files(paths[each])}
+            other = next((a for a in tree.files(inner) if _name_below(tree, a, inner) not in there), None)
+            if other is not None:
+                raise DatasetError(
+                    f"{root} has the folder {each!r} twice, at the top and in {name!r}, which has {tree.name(other)} "
+                    f"besides: name {name!r} or what lies beside it as SOURCE, each alone, or put them together"
+                )
+        names = some([each for each, _ in below])
+        notices.append(f"{name}/ left out, which holds the folders beside it once more ({names}), with the same files")
+        return [each for each in folders if each[0] != name]
+    return folders
+
+
+def _name_below(tree: Tree, address: str, folder: str) -> str:
+    """Return the path of a file below a folder of the tree."""
+    whole = tree.name(address)
+    above = folder if isinstance(tree, NamesTree) else tree.name(folder)
+    return whole.removeprefix(above).lstrip("/")
 
 
 def _layout(root: str, tree: Tree, folders: Folders, notices: list[str]) -> _Layout:
@@ -102,22 +179,33 @@ def _layout(root: str, tree: Tree, folders: Folders, notices: list[str]) -> _Lay
     if are_alike or (same and len(worded) == len(names)):
         notices.append(f"the folders are taken as splits: {some([f'{n} as {s}' for n, s in splits.items()], 6)}")
         return _Layout(splits)
-    others = [name for name in names if name not in exact]
-    if len(exact) > 1:
+    among = _splits_among(tree, folders, worded)
+    others = [name for name in names if name not in (among or exact)]
+    flat = [name for name, path in folders if not _has_classes(tree, name, path)]
+    if among and all(name in flat and (name in worded or is_put_aside(name)) for name in others):
+        said = some([f"{name} as {split}" for name, split in among.items()], 6)
+        notices.append(f"{said} taken as splits; {some(others)} left out, without class folders and no such split")
+        return _Layout(among)
+    if among or len(exact) > 1:
         raise DatasetError(
-            f"{root} mixes split folders ({some(list(exact))}) with others ({some(others)}): "
+            f"{root} mixes split folders ({some(list(among or exact))}) with others ({some(others)}): "
             "move the others out, or list the pictures in a CSV manifest"
         )
     if same:
         below = {name: found for name in same if (found := worded_split(name)) and not found[1]}
-        if len(below) == len(same) and len({split for split, _ in below.values()}) > 1:
+        are_splits = len(below) == len(same) and len({split for split, _ in below.values()}) > 1
+        if are_splits and not _same_two_below(tree, folders):
             notices.append(f"{some(names)}: taken as classes, and the folders in each ({some(same)}) as splits")
             return _Layout(are_splits_below=True)
+        advice = (
+            f"name one as SOURCE, as {folders[0][1]}"
+            if are_splits
+            else "call them train, val or test; or, if the sub-folders are the classes and there is no split, give "
+            "--label-from '^[^/]+/([^/]+)/', and if the folders are the classes, --label-from '^([^/]+)/'"
+        )
         raise DatasetError(
             f"all folders of {root} ({some(names)}) hold the same sub-folders ({some(same)}), so they look like splits "
-            "or folds, and their names do not say which: call them train, val or test; or, if the sub-folders are the "
-            "classes and there is no split, give --label-from '^[^/]+/([^/]+)/', and if the folders are the classes, "
-            "--label-from '^([^/]+)/'"
+            f"or folds, and their names do not say which: {advice}"
         )
     if exact:
         (name,) = exact
@@ -127,15 +215,42 @@ def _layout(root: str, tree: Tree, folders: Folders, notices: list[str]) -> _Lay
     return _Layout()
 
 
+def _splits_among(tree: Tree, folders: Folders, worded: Mapping[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
+    """Return those of several folders that are splits by their names alone, and of which one has class folders.
+
+    Their names say different splits, and the words around that are the same in them.
+    """
+    found: dict[str, str] = {}
+    for rest in dict.fromkeys(rest for _, rest in worded.values()):
+        alike = {name: split for name, (split, words) in worded.items() if words == rest}
+        if len(set(alike.values())) > 1 and any(_has_classes(tree, n, path) for n, path in folders if n in alike):
+            if found:
+                return {}
+            found = alike
+    return found
+
+
+def _has_classes(tree: Tree, name: str, path: str) -> bool:
+    """Tell whether there are folders with pictures below a folder, none that is only called `images` or the like."""
+    folders = level_of(tree, _through(name, path, tree)).folders
+    return len(folders) > 1 or any(not holds_pictures(each) for each, _ in folders)
+
+
+def _same_two_below(tree: Tree, folders: Folders) -> bool:
+    """Tell whether the folders in folders hold the same folders in their turn, as train/ and test/ in folds do."""
+    below = [(name, path) for _, folder in folders for name, path in tree.listing(folder)[0]]
+    return bool(_same_below(tree, below))
+
+
 def _same_below(tree: Tree, folders: Folders) -> list[str]:
     """Return the sub-folders that all of several folders have in common, if those are at least two and most of all."""
     shared: set[str] = set()
     union: set[str] = set()
     for at, (name, path) in enumerate(folders):
-        below, loose = tree.listing(_through(name, path, tree))
-        found = {each for each, _ in below}
+        level = level_of(tree, _through(name, path, tree))
+        found = {each for each, _ in level.folders if not holds_pictures(each)}
         shared, union = shared & found if at else found, union | found
-        if len(shared) < 2 or _has_picture(loose):
+        if len(shared) < 2 or _has_picture(level.files):
             return []
     return sorted(shared) if len(folders) > 1 and 2 * len(shared) >= len(union) else []
 
@@ -155,12 +270,22 @@ def _through(name: str, path: str, tree: Tree) -> str:
         path = there
 
 
-def _split_items(name: str, folder: str, split: str, tree: Tree, notices: list[str]) -> Iterator[Item]:
-    classes, loose = tree.listing(_through(name, folder, tree))
-    for label, path in classes:
-        for address in tree.files(path):
+def _split_items(
+    name: str, folder: str, split: str, tree: Tree, notices: list[str], beside: list[str]
+) -> Iterator[Item]:
+    level = level_of(tree, _through(name, folder, tree))
+    beside += [f"{name}/{each}" for each in level.beside]
+    if level.without:
+        notices.append(f"in {name}/ {count(level.without, 'folder')} without pictures left out: {some(level.without)}")
+    if len(level.folders) == 1 and holds_pictures(level.folders[0][0]) and not _has_picture(level.files):
+        level = level_of(tree, level.folders[0][1])
+    for label, path in level.folders:
+        for address in files_of_class(tree, path, beside):
             yield Item(address, label, split)
-    if loose and classes:
+    loose, others = _sorted_out(level.files)
+    if others:
+        notices.append(f"in {name}/ {count(others, 'file')} that {be(others)} no picture left out: {some(others)}")
+    if loose and level.folders:
         notices.append(f"{count(loose, 'file')} in {name}/ outside its class folders: taken without a label")
     for _, address in loose:
         yield Item(address, None, split)
@@ -207,14 +332,57 @@ def _from_names(root: str, tree: Tree, label_from: str) -> tuple[tuple[Item, ...
     return tuple(items), [*labels.notices(), *([said] if without else [])]
 
 
-def _unlabelled(names: Sequence[str]) -> Iterator[str]:
-    """Yield that folders hold no classes, and what stands in the names of their files that could be labels."""
+def _unlabelled(names: Sequence[str]) -> str:
+    """Return that folders hold no classes, and what stands in the names of their files that could be labels."""
+    said = "no labels: there is no folder for each class"
+    stems = _stems(names)
+    return said if stems is None else f"{said}; {stems}"
+
+
+def _stems(names: Sequence[str]) -> str | None:
+    """Return what to do where names of files begin with what may be labels, `None` where they do not."""
     found = Counter(match[1] for name in names if (match := _STEM.search(name)))
     stems = [stem for stem, times in found.most_common() if times > 1]
-    said = "no labels: there is no folder for each class"
-    if len(stems) > 1 and sum(found.values()) * 2 > len(names):
-        said += f"; if the names of the files begin with them, as {some(stems)} do, give --label-from '{FROM_STEM}'"
-    yield said
+    if len(stems) < 2 or sum(found.values()) * 2 <= len(names):
+        return None
+    return f"if the names of the files begin with them, as {some(stems)} do, give --label-from '{FROM_STEM}'"
+
+
+def _flat_splits(items: Sequence[Item]) -> Iterator[str]:
+    """Yield which splits have no labels where others do."""
+    labelled = {item.split for item in items if item.label is not None}
+    for split, n in Counter(item.split for item in items if item.split not in labelled).items():
+        yield f"the {n:,} pictures of {split} have no labels: there is no folder for each class"
+
+
+def _deeper(names: Sequence[str], items: Sequence[Item]) -> Iterator[str]:
+    """Yield that classes hold nothing but several folders, which could be the classes in their place."""
+    inner: dict[str, set[str]] = {}
+    for name, item in zip(names, items, strict=True):
+        if item.label is not None:
+            parts = name.split("/")
+            at = parts.index(item.label) if item.label in parts else len(parts) - 2
+            inner.setdefault(item.label, set()).add("/".join(parts[at + 1 : -1][:1]))
+    if all("" not in folders and len(folders) > 1 for folders in inner.values()):
+        n = sum(map(len, inner.values()))
+        label, folders = next(iter(inner.items()))
+        yield (
+            f"the classes hold folders ({some([f'{label}/{name}' for name in sorted(folders)])}), {n:,} in all: for "
+            "these as the classes give --label-from '([^/]+)/[^/]+$'"
+        )
+
+
+def _sorted_out(files: Folders) -> tuple[Folders, list[str]]:
+    """Return the files that may be pictures, and the names of others; all of them where nothing looks like one."""
+    if not _has_picture(files):
+        return files, []
+    kept = [(name, address) for name, address in files if may_be_picture(name)]
+    return kept, [name for name, _ in files if not may_be_picture(name)]
+
+
+def be(things: Sequence[object]) -> str:
+    """Return `is` or `are`."""
+    return "is" if len(things) == 1 else "are"
 
 
 def _has_picture(files: Iterable[tuple[str, str]]) -> bool:

@@ -6,19 +6,23 @@ import csv
 import io
 import json
 import os
+import posixpath
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from itertools import islice
-from typing import Any, TextIO
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, TextIO
 
 from featcache.discover.labels import Columns, Labels, check_path, one_split
-from featcache.discover.trees import LocalTree, looks_like_picture
-from featcache.errors import DatasetError, DatasetNotFoundError
+from featcache.discover.splitwords import worded_split
+from featcache.discover.trees import LocalTree, Tree, looks_like_picture
+from featcache.errors import DatasetError, DatasetNotFoundError, PictureError
 from featcache.records import Dataset, Item
 from featcache.sheets import meant
-from featcache.sources import exists
-from featcache.sources.addresses import folder_of, is_remote, joined, scheme
+from featcache.sources import exists, read
+from featcache.sources.addresses import CONTAINERS, folder_of, is_remote, joined, name_of, scheme
 from featcache.sources.containers import opened
 from featcache.sources.remote import LIST_SECONDS
 from featcache.texts import LONGEST
@@ -42,43 +46,79 @@ LABELS = ("label", "labels", "class", "category")
 
 
 class Finder:
-    """Finds pictures by names that are short of their folder or their ending, as lists of competitions have them."""
+    """Finds pictures by names that are short of their folder or their ending, as lists of competitions have them.
 
-    def __init__(self, folder: str, pictures: Iterable[str] | None = None) -> None:
-        self._folder = folder
+    Of a `tree` only the `pictures` are found, by their paths below its root; without one any file by its path here too.
+    """
+
+    def __init__(self, folder: str, pictures: Iterable[str] | None = None, tree: Tree | None = None) -> None:
+        self._tree = tree or LocalTree(folder)
+        self._folder = folder if isinstance(self._tree, LocalTree) else None
         self._pictures = pictures
-        self._by_name: dict[str, list[str]] | None = None
+        self._by_name: dict[str, list[tuple[str, str]]] = {}
+        self._split: str | None = None
         self.example: tuple[str, str] | None = None
+
+    def of_list(self, name: str) -> Finder:
+        """Return one that takes of two pictures that of the split which a list's name says, as `trainLabels.csv`."""
+        found = copy(self)
+        worded = worded_split(PurePosixPath(name).stem)
+        found._split = worded[0] if worded else None
+        return found
 
     def find(self, path: str) -> str | None:
         """Return the address of a picture, or `None`; raises `DatasetError` where two could be meant."""
-        if not path or "\0" in path or len(path) > LONGEST_PATH:
+        if not path or "\0" in path or len(path) > LONGEST_PATH or scheme(path) is not None:
             return None
-        if scheme(path) is not None:
-            return None
-        direct = joined(self._folder, path)
-        if os.path.isfile(direct):  # noqa: PTH113
+        if self._folder is not None and os.path.isfile(direct := joined(self._folder, path)):  # noqa: PTH113
             return direct
-        if self._by_name is None:
-            self._by_name = {}
-            below = self._pictures if self._pictures is not None else LocalTree(self._folder).files(self._folder)
-            for address in islice(below, MOST_LOOKED_AT):
-                if looks_like_picture(address):
-                    name = os.path.basename(address)  # noqa: PTH119
-                    for key in {name, name.rpartition(".")[0]}:
-                        self._by_name.setdefault(key, []).append(address)
-        found = self._by_name.get(os.path.basename(path), [])  # noqa: PTH119
-        folder = os.path.dirname(path)  # noqa: PTH120
-        found = [address for address in found if os.path.dirname(address).endswith(f"/{folder}" if folder else "")]  # noqa: PTH120
+        found = self._named(posixpath.normpath(path))
+        if not found and "\\" in path:
+            found = self._named(posixpath.normpath(path.replace("\\", "/")))
+        if len(found) > 1 and self._split is not None:
+            found = [each for each in found if self._split in _splits(each[0])] or found
         if len(found) > 1:
-            raise DatasetError(f"{path!r} could be {found[0]} or {found[1]}: write the path below {self._folder}")
-        if found and self.example is None:
-            self.example = path, os.path.relpath(found[0], self._folder)
-        return found[0] if found else None
+            raise DatasetError(f"{path!r} could be {found[0][0]} or {found[1][0]}: write the path below the folder")
+        if found and self.example is None and found[0][0] != path:
+            self.example = path, found[0][0]
+        return found[0][1] if found else None
+
+    def _named(self, path: str) -> list[tuple[str, str]]:
+        """Return names and addresses of the pictures of which the path is the end, with or without their ending."""
+        if not self._by_name:
+            self._by_name[""] = []
+            below = self._pictures if self._pictures is not None else self._tree.files(self._tree.root)
+            for address in islice(below, MOST_LOOKED_AT):
+                name = self._tree.name(address)
+                if looks_like_picture(name):
+                    last = posixpath.basename(name)
+                    for key in {last, last.rpartition(".")[0]}:
+                        self._by_name.setdefault(key, []).append((name, address))
+        found = self._by_name.get(posixpath.basename(path), [])
+        folder = posixpath.dirname(path)
+        ending = f"/{folder}" if folder else ""
+        found = [each for each in found if f"/{posixpath.dirname(each[0])}".endswith(ending)]
+        return [each for each in found if each[0] == path] or found
 
     def is_named_in(self, text: str) -> bool:
         """Tell whether the name of one of the first pictures stands in a text."""
-        return any(os.path.basename(address) in text for address in islice(self._pictures or (), 20))  # noqa: PTH119
+        return any(name_of(address) in text for address in islice(self._pictures or (), 20))
+
+
+def _splits(name: str) -> set[str]:
+    """Return the splits that the folders of a picture say."""
+    above = name.split("/")[:-1]
+    return {worded[0] for part in above if (worded := worded_split(part)) is not None}
+
+
+def opened_list(address: str) -> BinaryIO:
+    """Open a list of pictures, here, elsewhere or in an archive, for reading; raises `DatasetError`."""
+    if scheme(address) not in CONTAINERS:
+        return opened(address)
+    try:
+        return io.BytesIO(read(address)[0])
+    except PictureError as error:
+        raise DatasetError(f"{address} cannot be read: {error}") from error
 
 
 def list_dataset(root: str, labelled: bool, columns: Columns, finder: Finder | None = None) -> Dataset:
@@ -87,15 +127,15 @@ def list_dataset(root: str, labelled: bool, columns: Columns, finder: Finder | N
     That is a CSV with the columns `path,label[,split]`, or what they are called in `columns`; the same with tabs, or
     without a first line of names; lines of a path, a space and a label; or lines of JSON. Raises `DatasetError`.
     """
-    suffix = os.path.splitext(root)[1].lower()  # noqa: PTH122
-    finder = finder or (None if is_remote(root) else Finder(folder_of(root)))
+    suffix = PurePosixPath(name_of(root)).suffix.lower()
+    finder = finder or (None if is_remote(root) else Finder(folder_of(root)).of_list(root))
     try:
-        with io.TextIOWrapper(opened(root), "utf-8-sig", errors="surrogateescape", newline="") as stream:
+        with io.TextIOWrapper(opened_list(root), "utf-8-sig", errors="surrogateescape", newline="") as stream:
             labels = Labels()
             if suffix == ".csv":
                 rows = _rows(root, stream, labelled, columns, labels)
             else:
-                rows = _other_rows(root, suffix, stream, columns, labels)
+                rows = _other_rows(root, suffix, stream, columns, labels, finder)
             items = tuple(listed(root, rows, finder=finder))
     except csv.Error as error:
         raise DatasetError(f"{root} is not a readable CSV file: {error}") from error
@@ -105,7 +145,9 @@ def list_dataset(root: str, labelled: bool, columns: Columns, finder: Finder | N
     return Dataset(root, items, (*said, *labels.notices()))
 
 
-def _other_rows(root: str, suffix: str, stream: TextIO, columns: Columns, labels: Labels) -> Iterator[Row]:
+def _other_rows(
+    root: str, suffix: str, stream: TextIO, columns: Columns, labels: Labels, finder: Finder | None
+) -> Iterator[Row]:
     """Yield the rows of a list that is no CSV; raises `DatasetError` for a line of another form."""
     names: list[str] | None = None
     is_json = suffix in (".jsonl", ".ndjson")
@@ -127,10 +169,10 @@ def _other_rows(root: str, suffix: str, stream: TextIO, columns: Columns, labels
                 raise DatasetError(f"{said}: it has {len(fields)} fields, and {len(names or (1, 2))} are expected")
             row = dict(zip(names or ("path", "label"), fields, strict=True))
         else:
-            path, _, label = text.rstrip().rpartition(" ")
+            path, label = path_and_label(text, finder)
             if not path:
                 raise DatasetError(f"{said}: {text!r:.60} is no path, a space or tab and a label: make a CSV of it")
-            row = {"path": path.rstrip(), "label": label}
+            row = {"path": path, "label": label}
         path_name, label_name = (
             columns.get(name) or next((each for each in known if each in row), name)
             for name, known in (("path", PATHS), ("label", LABELS))
@@ -143,6 +185,16 @@ def _other_rows(root: str, suffix: str, stream: TextIO, columns: Columns, labels
             )
         value = labels.read(row[label_name], said)
         yield where, row[path_name], value, one_split(row.get(columns.get("split", "split")), said)
+
+
+def path_and_label(text: str, finder: Finder | None) -> tuple[str, str]:
+    """Return the two parts of a line, of which either may have spaces in it, if a picture is found by one of them."""
+    path, _, label = text.strip().rpartition(" ")
+    first, _, rest = text.strip().partition(" ")
+    has_spaces = rest and first != path.rstrip()
+    if finder and has_spaces and finder.find(path.rstrip()) is None and finder.find(first) is not None:
+        return first, rest.strip()
+    return path.rstrip(), label
 
 
 def _json_row(said: str, text: str) -> dict[str, Any]:
@@ -166,10 +218,11 @@ def listed(root: str, rows: Iterable[Row], folder: str | None = None, finder: Fi
     for where, path, label, split in rows:
         if not path:
             raise DatasetError(f"{root}, {where}: the path is empty")
-        address = joined(above, check_path(path, f"{root}, {where}"))
-        if not exists(address) and finder is not None:
-            address = finder.find(path) or address
-        if not exists(address):
+        check_path(path, f"{root}, {where}")
+        address = finder.find(path) if finder is not None else None
+        if address is None and scheme(root) not in CONTAINERS:
+            address = joined(above, path)
+        if address is None or not exists(address):
             raise DatasetNotFoundError(f"{root}, {where}: no such file: {path} (paths are relative to {base})")
         item = Item(address, label, split)
         first, known = seen.setdefault(address, (where, item))
@@ -205,7 +258,13 @@ def _rows(root: str, stream: TextIO, labelled: bool, columns: Columns, labels: L
             f"{root}, line {rows.line_num}: the column {twice[0]!r} is there twice: name one of them anew"
         )
     path, label, split = (columns.get(name, name) for name in ("path", "label", "split"))
-    needed = [path, *([label] if labelled or "label" in columns else []), *([split] if "split" in columns else [])]
+    flags = _flags(label, rows.fieldnames or ())
+    label_columns = flags or [label]
+    needed = [
+        path,
+        *(label_columns if labelled or "label" in columns else []),
+        *([split] if "split" in columns else []),
+    ]
     for name in needed:
         if name not in (rows.fieldnames or ()):
             found = ",".join(rows.fieldnames or ()) or "nothing"
@@ -222,5 +281,31 @@ def _rows(root: str, stream: TextIO, labelled: bool, columns: Columns, labels: L
                 f"{said}: it has {n} fields, and the first line {most}: put a field with a comma in it in double quotes"
             )
         cells = [meant(cell) if isinstance(cell := row.get(name), str) else cell for name in (path, label, split)]
-        value = labels.read(cells[1], f"{said}, column {label!r}")
+        value = labels.read(_flagged(row, flags, said) if flags else cells[1], f"{said}, column {label!r}")
         yield where, cells[0] or "", value, one_split(cells[2], said)
+
+
+def _flags(label: str, names: Sequence[str]) -> list[str]:
+    """Return the columns of which one is 1 in each row, where `label` is several names with + between them."""
+    stripped = {name.strip(): name for name in names}
+    parts = [part.strip() for part in label.split("+")]
+    is_several = label not in names and len(parts) > 1 and all(part in stripped for part in parts)
+    return [stripped[part] for part in parts] if is_several else []
+
+
+def is_flag(cell: object) -> bool:
+    """Tell whether a cell says that a picture is of a class, or is not."""
+    return isinstance(cell, str) and cell.strip() in ("0", "1", "0.0", "1.0", "")
+
+
+def _flagged(row: Mapping[str, Any], flags: Sequence[str], said: str) -> str | None:
+    """Return the class whose column is 1; raises `DatasetError` where there are several."""
+    wrong = next((name for name in flags if not is_flag(row[name])), None)
+    if wrong is not None:
+        raise DatasetError(f"{said}, column {wrong!r}: {row[wrong]!r:.60} is neither 0 nor 1")
+    found = [name.strip() for name in flags if row[name].strip().startswith("1")]
+    if len(found) > 1:
+        raise DatasetError(
+            f"{said}: several labels for one picture (multi-label), {', '.join(found)}: give each picture one"
+        )
+    return found[0] if found else None

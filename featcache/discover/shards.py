@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+from featcache.discover.beside import listed_beside
 from featcache.discover.folders import count, folder_dataset, some
 from featcache.discover.labels import Columns, Labels, check_no_columns
 from featcache.discover.litter import is_skipped
@@ -25,15 +27,20 @@ Sample = dict[str, str]
 """The names of the files of a sample, by what follows the first dot."""
 
 
-def archive_or_shard(root: str, columns: Columns, label_from: str | None, encoding: str | None) -> Dataset:
-    """Return the dataset of a zip or tar: a WebDataset shard where labels are files in it, else class folders."""
+def archive_or_shard(
+    root: str, labelled: bool, columns: Columns, label_from: str | None, encoding: str | None
+) -> Dataset:
+    """Return the dataset of a zip or tar: a WebDataset shard where labels are files in it, else a folder in it."""
     found = archive(root, encoding)
     label = columns.get("label", "cls").split(".")[0]
     if label_from is None and isinstance(found, TarArchive) and any(name.endswith(f".{label}") for name in found.names):
         return shards_dataset(root, [(root, None)], columns)
-    check_no_columns(root, columns)
     kind, names = ("zip", found.names) if isinstance(found, ZipArchive) else ("tar", list(found.names))
-    return folder_dataset(root, NamesTree(names, f"{kind}://", f"{CHAIN}{root}"), _said(found), label_from)
+    tree = NamesTree(names, f"{kind}://", f"{CHAIN}{root}")
+    if label_from is None and (listed := listed_beside(root, tree, columns, labelled)) is not None:
+        return replace(listed, notices=(*listed.notices, *_said(found)))
+    check_no_columns(root, columns)
+    return folder_dataset(root, tree, _said(found), label_from)
 
 
 def shards_dataset(root: str, parts: Parts, columns: Columns) -> Dataset:

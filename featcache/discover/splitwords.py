@@ -37,6 +37,12 @@ _FILLERS = {
 }
 """Words beside that of a split that say nothing."""
 
+_ASIDE = {
+    *("pred", "predict", "prediction", "predictions", "inference", "unlabeled", "unlabelled", "unsup", "extra", "meta"),
+    *("example", "examples", "demo", "sample", "samples"),
+}
+"""What folders beside splits are called that are none, and hold no classes."""
+
 _TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
 _GLUED = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))})({'|'.join(sorted(_FILLERS))})")
 
@@ -58,6 +64,11 @@ def worded_split(name: str) -> tuple[str, tuple[str, ...]] | None:
         return None
     rest = (t for t in tokens if t not in _WORDS and t not in _FILLERS and not t.isdecimal())
     return splits.pop(), tuple(rest)
+
+
+def is_put_aside(name: str) -> bool:
+    """Tell whether a name is one for pictures beside the splits, to be predicted or without labels."""
+    return not _ASIDE.isdisjoint(token.lower() for token in _TOKEN.findall(name))
 
 
 def _parts(token: str) -> tuple[str, ...]:

@@ -74,7 +74,8 @@ class LocalTree:
 
     def name(self, address: str) -> str:
         """Return the path of a file below the root that the tree was made with, with slashes."""
-        return os.path.relpath(address, self._top)
+        inside = address.removeprefix(self._top.rstrip("/") + "/")
+        return inside if inside != address else os.path.relpath(address, self._top)
 
     def _listing(self, folder: str) -> Listing:
         folders, files = [], []

@@ -1,0 +1,159 @@
+"""A folder enters; the sub-folders with pictures of the dataset leave, apart from those that hold other things."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from featcache.discover.splitwords import worded_split
+from featcache.discover.trees import Tree, looks_like_picture
+
+Folders = list[tuple[str, str]]
+"""Name and path of each."""
+
+_OTHERS = {
+    *(
+        "txt",
+        "csv",
+        "tsv",
+        "json",
+        "jsonl",
+        "ndjson",
+        "xml",
+        "yaml",
+        "yml",
+        "toml",
+        "ini",
+        "cfg",
+        "lst",
+        "log",
+        "names",
+    ),
+    *("md", "rst", "html", "htm", "pdf", "doc", "docx", "xls", "xlsx", "ppt", "pptx", "tex", "rtf", "odt", "ods"),
+    *("mat", "npy", "npz", "h5", "hdf5", "pkl", "pickle", "parquet", "arrow", "feather", "db", "sqlite", "tfrec"),
+    *("tfrecord", "pt", "pth", "onnx", "safetensors", "py", "ipynb", "m", "r", "sh", "bat", "exe", "dll", "url", "lnk"),
+    *("zip", "tar", "tgz", "gz", "bz2", "xz", "zst", "rar", "7z", "mp4", "avi", "mov", "mkv", "webm", "mp3", "wav"),
+}
+"""How the names of files end which are no pictures."""
+
+_ARCHIVES = {"zip", "tar", "tgz", "gz", "bz2", "xz", "zst", "rar", "7z"}
+_ARRAYS = {"mat", "npy", "npz", "h5", "hdf5", "pkl", "pickle", "pt"}
+
+_PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "frames", "jpg", "jpeg", "png"}
+_BESIDE = {
+    *("annotation", "annotations", "annots", "label", "labels", "mask", "masks", "gt", "groundtruth", "trimaps"),
+    *(
+        "segmentation",
+        "segmentations",
+        "segmentationclass",
+        "segmentationobject",
+        "segmaps",
+        "imagesets",
+        "xml",
+        "xmls",
+    ),
+    *("bbox", "bboxes", "boxes", "boundingboxes", "depth", "depths", "keypoints", "landmarks", "saliency"),
+}
+"""What folders of pictures are called, and folders beside them with what is drawn or written of each picture."""
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_BEHIND = re.compile(
+    r"[ _.-]*(mask|masks|seg|segmentation|gt|groundtruth|label|depth|overlay)(?:[ _.-]?\d+)?$", re.IGNORECASE
+)
+
+
+class Level(NamedTuple):
+    """What is in a folder."""
+
+    folders: Folders
+    """Sub-folders with files that may be pictures of the dataset."""
+    files: Folders
+    empty: list[str]
+    without: list[str]
+    """Sub-folders that hold only files which are no pictures."""
+    beside: list[str]
+    """Sub-folders that by their names hold masks, labels or the like of the pictures in another."""
+
+
+def level_of(tree: Tree, folder: str) -> Level:
+    """Sort out what is in a folder of a tree."""
+    folders, files = tree.listing(folder)
+    kinds = {name: _kind(tree, path) for name, path in folders}
+    beside = _beside([name for name, _ in folders if kinds[name] is not None], kinds)
+    kept = [name for name, _ in folders if kinds[name] is not None and name not in beside]
+    # where nothing looks like a picture, all are taken, and decoding tells
+    taken = [name for name in kept if kinds[name] != "others"] or kept
+    return Level(
+        folders=[(name, path) for name, path in folders if name in set(taken)],
+        files=files,
+        empty=[name for name, _ in folders if kinds[name] is None],
+        without=[name for name in kept if name not in set(taken)],
+        beside=beside,
+    )
+
+
+def holds_pictures(name: str) -> bool:
+    """Tell whether a folder is called like one for pictures of all kinds, `images` or `train_images`."""
+    words = _words(name)
+    return bool(_PICTURES & {*words, name.lower()}) and _PICTURES.issuperset(words)
+
+
+def files_of_class(tree: Tree, folder: str, beside: list[str]) -> Iterator[str]:
+    """Yield all files below the folder of a class, but those in folders of masks and the like, which are told."""
+    folders, files = tree.listing(folder)
+    yield from (address for _, address in files)
+    left_out = _beside([name for name, _ in folders], {}) if folders else []
+    beside += [f"{folder.rstrip('/').rpartition('/')[2]}/{name}" for name in left_out]
+    for name, path in folders:
+        if name not in left_out:
+            yield from tree.files(path)
+
+
+def may_be_picture(name: str) -> bool:
+    """Tell whether a file may be a picture by its name: it ends as none, or not as what is no picture."""
+    return name.rpartition(".")[2].lower() not in _OTHERS or "." not in name
+
+
+def how_to_give(names: Sequence[str]) -> str:
+    """Return what to do with files that are no pictures, so that the pictures in them are used."""
+    suffixes = {name.rpartition(".")[2].lower() for name in names}
+    if suffixes & _ARCHIVES:
+        return "name an archive as SOURCE (.zip, .tar), or unpack it"
+    if suffixes & _ARRAYS:
+        return "arrays are given in Python, as featcache.extract((pictures, labels))"
+    return "name a folder of pictures, an archive of one (.zip, .tar), or a list of paths and labels (.csv, .jsonl)"
+
+
+def drawn_beside(names: Sequence[str]) -> list[str]:
+    """Return the files that are called as another one with `_mask` or the like behind it."""
+    stems = {name.rpartition(".")[0] for name in names}
+    found = ((name, _BEHIND.search(name.rpartition(".")[0])) for name in names)
+    return [name for name, match in found if match and name[: match.start()] in stems]
+
+
+def _kind(tree: Tree, folder: str) -> str | None:
+    """Tell whether a folder holds `pictures`, files that `may` be some, only `others`, or nothing."""
+    kind = None
+    for address in tree.files(folder):
+        name = tree.name(address).rpartition("/")[2]
+        if looks_like_picture(name):
+            return "pictures"
+        kind = "may" if kind == "may" or may_be_picture(name) else "others"
+    return kind
+
+
+def _beside(names: Sequence[str], kinds: dict[str, str | None]) -> list[str]:
+    """Return the folders for masks, labels and the like, where there is one for pictures, or only these hold none."""
+    found = [name for name in names if _BESIDE & {*_words(name), name.lower()}]
+    has_pictures = any(holds_pictures(name) for name in names)
+    without = [name for name in found if kinds.get(name, "pictures") != "pictures"]
+    others = [name for name in names if name not in found and kinds.get(name) == "pictures"]
+    return found if has_pictures else without if others else []
+
+
+def _words(name: str) -> set[str]:
+    """Return the words of a name, without those of a split and its fillers."""
+    words = {word.lower() for word in _WORD.findall(name)}
+    split = worded_split(name)
+    return words if split is None else (set(split[1]) or words & _PICTURES)
