@@ -22,14 +22,14 @@ from featcache.discover.labels import (
     one_split,
     split_of,
 )
-from featcache.discover.levels import how_to_give, may_be_picture
+from featcache.discover.levels import how_to_give
 from featcache.discover.litter import is_skipped
 from featcache.discover.manifests import LISTS, list_dataset
 from featcache.discover.objects import object_dataset
 from featcache.discover.shards import archive_or_shard, shards_dataset
 from featcache.discover.splitwords import SPLIT_NAMES, exact_split
 from featcache.discover.tables import is_saved, saved_dataset, table_dataset
-from featcache.discover.trees import LocalTree, NamesTree, Tree
+from featcache.discover.trees import LocalTree, NamesTree, Tree, may_be_picture
 from featcache.errors import DatasetError, DatasetNotFoundError, UsageError
 from featcache.records import Access, Dataset, Item
 from featcache.sources import ACCESS, file_stat, look_again, read, remote

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from featcache.discover.folders import count, some
 from featcache.discover.labels import Columns
+from featcache.discover.levels import holds_files
 from featcache.discover.manifests import LISTS, PATHS, Finder, is_flag, list_dataset, opened_list, path_and_label
 from featcache.discover.splitwords import exact_split, worded_split
 from featcache.discover.trees import Listing, Tree, looks_like_picture
@@ -46,9 +47,9 @@ def listed_beside(root: str, tree: Tree, columns: Columns, labelled: bool) -> Da
 
 def _listed_in(root: str, tree: Tree, listing: Listing, columns: Columns, labelled: bool) -> Dataset | None:
     folders, files = listing
-    flat = [(name, tree.listing(path)) for name, path in folders]
-    if any(next(tree.files(path), None) for _, (below, _) in flat for _, path in below):
+    if any(holds_files(tree, path) for _, folder in folders for _, path in tree.glance(folder).folders):
         return None
+    flat = [(name, tree.listing(path)) for name, path in folders]
     pictures = [address for name, address in files if looks_like_picture(name)]
     pictures += [address for _, (_, inside) in flat for name, address in inside if looks_like_picture(name)]
     if not pictures:

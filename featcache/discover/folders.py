@@ -11,15 +11,15 @@ from featcache.discover.labels import Labels
 from featcache.discover.levels import (
     Folders,
     Level,
+    classes_in,
     drawn_beside,
     files_of_class,
     holds_pictures,
     how_to_give,
     level_of,
-    may_be_picture,
 )
 from featcache.discover.splitwords import exact_split, is_put_aside, worded_split
-from featcache.discover.trees import NamesTree, Tree, looks_like_picture
+from featcache.discover.trees import NamesTree, Tree, looks_like_picture, may_be_picture
 from featcache.errors import DatasetError
 from featcache.records import Dataset, Item
 from featcache.texts import LONGEST_LABEL, flaw
@@ -109,8 +109,8 @@ def _enter(tree: Tree, inside: list[str]) -> Level:
         if len(level.folders) != 1 or exact_split(level.folders[0][0]) or _has_picture(level.files):
             return level
         name, path = level.folders[0]
-        below, loose = tree.listing(path)
-        if not holds_pictures(name) and (not below or _has_picture(loose)):
+        below, kind = tree.glance(path)
+        if not holds_pictures(name) and (not below or kind == "pictures"):
             return level
         beside = [*(each for each, _ in level.files), *(f"{each}/" for each in (*level.without, *level.beside))]
         said = f", beside it left out: {some(beside)}" if beside else ""
@@ -139,8 +139,8 @@ def _without_copies(root: str, tree: Tree, folders: Folders, notices: list[str])
         return folders
     paths = dict(folders)
     for name, path in folders:
-        below, loose = tree.listing(path)
-        if len(below) < 2 or loose or any(each == name or each not in paths for each, _ in below):
+        below, kind = tree.glance(path)
+        if len(below) < 2 or kind or any(each == name or each not in paths for each, _ in below):
             continue
         for each, inner in below:
             there = {_name_below(tree, address, paths[each]) for address in tree.files(paths[each])}
@@ -181,8 +181,11 @@ def _layout(root: str, tree: Tree, folders: Folders, notices: list[str]) -> _Lay
         return _Layout(splits)
     among = _splits_among(tree, folders, worded)
     others = [name for name in names if name not in (among or exact)]
-    flat = [name for name, path in folders if not _has_classes(tree, name, path)]
-    if among and all(name in flat and (name in worded or is_put_aside(name)) for name in others):
+    if among and all(
+        (name in worded or is_put_aside(name)) and not _has_classes(tree, name, path)
+        for name, path in folders
+        if name in others
+    ):
         said = some([f"{name} as {split}" for name, split in among.items()], 6)
         notices.append(f"{said} taken as splits; {some(others)} left out, without class folders and no such split")
         return _Layout(among)
@@ -232,13 +235,12 @@ def _splits_among(tree: Tree, folders: Folders, worded: Mapping[str, tuple[str, 
 
 def _has_classes(tree: Tree, name: str, path: str) -> bool:
     """Tell whether there are folders with pictures below a folder, none that is only called `images` or the like."""
-    folders = level_of(tree, _through(name, path, tree)).folders
-    return len(folders) > 1 or any(not holds_pictures(each) for each, _ in folders)
+    return bool(classes_in(tree, _through(name, path, tree)))
 
 
 def _same_two_below(tree: Tree, folders: Folders) -> bool:
     """Tell whether the folders in folders hold the same folders in their turn, as train/ and test/ in folds do."""
-    below = [(name, path) for _, folder in folders for name, path in tree.listing(folder)[0]]
+    below = [(name, path) for _, folder in folders for name, path in tree.glance(folder).folders]
     return bool(_same_below(tree, below))
 
 
@@ -247,10 +249,10 @@ def _same_below(tree: Tree, folders: Folders) -> list[str]:
     shared: set[str] = set()
     union: set[str] = set()
     for at, (name, path) in enumerate(folders):
-        level = level_of(tree, _through(name, path, tree))
-        found = {each for each, _ in level.folders if not holds_pictures(each)}
+        inside = _through(name, path, tree)
+        found = set(classes_in(tree, inside))
         shared, union = shared & found if at else found, union | found
-        if len(shared) < 2 or _has_picture(level.files):
+        if len(shared) < 2 or tree.glance(inside).kind == "pictures":
             return []
     return sorted(shared) if len(folders) > 1 and 2 * len(shared) >= len(union) else []
 
@@ -259,8 +261,8 @@ def _through(name: str, path: str, tree: Tree) -> str:
     """Return the folder below a split that holds all that is in it and is called like it, or the folder itself."""
     split = worded_split(name)
     while True:
-        below, loose = tree.listing(path)
-        if len(below) != 1 or _has_picture(loose):
+        below, kind = tree.glance(path)
+        if len(below) != 1 or kind == "pictures":
             return path
         inner, there = below[0]
         found = worded_split(inner)

@@ -7,35 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from featcache.discover.splitwords import worded_split
-from featcache.discover.trees import Tree, looks_like_picture
+from featcache.discover.trees import Tree, looks_like_picture, may_be_picture
 
 Folders = list[tuple[str, str]]
 """Name and path of each."""
-
-_OTHERS = {
-    *(
-        "txt",
-        "csv",
-        "tsv",
-        "json",
-        "jsonl",
-        "ndjson",
-        "xml",
-        "yaml",
-        "yml",
-        "toml",
-        "ini",
-        "cfg",
-        "lst",
-        "log",
-        "names",
-    ),
-    *("md", "rst", "html", "htm", "pdf", "doc", "docx", "xls", "xlsx", "ppt", "pptx", "tex", "rtf", "odt", "ods"),
-    *("mat", "npy", "npz", "h5", "hdf5", "pkl", "pickle", "parquet", "arrow", "feather", "db", "sqlite", "tfrec"),
-    *("tfrecord", "pt", "pth", "onnx", "safetensors", "py", "ipynb", "m", "r", "sh", "bat", "exe", "dll", "url", "lnk"),
-    *("zip", "tar", "tgz", "gz", "bz2", "xz", "zst", "rar", "7z", "mp4", "avi", "mov", "mkv", "webm", "mp3", "wav"),
-}
-"""How the names of files end which are no pictures."""
 
 _ARCHIVES = {"zip", "tar", "tgz", "gz", "bz2", "xz", "zst", "rar", "7z"}
 _ARRAYS = {"mat", "npy", "npz", "h5", "hdf5", "pkl", "pickle", "pt"}
@@ -93,6 +68,19 @@ def level_of(tree: Tree, folder: str) -> Level:
     )
 
 
+def holds_files(tree: Tree, folder: str) -> bool:
+    """Tell whether there is a file in a folder, or below it."""
+    return _kind(tree, folder) is not None
+
+
+def classes_in(tree: Tree, folder: str) -> list[str]:
+    """Return the names of the sub-folders with pictures, but those called `images` or the like."""
+    folders = [(name, _kind(tree, path)) for name, path in tree.glance(folder).folders]
+    beside = _beside([name for name, kind in folders if kind], dict(folders))
+    found = [name for name, kind in folders if kind and name not in beside and not holds_pictures(name)]
+    return [name for name in found if dict(folders)[name] != "others"]
+
+
 def holds_pictures(name: str) -> bool:
     """Tell whether a folder is called like one for pictures of all kinds, `images` or `train_images`."""
     words = _words(name)
@@ -108,11 +96,6 @@ def files_of_class(tree: Tree, folder: str, beside: list[str]) -> Iterator[str]:
     for name, path in folders:
         if name not in left_out:
             yield from tree.files(path)
-
-
-def may_be_picture(name: str) -> bool:
-    """Tell whether a file may be a picture by its name: it ends as none, or not as what is no picture."""
-    return name.rpartition(".")[2].lower() not in _OTHERS or "." not in name
 
 
 def how_to_give(names: Sequence[str]) -> str:
@@ -134,7 +117,9 @@ def drawn_beside(names: Sequence[str]) -> list[str]:
 
 def _kind(tree: Tree, folder: str) -> str | None:
     """Tell whether a folder holds `pictures`, files that `may` be some, only `others`, or nothing."""
-    kind = None
+    folders, kind = tree.glance(folder)
+    if kind == "pictures" or not folders:
+        return kind
     for address in tree.files(folder):
         name = tree.name(address).rpartition("/")[2]
         if looks_like_picture(name):

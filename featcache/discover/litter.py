@@ -27,8 +27,9 @@ _LONGEST = 255
 
 def litter(name: str) -> str | None:
     """Return the kind of litter that has this name, or `None`: hidden files are litter too, wherever they are."""
-    found = _KINDS.get(name.lower())
-    if found is None and len(name) <= _LONGEST:
+    lower = name.lower()
+    found = _KINDS.get(lower)
+    if found is None and (name.startswith(".") or "conflict" in lower) and len(name) <= _LONGEST:
         found = next((kind for kind, pattern in _PATTERNS if pattern.match(name)), None)
     return found or ("hidden" if name.startswith(".") else None)
 

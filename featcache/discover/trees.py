@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from featcache.discover.litter import litter
 
@@ -15,11 +15,44 @@ PICTURES = {
 }
 """How the names of pictures end."""
 
+_OTHERS = {
+    *(
+        "txt",
+        "csv",
+        "tsv",
+        "json",
+        "jsonl",
+        "ndjson",
+        "xml",
+        "yaml",
+        "yml",
+        "toml",
+        "ini",
+        "cfg",
+        "lst",
+        "log",
+        "names",
+    ),
+    *("md", "rst", "html", "htm", "pdf", "doc", "docx", "xls", "xlsx", "ppt", "pptx", "tex", "rtf", "odt", "ods"),
+    *("mat", "npy", "npz", "h5", "hdf5", "pkl", "pickle", "parquet", "arrow", "feather", "db", "sqlite", "tfrec"),
+    *("tfrecord", "pt", "pth", "onnx", "safetensors", "py", "ipynb", "m", "r", "sh", "bat", "exe", "dll", "url", "lnk"),
+    *("zip", "tar", "tgz", "gz", "bz2", "xz", "zst", "rar", "7z", "mp4", "avi", "mov", "mkv", "webm", "mp3", "wav"),
+}
+"""How the names of files end which are no pictures."""
+
 _CACHE_TAG = "CACHEDIR.TAG"
 """Marks a folder as a cache by the convention of https://bford.info/cachedir/; ours may lie among the pictures."""
 
 Listing = tuple[list[tuple[str, str]], list[tuple[str, str]]]
 """The sub-folders and the files of a folder: the name and the path of each, sorted by name."""
+
+
+class Glance(NamedTuple):
+    """What is in a folder, without the names of its files."""
+
+    folders: list[tuple[str, str]]
+    kind: str | None
+    """Whether the files in it are or hold `pictures` by their names, `may` be some, or are all `others`."""
 
 
 class Tree(Protocol):
@@ -30,6 +63,10 @@ class Tree(Protocol):
 
     def listing(self, folder: str) -> Listing:
         """Return what is in a folder; one below the root that cannot be read is a file in itself."""
+        ...
+
+    def glance(self, folder: str) -> Glance:
+        """Return what is in a folder, remembered from the first time."""
         ...
 
     @property
@@ -51,12 +88,28 @@ def looks_like_picture(name: str) -> bool:
     return name.rpartition(".")[2].lower() in PICTURES
 
 
+def may_be_picture(name: str) -> bool:
+    """Tell whether a file may be a picture by its name: it ends as none, or not as what is no picture."""
+    return name.rpartition(".")[2].lower() not in _OTHERS or "." not in name
+
+
+def _glance(listing: Listing) -> Glance:
+    folders, files = listing
+    kind = None
+    for name, _ in files:
+        if looks_like_picture(name):
+            return Glance(folders, "pictures")
+        kind = "may" if kind == "may" or may_be_picture(name) else "others"
+    return Glance(folders, kind)
+
+
 class LocalTree:
     """A folder on this computer, links followed; a link that loops counts as a file, unreadable."""
 
     def __init__(self, root: str) -> None:
         self.root = self._top = root
         self._litter: dict[str, str] = {}
+        self._glances: dict[str, Glance] = {}
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -71,6 +124,12 @@ class LocalTree:
             if folder == self._top:
                 raise
             return [], [(os.path.basename(folder), folder)]  # noqa: PTH119
+
+    def glance(self, folder: str) -> Glance:
+        """Return what is in a folder, remembered from the first time."""
+        if folder not in self._glances:
+            self._glances[folder] = _glance(self.listing(folder))
+        return self._glances[folder]
 
     def name(self, address: str) -> str:
         """Return the path of a file below the root that the tree was made with, with slashes."""
@@ -157,6 +216,10 @@ class NamesTree:
         """Return the path of a file below the root that the tree was made with, with slashes."""
         name = address[len(self._before) : len(address) - len(self._after)]
         return self._meant.get(name, name)
+
+    def glance(self, folder: str) -> Glance:
+        """Return what is in a folder."""
+        return _glance(self.listing(folder))
 
     def listing(self, folder: str) -> Listing:
         """Return what is in a folder."""
