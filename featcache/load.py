@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.records import Features, Roll
-from featcache.store import Catalog, FeatureStore, Row
+from featcache.store import FeatureStore, Row
 from featcache.store.segment import KEY_BYTES
 
 
@@ -31,12 +31,12 @@ def load(rows: Sequence[Row], store: FeatureStore) -> Features:
     )
 
 
-def enrol(catalog: Catalog, root: str) -> Roll:
-    """Return the roll of all readable pictures of the dataset at `root`, in order, at some 40 bytes for each."""
+def enrol(entries: Iterable[tuple[str | None, str | None, bytes]], path: Callable[[int], str]) -> Roll:
+    """Return the roll of readable pictures, of label, split and key of each, in order, at some 40 bytes for each."""
     labels: dict[str, int] = {}
     names: dict[str, int] = {}
     y, splits, keys = array("i"), array("i"), bytearray()
-    for label, split, key in catalog.labels(root):
+    for label, split, key in entries:
         y.append(labels.setdefault(label or "", len(labels)))
         splits.append(names.setdefault(split or "", len(names)))
         keys += key
@@ -46,7 +46,7 @@ def enrol(catalog: Catalog, root: str) -> Roll:
         tuple(sorted(names)),
         _sorted_codes(names)[np.frombuffer(splits, np.intc)],
         np.frombuffer(keys, np.uint8).reshape(-1, KEY_BYTES),
-        lambda row: catalog.path(root, row),
+        path,
     )
 
 

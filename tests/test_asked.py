@@ -254,14 +254,14 @@ def test_stopped_views_of_a_dataset_leave_that_dataset_the_last_one(
 def test_two_extractions_at_once_do_not_change_places(here: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from featcache.api import experiment
 
-    options, extract = Options("toy", cache=here / "cache"), experiment.extract
+    options, extract = Options("toy", cache=here / "cache"), experiment.extract_in_hand
 
     def overtaken(*args: object) -> object:
-        summary = extract(*args)  # type: ignore[arg-type]
-        extract(made / "old", options)  # another process was quicker to look
-        return summary
+        found = extract(*args)  # type: ignore[arg-type]
+        featcache.extract(made / "old", options)  # another process was quicker to look
+        return found
 
-    monkeypatch.setattr(experiment, "extract", overtaken)
+    monkeypatch.setattr(experiment, "extract_in_hand", overtaken)
     assert featcache.fit(here / "new", options=options).dataset == str(here / "new")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from featcache.errors import DatasetError
 from featcache.store import EXTRACTIONS, Cache, Run
 
 
@@ -40,6 +41,16 @@ def is_of_another(cache: Cache, root: str) -> bool:
     saved = cache.catalog.saved_digest(root)
     noted = {run.id: run.rows_sha256 for run in cache.runs.all() if run.root == root}
     return saved is not None and noted.get(saved[0]) not in (None, saved[1])
+
+
+def check_holds(cache: Cache, run: Run) -> None:
+    """Raise `DatasetError` where the catalog holds other pictures than an extraction saved, as after another one."""
+    saved = cache.catalog.saved_digest(run.root)
+    if run.rows_sha256 is not None and saved is not None and saved[1] != run.rows_sha256:
+        raise DatasetError(
+            f"the pictures that the catalog holds of {run.root} were saved by another extraction of it, which was not "
+            "finished or ended meanwhile, with other labels, splits or pictures: extract it again as it is meant"
+        )
 
 
 def of_another(cache: Cache, root: str) -> str:

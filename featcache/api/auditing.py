@@ -63,7 +63,6 @@ def audited(experiment: Experiment, seed: int, progress: Progress | None) -> Aud
     started = time.perf_counter()
     plan, notices = _plan(experiment, seed)
     found = _examine(experiment, plan, seed, progress)
-    unreadable = sum(row.key is None for row in experiment.cache.catalog.dataset(experiment.root))
     gone = 0 if experiment.access is CLOSED else sum(not exists(path) for path in {row.path for row in found.rows})
     if gone:
         notices.append(f"{gone:,} of the pictures named are not where they were: `featcache extract` again")
@@ -75,7 +74,7 @@ def audited(experiment: Experiment, seed: int, progress: Progress | None) -> Aud
         seed=seed,
         pictures=len(experiment.features.y),
         contents=len(found.subject.firsts),
-        unreadable=unreadable,
+        unreadable=len(experiment.unreadable),
         sizes=tuple(_sizes(found.subject)),
         leak=_leak_score(plan, found, seed, notices),
         cuts=_cuts(),

@@ -254,7 +254,7 @@ def _extracted_again(cache: Cache, run: Run, options: Options, progress: Progres
         replace(options, weights=weights),
         progress,
         run=run,
-    )
+    ).summary
     return f"{run.root} extracted again: {summary.reused:,} reused, {summary.computed:,} computed ({summary.backbone})"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from featcache.api.asking import asked
 from featcache.api.options import Options, open_cache
 from featcache.api.outputs import write
-from featcache.api.usage import extracted_at, last_extraction
+from featcache.api.usage import extracted_at, last_extraction, rows_of
 from featcache.backbones import vector_length
 from featcache.errors import DatasetError, ExchangeError
 from featcache.load import load
@@ -30,8 +30,7 @@ def cache_export(
     with open_cache(options or Options(), create=False) as cache:
         run = last_extraction(cache, named(dataset) if dataset is not None else None)
         spec = cache.spec(run.fingerprint)
-        cache.catalog.check_dataset(run.root)
-        features = load(cache.catalog.dataset(run.root), cache.store(run.fingerprint))
+        features = load(rows_of(cache, run), cache.store(run.fingerprint))
         if not len(features.X):
             raise DatasetError(f"{run.root} has no vectors in the catalog: run `featcache extract {run.root}` first")
         weights = str((run.summary or {}).get("weights"))

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featcache.api.agreement import check_holds
 from featcache.api.asking import used_as_it_is
-from featcache.api.extraction import extract
+from featcache.api.extraction import extract_in_hand
 from featcache.api.models import versions
 from featcache.api.options import READING, Options, moved, open_cache, places
 from featcache.api.usage import (
     extracted_at,
-    extraction_of,
     last_extraction,
     network_of,
     newest_uses,
     not_catalogued,
+    rows_of,
     views_of,
 )
 from featcache.errors import BackboneError, DatasetError, FeatcacheError, HeadError, MissingFeaturesError
@@ -90,6 +93,8 @@ class Experiment(Known):
     """A dataset with its features in memory."""
 
     features: Features
+    unreadable: Sequence[Row]
+    """Its pictures that have no vector."""
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -160,49 +165,63 @@ def open_experiment(
     A dataset that was imported, or whose folder is gone, is taken as it is in the cache, with `as_it_is` every one that
     is known. Raises `FeatcacheError`.
     """
-    with _opened(source, options, progress, as_it_is) as (cache, extraction):
-        cache.catalog.check_dataset(extraction.root)
-        rows = cache.catalog.dataset(extraction.root)
-        if not rows:
-            raise not_catalogued(cache, extraction.root)
+    with _opened(source, options, progress, as_it_is) as (cache, extraction, in_hand):
+        rows = in_hand.pop() if in_hand else rows_of(cache, extraction)
         features = load(rows, cache.store(extraction.fingerprint))
         if views:
             features = replace(features, views=_views(cache, extraction.root, views_of(cache, extraction), rows))
-        yield Experiment(*_known(cache, extraction, features.roll), features)
+        unreadable = [row for row in rows if row.key is None]
+        lost = Counter(row.item.label for row in unreadable)
+        yield Experiment(*_known(cache, extraction, features.roll, lost), features, unreadable)
 
 
 @contextmanager
 def open_streamed(source: Source | None, options: Options | None, progress: Progress | None) -> Iterator[Streamed]:
     """Open a dataset as `open_experiment` does, with its vectors left on the disk; raises `FeatcacheError`."""
-    with _opened(source, options, progress, False) as (cache, extraction):
-        cache.catalog.check_dataset(extraction.root)
-        roll = enrol(cache.catalog, extraction.root)
-        if not len(roll.y) and not cache.catalog.unreadable(extraction.root):
-            raise not_catalogued(cache, extraction.root)
+    with _opened(source, options, progress, False) as (cache, extraction, in_hand):
+        root, catalog = extraction.root, cache.catalog
+        if in_hand:
+            roll, unreadable = _enrolled(in_hand.pop(), partial(catalog.path, root))
+        else:
+            catalog.check_dataset(root)
+            roll, unreadable = enrol(catalog.labels(root), partial(catalog.path, root)), catalog.unreadable(root)
+            check_holds(cache, extraction)
+        if not len(roll.y) and not unreadable:
+            raise not_catalogued(cache, root)
         vectors = cache.store(extraction.fingerprint).stored(roll.keys)
-        yield Streamed(*_known(cache, extraction, roll), vectors)
+        yield Streamed(*_known(cache, extraction, roll, unreadable), vectors)
 
 
 @contextmanager
 def _opened(
     source: Source | None, options: Options | None, progress: Progress | None, as_it_is: bool
-) -> Iterator[tuple[Cache, Run]]:
-    """Open the cache, and find the extraction of the dataset, after extracting what it lacks."""
+) -> Iterator[tuple[Cache, Run, list[Sequence[Row]]]]:
+    """Open the cache, and find the extraction of the dataset; with its pictures, to take, if it was made just now."""
     options = options or Options()
     root = used_as_it_is(source, options, as_it_is)
-    done = None
+    made, in_hand = None, []
     if source is not None and root is None:
-        done = extract(source, _as_before(source, options), progress)
+        done = extract_in_hand(source, _as_before(source, options), progress)
+        made, in_hand = done.run, [done.rows]
+        del done  # of a million pictures the list is not kept beside what is made of it
     elif options != Options(cache=options.cache):
         raise BackboneError(
             "options that say how to extract, as --backbone and --weights, need a dataset: name it as SOURCE, or leave "
             "them out to use the one last extracted as it is"
         )
     with open_cache(options, create=False) as cache:
-        run = extraction_of(cache, done.dataset, done.fingerprint) if done else last_extraction(cache, root)
+        run = made or last_extraction(cache, root)
+        if made and cache.runs.is_given_up(run):
+            raise DatasetError(f"{run.root} was given up by another command meanwhile: run the same command again")
         if run.command == "import":
             _warn_of_change(run)
-        yield cache, run
+        yield cache, run, in_hand
+
+
+def _enrolled(rows: Sequence[Row], path: Callable[[int], str]) -> tuple[Roll, Counter[str | None]]:
+    """Return the roll of the readable pictures, and how many of each label are unreadable."""
+    entries = ((row.item.label, row.item.split, row.key) for row in rows if row.key is not None)
+    return enrol(entries, path), Counter(row.item.label for row in rows if row.key is None)
 
 
 def _warn_of_change(imported: Run) -> None:
@@ -217,11 +236,11 @@ def _warn_of_change(imported: Run) -> None:
 
 
 def _known(
-    cache: Cache, extraction: Run, roll: Roll
+    cache: Cache, extraction: Run, roll: Roll, unreadable: Counter[str | None]
 ) -> tuple[Cache, str, FeatureSpec, Mapping[str, Any], str, tuple[str, ...], Roll, Access]:
     root, spec = extraction.root, cache.spec(extraction.fingerprint)
     said = extraction.summary or {}
-    notices = (*(said.get("notices", ()) if extraction.command == "extract" else ()), *_left_out(cache, root, roll))
+    notices = (*(said.get("notices", ()) if extraction.command == "extract" else ()), *_left_out(unreadable, roll))
     access = CLOSED if extraction.command == "import" else ACCESS
     return cache, root, spec, said, extracted_at(extraction), notices, roll, access
 
@@ -291,8 +310,7 @@ def _as_before(source: Source, options: Options) -> Options:
     return options
 
 
-def _left_out(cache: Cache, root: str, roll: Roll) -> list[str]:
-    unreadable = cache.catalog.unreadable(root)
+def _left_out(unreadable: Counter[str | None], roll: Roll) -> list[str]:
     if not unreadable:
         return []
     notices = [f"unreadable files left out: {unreadable.total():,} (`featcache extract` lists them)"]

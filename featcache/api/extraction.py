@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 from featcache.api import cluster
 from featcache.api.asking import asked
@@ -28,6 +28,15 @@ SPLITS = tuple(dict.fromkeys(SPLIT_NAMES.values()))
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Extraction:
+    """What an extraction found: its account, its run, and its pictures in order."""
+
+    summary: ExtractSummary
+    run: Run
+    rows: Sequence[Row]
+
+
 @after_forks_too
 def extract(
     source: Source,
@@ -47,7 +56,14 @@ def extract(
     """
     options = options or Options()
     with asked("extract", source, options) as run:
-        return _extract(source, options, progress, views, check, shard, run)
+        return _extract(source, options, progress, views, check, shard, run).summary
+
+
+@after_forks_too
+def extract_in_hand(source: Source, options: Options, progress: Progress | None) -> Extraction:
+    """Extract a dataset as `extract` does, for a command that works on what was found, whatever others do meanwhile."""
+    with asked("extract", source, options) as run:
+        return _extract(source, options, progress, (), False, None, run)
 
 
 def _extract(
@@ -58,7 +74,7 @@ def _extract(
     check: bool,
     shard: tuple[int, int] | None,
     run: Run | None,
-) -> ExtractSummary:
+) -> Extraction:
     if shard is not None:
         _check_shard(shard, check)
     options = find_weights(options)
@@ -84,12 +100,12 @@ def _extract(
             cache.fetch(backbone.viewing(view).spec)
         if shard is not None:
             return _extract_shard(cache, dataset, backbone, options, progress, further, shard, run)
-        summary = extract_into(cache, dataset, backbone, options, progress, further, run)
+        done = extract_into(cache, dataset, backbone, options, progress, further, run)
         if check:
-            rows = cache.catalog.dataset(dataset.root)
             alone = replace(options, engine="auto", address=None) if options.engine == cluster.NAME else options
-            summary = replace(summary, check=price(cache, rows, backbone, alone, progress, dataset.access))
-        return summary
+            checked = price(cache, done.rows, backbone, alone, progress, dataset.access)
+            done = replace(done, summary=replace(done.summary, check=checked))
+        return done
 
 
 def extract_into(
@@ -100,7 +116,7 @@ def extract_into(
     progress: Progress | None,
     views: Sequence[str] = (),
     run: Run | None = None,
-) -> ExtractSummary:
+) -> Extraction:
     """Extract a dataset, and keep it in the catalog as the one last extracted, or as the one of an earlier `run`.
 
     Each of the further `views` has a run of its own; the first of all is the `run` that was asked for.
@@ -133,10 +149,10 @@ def extract_into(
         saved = cache.catalog.save_dataset(dataset.root, work.rows, started.id)
         plain, paged = cache.catalog.plain_and_paged(dataset.root)
         summary = replace(_summary(cache, dataset, seen, options, work, listing, done), plain=plain, paged=paged)
-        cache.runs.finish(started, asdict(replace(summary, failures=())), rows_sha256=saved)
+        finished = cache.runs.finish(started, asdict(replace(summary, failures=())), rows_sha256=saved)
         took = summary.seconds.total
         done = (*done, ViewSummary(seen.spec.view, summary.fingerprint, summary.reused, summary.computed, took))
-    return summary
+    return Extraction(summary, finished, works[-1].rows)
 
 
 def _relabelled(cache: Cache, dataset: Dataset) -> Iterator[str]:
@@ -188,16 +204,16 @@ def _extract_shard(
     views: Sequence[str],
     shard: tuple[int, int],
     run: Run | None,
-) -> ExtractSummary:
+) -> Extraction:
     """Compute one part of a dataset; its run stays unfinished, so that nobody takes its vectors for unused."""
     number, count = shard
     first, last = (len(dataset.items) * at // count for at in (number, number + 1))
     part = replace(dataset, items=dataset.items[first:last])
     backbones = [*(backbone.viewing(view) for view in views), backbone]
-    _begin(cache, dataset, backbones, run)
+    begun = _begin(cache, dataset, backbones, run)[-1]
     work = _works(cache, part, backbones, options, progress)[-1]
     cache.shards.put(dataset.root, shard, cache.catalog.known_files(item.path for item in part.items))
-    return replace(_summary(cache, part, backbone, options, work, None, ()), shard=shard)
+    return Extraction(replace(_summary(cache, part, backbone, options, work, None, ()), shard=shard), begun, work.rows)
 
 
 def _works(

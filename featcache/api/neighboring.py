@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from featcache.api.agreement import check_holds
 from featcache.api.indexing import FEWEST, open_index
 from featcache.api.options import Options, moved, open_cache
 from featcache.api.pipeline import compute
@@ -77,6 +78,7 @@ def neighbors(
         key, notices = _key_of(path, cache, run, options)
         store = cache.store(run.fingerprint)
         found = _found(cache, run, store, _Asked(path, key, _vector(store, key), k), index, progress)
+        check_holds(cache, run)  # of which all was read by now
         return NeighborsSummary(
             picture=path,
             dataset=run.root,

@@ -94,8 +94,7 @@ def _gathered(
     scored = tuple(_scored(experiment, found))
     predicted = {row.path: row.predicted for row in scored}
     recorded, missing = _recorded(experiment)
-    rows = experiment.cache.catalog.dataset(experiment.root)
-    failures = [Failure(row.item.path, row.reason or "") for row in rows if row.key is None]
+    failures = [Failure(row.item.path, row.reason or "") for row in experiment.unreadable]
     return ReportSummary(
         out=str(out.absolute()),
         bytes=0,

@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from featcache.api.agreement import is_behind, is_of_another, lost, of_another
+from featcache.api.agreement import check_holds, is_behind, is_of_another, lost, of_another
 from featcache.errors import CacheError, DatasetError
 from featcache.records import ORIGINAL
 from featcache.records.cache import UnusedRows
 from featcache.records.reading import Reading
-from featcache.store import EXTRACTIONS, FORGET, Cache, FeatureStore, Run
+from featcache.store import EXTRACTIONS, FORGET, Cache, FeatureStore, Row, Run
 from featcache.store.index import KeyIndex, stack_keys
 from featcache.store.segment import KEY_BYTES, Keys
 
@@ -150,6 +150,7 @@ def last_extraction(cache: Cache, root: str | None = None) -> Run:
         _logger.warning("%s; what was extracted before is used: %s", _began(runs[-1]), described(cache, run))
     if run.summary is None:
         raise DatasetError(_not_finished(cache, run, known))
+    check_holds(cache, run)
     if root is None:
         _logger.warning("on %s", described(cache, run))
     if run.command == "extract" and "plain" not in run.summary and cache.catalog.may_hold_tiff(run.root):
@@ -178,12 +179,14 @@ def _check_newest(cache: Cache, root: str | None) -> None:
                 )
 
 
-def extraction_of(cache: Cache, root: str, fingerprint: str) -> Run:
-    """Return the finished extraction of a dataset for these features, also where others were extracted since."""
-    for run in reversed(cache.runs.all()):
-        if run.command in EXTRACTIONS and (run.root, run.fingerprint) == (root, fingerprint) and run.summary:
-            return run
-    raise DatasetError(f"{root} was given up by another command meanwhile: run the same command again")
+def rows_of(cache: Cache, run: Run) -> list[Row]:
+    """Return the pictures of an extraction; raises `DatasetError` where the catalog does not hold them, or others."""
+    cache.catalog.check_dataset(run.root)
+    rows = cache.catalog.dataset(run.root)
+    check_holds(cache, run)  # after they were read, since they may be saved anew at any time
+    if not rows:
+        raise not_catalogued(cache, run.root)
+    return rows
 
 
 def extracted_at(run: Run) -> str:

@@ -112,10 +112,11 @@ class Runs:
 
     def finish(
         self, run: Run, summary: Mapping[str, Any], model_sha256: str | None = None, rows_sha256: str | None = None
-    ) -> None:
-        """Note that a run is complete, with what it printed, and with the digests of what it made."""
+    ) -> Run:
+        """Note that a run is complete, with what it printed, and with the digests of what it made; return it."""
         done = replace(run, finished=time.time(), summary=summary, model_sha256=model_sha256, rows_sha256=rows_sha256)
         self._write(done)
+        return done
 
     def is_given_up(self, run: Run) -> bool:
         """Tell whether the dataset of a run was given up after the run had begun."""

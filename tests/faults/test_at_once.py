@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,14 @@ from featcache.store import Cache, Catalog, Row
 Run = Callable[..., Result]
 
 COMMAND = "import sys; from featcache.cli import main; sys.exit(main())"
+
+KILLED_AT_ITS_END = """
+import os, signal, sys
+from featcache.cli import main
+from featcache.store.runs import Runs
+Runs.finish = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(main())
+"""
 
 
 def started(folder: Path, *args: str | Path, **environment: str) -> subprocess.Popen[str]:
@@ -71,14 +81,14 @@ def test_a_command_keeps_to_its_dataset_while_another_is_extracted(
     from featcache.api import experiment
 
     options = featcache.Options(backbone="resnet18", weights=seeded_weights, cache=tmp_path / "cache")
-    real = experiment.extract
+    real = experiment.extract_in_hand
 
     def extract_and_more(*args: object, **kwargs: object) -> object:
-        summary = real(*args, **kwargs)  # type: ignore[arg-type]
+        found = real(*args, **kwargs)  # type: ignore[arg-type]
         featcache.extract(sets["B"], options)
-        return summary
+        return found
 
-    monkeypatch.setattr(experiment, "extract", extract_and_more)
+    monkeypatch.setattr(experiment, "extract_in_hand", extract_and_more)
     said = [
         featcache.fit(sets["A"], head="centroid", options=options).dataset,
         featcache.compare(sets["A"], ("centroid",), n_seeds=1, options=options).setting.dataset,
@@ -87,6 +97,56 @@ def test_a_command_keeps_to_its_dataset_while_another_is_extracted(
     ]
     assert said == [str(sets["A"])] * 4
     assert {*featcache.load_features(sets["A"], options).paths} == {item.path for item in discover(sets["A"]).items}
+
+
+@pytest.mark.parametrize("out_of_core", [False, True])
+def test_a_command_keeps_to_its_labels_while_the_folder_is_extracted_with_others(
+    sets: dict[str, Path], seeded_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out_of_core: bool
+) -> None:
+    """The extraction with the other labels ends between the command's own and what it does with it."""
+    from featcache.api import experiment
+
+    options = featcache.Options(backbone="resnet18", weights=seeded_weights, cache=tmp_path / "cache")
+    others = replace(options, label_from="([02468])[.]png$")
+    real = experiment.extract_in_hand
+
+    def extract_and_more(*args: object, **kwargs: object) -> object:
+        found = real(*args, **kwargs)  # type: ignore[arg-type]
+        featcache.extract(sets["A"], others)
+        return found
+
+    monkeypatch.setattr(experiment, "extract_in_hand", extract_and_more)
+    kept = replace(options, label_from=f"({'|'.join(TINTS)})/")
+    expected = {item.label for item in discover(sets["A"]).items}
+    assert featcache.fit(sets["A"], head="logreg", options=kept, out_of_core=out_of_core).n_classes == len(expected)
+    assert {*featcache.load_features(sets["A"], kept).y} == expected
+
+
+@pytest.mark.parametrize("command", ["export", "neighbors", "audit", "report"])
+def test_an_extraction_with_other_labels_that_was_killed_at_its_end_is_not_taken_for_the_one_before(
+    sets: dict[str, Path], seeded_weights: Path, tmp_path: Path, run: Run, command: str
+) -> None:
+    """Its pictures are in the catalog, and its run is not finished."""
+    options = featcache.Options(backbone="resnet18", weights=seeded_weights, cache=tmp_path / "cache")
+    featcache.extract(sets["A"], options)
+    killed = subprocess.run(
+        [
+            *(sys.executable, "-c", KILLED_AT_ITS_END, "extract", sets["A"], "--label-from", "([02468])[.]png$"),
+            *("--backbone", "resnet18", "--weights", seeded_weights, "--cache", tmp_path / "cache"),
+        ],
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    words: dict[str, list[str | Path]] = {
+        "export": ["cache", "export", tmp_path / "out.npz", "--dataset", sets["A"]],
+        "neighbors": ["neighbors", next(sets["A"].glob("*/*.png")), "--dataset", sets["A"]],
+        "audit": ["audit", sets["A"]],
+        "report": ["report", sets["A"], "--out", tmp_path / "out.html"],
+    }
+    result = run(*words[command], "--cache", tmp_path / "cache")
+    assert result.code == 1
+    assert "saved by another extraction" in result.err
+    assert not list(tmp_path.glob("out.*"))
 
 
 def test_two_extractions_of_one_folder_count_in_the_order_of_their_ends(

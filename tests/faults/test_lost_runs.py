@@ -85,7 +85,7 @@ def test_an_extraction_of_no_picture_leaves_the_last_dataset_in_place(
     run: Run, photos: Path, cache: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "notes.txt").write_text("no picture")
+    (tmp_path / "empty" / "torn.jpg").write_text("no picture")
     failed = run("extract", tmp_path / "empty", network=True)
     assert (failed.code, "no readable picture" in failed.err) == (1, True)
     assert run("fit").code == 1  # it is not what was asked for last
