@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextvars
 import ctypes
+import logging
 import os
 import platform
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -78,6 +80,53 @@ def _filtered(filters: Sequence[Warned]) -> Iterator[None]:
                     place.remove(entry)  # type: ignore[attr-defined]
 
 
+@contextmanager
+def _left_as_they_were() -> Iterator[None]:
+    """Put back what libraries change in the whole process, and no caller asked for.
+
+    Those are the start method of multiprocessing (decided for good by locks of tqdm and by joblib), places to import
+    from, names for compilers in the environment, and a thread of tqdm.
+    """
+    import multiprocessing
+
+    method = multiprocessing.get_start_method(allow_none=True)
+    places, names, watched = [*sys.path], {*os.environ}, _watching()
+    try:
+        yield
+    finally:
+        now = multiprocessing.get_start_method(allow_none=True)
+        if method is None and now == multiprocessing.get_all_start_methods()[0]:
+            multiprocessing.set_start_method(None, force=True)
+        sys.path[:] = [place for place in sys.path if place in places or "onnxruntime" not in place]
+        added = [name for name in os.environ if name not in names and name.startswith(("TORCHINDUCTOR_", "TRITON_"))]
+        for name in added:
+            del os.environ[name]
+        monitor = _watching()
+        if watched is None and monitor is not None and not sys.modules["tqdm"].tqdm._instances:
+            monitor.exit()
+            sys.modules["tqdm"].tqdm.monitor = None
+
+
+def _watching() -> Any:
+    """Return the thread by which tqdm looks after its bars, `None` where there is none."""
+    bars = sys.modules.get("tqdm")
+    return None if bars is None else bars.tqdm.monitor
+
+
+@contextmanager
+def root_handlers_kept() -> Iterator[None]:
+    """Take away handlers that logging gave to its root by itself, as a library used that without any."""
+    before = [*logging.root.handlers]
+    try:
+        yield
+    finally:
+        if not before:
+            logging.root.handlers[:] = [h for h in logging.root.handlers if type(h) is not logging.StreamHandler]
+
+
+_settings = Shared(_left_as_they_were)
+
+
 class _State(threading.local):
     """Whether this thread is inside one of our functions."""
 
@@ -134,7 +183,8 @@ def _counted(function: Callable[..., T], args: Sequence[Any], kwargs: dict[str, 
         _at_work += 1
     _state.is_inside = True
     try:
-        return function(*args, **kwargs)
+        with _settings:
+            return function(*args, **kwargs)
     finally:
         _state.is_inside = False
         with _lock:

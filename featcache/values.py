@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, wraps
 from pathlib import Path
 from types import NoneType, UnionType
@@ -43,7 +44,8 @@ def check_given(record: Any) -> None:
 def taking_typed(function: Callable[P, T]) -> Callable[P, T]:
     """Return a function that takes NumPy's numbers as Python's, and refuses what is not of the type of its parameter.
 
-    Raises `UsageError`. Only numbers, texts, truth values, `None` and records are looked at.
+    Raises `UsageError`. Looked at are parameters that take numbers, texts, truth values, paths, records, `None`,
+    functions, and sequences of them; a text is no sequence of texts.
     """
     signature = inspect.signature(function)
     hints = cache(lambda: get_type_hints(inspect.unwrap(function)))
@@ -53,17 +55,69 @@ def taking_typed(function: Callable[P, T]) -> Callable[P, T]:
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
             hint = hints().get(name, Any)
-            kinds = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
-            if all(kind in _PLAIN or dataclasses.is_dataclass(kind) for kind in kinds):
-                value = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
-                fit = (isinstance(value, kind) if kind not in _PLAIN else not misfit(kind, value) for kind in kinds)
-                if not any(fit):
-                    said = " or ".join(kind.__name__ for kind in kinds)
-                    raise UsageError(f"{function.__qualname__}({name}={value!r:.60}): give {said}")
+            if _is_known(hint):
+                value = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else _plain(value)
+                if not _fits(hint, value):
+                    raise UsageError(f"{function.__qualname__}({name}={value!r:.60}): give {_in_words(hint)}")
                 bound.arguments[name] = value
         return function(*bound.args, **bound.kwargs)
 
     return call
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+
+
+def _is_known(hint: Any) -> bool:
+    """Tell whether `_fits` knows what a type hint asks for."""
+    return all(
+        kind in _PLAIN
+        or dataclasses.is_dataclass(kind)
+        or get_origin(kind) is Callable
+        or (get_origin(kind) in (Sequence, tuple) and all(map(_is_known, _parts(kind))))
+        for kind in _alternatives(hint)
+    )
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    return tuple(part for part in get_args(kind) if part is not Ellipsis)
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Tell whether a value that was given in Python is what a type hint asks for."""
+    return any(_is_of(kind, value) for kind in _alternatives(hint))
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    if kind is Path:
+        return isinstance(value, os.PathLike)
+    if kind in _PLAIN:
+        return misfit(kind, value) is None
+    if get_origin(kind) is Callable:
+        return callable(value)
+    if get_origin(kind) is None:
+        return isinstance(value, kind)
+    # sets and generators are no sequences, but nothing else than sequences was ever refused that could be gone through
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return False
+    if not isinstance(value, Sequence):
+        return True
+    if get_origin(kind) is tuple and Ellipsis not in get_args(kind):
+        return len(value) == len(get_args(kind)) and all(map(_fits, get_args(kind), value))
+    return all(_fits(_parts(kind)[0], each) for each in value)
+
+
+def _in_words(hint: Any) -> str:
+    def said(kind: Any) -> str:
+        if get_origin(kind) is Callable:
+            return "a function"
+        if get_origin(kind) in (Sequence, tuple):
+            parts = _parts(kind)
+            return f"({', '.join(map(_in_words, parts))})" if len(parts) > 1 else f"a list of {_in_words(parts[0])}"
+        return "None" if kind is NoneType else str(kind.__name__)
+
+    return " or ".join(map(said, _alternatives(hint)))
 
 
 def _plain(value: Any) -> Any:

@@ -13,11 +13,13 @@ from featcache.api.usage import backbone_of, extracted_at, last_extraction, view
 from featcache.records.experiments import LedgerRow, LedgerSummary
 from featcache.sources.addresses import named
 from featcache.store import Cache, Run
+from featcache.values import taking_typed
 
 EXPERIMENTS = ("fit", "compare", "bench", "confusions")
 """The commands that would each run the network over all pictures, if there were no cache."""
 
 
+@taking_typed
 def ledger(source: str | Path | None = None, options: Options | None = None) -> LedgerSummary:
     """Account for the time spent on the dataset last extracted, or on `source`, with its last features.
 

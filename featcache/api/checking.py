@@ -22,8 +22,10 @@ from featcache.records.cache import BackboneInfo, CacheInfo, DatasetCheck, Datas
 from featcache.sources import exists, file_stat, read
 from featcache.store import Cache, Row, Run
 from featcache.store.exchange import read as read_exchange
+from featcache.values import taking_typed
 
 
+@taking_typed
 def cache_info(options: Options | None = None) -> CacheInfo:
     """Return what the cache holds: datasets, backbones, rows, bytes and last use; raises `FeatcacheError`."""
     with open_cache(options or Options(), create=False) as cache:
@@ -40,6 +42,7 @@ def cache_info(options: Options | None = None) -> CacheInfo:
         )
 
 
+@taking_typed
 def cache_verify(
     repair: bool = False, options: Options | None = None, progress: Progress | None = None
 ) -> VerifySummary:

@@ -14,8 +14,10 @@ from featcache.records.cache import Compacted, CompactSummary, GcSummary
 from featcache.sources.addresses import named
 from featcache.store import FORGET, Cache
 from featcache.store.files import remove
+from featcache.values import taking_typed
 
 
+@taking_typed
 def cache_gc(
     forget: Sequence[str | Path] = (),
     dry_run: bool = False,
@@ -56,6 +58,7 @@ def cache_gc(
             return replace(summary, done=True, bytes=before - cache.size())
 
 
+@taking_typed
 def cache_compact(
     dry_run: bool = False, options: Options | None = None, progress: Progress | None = None
 ) -> CompactSummary:

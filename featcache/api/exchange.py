@@ -18,8 +18,10 @@ from featcache.records.cache import ExchangeSummary
 from featcache.sources.addresses import named
 from featcache.store import Cache, FeatureWriter, Row, Run
 from featcache.store.exchange import Exchange, packed, read
+from featcache.values import taking_typed
 
 
+@taking_typed
 def cache_export(
     file: str | Path, dataset: str | Path | None = None, options: Options | None = None
 ) -> ExchangeSummary:
@@ -49,6 +51,7 @@ def cache_export(
         )
 
 
+@taking_typed
 def cache_import(file: str | Path, options: Options | None = None) -> ExchangeSummary:
     """Bring the vectors of an exported file into the cache, with its paths, labels and splits as a dataset.
 

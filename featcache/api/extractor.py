@@ -130,7 +130,9 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.fingerprint_ = self.spec_.fingerprint
 
     def _options(self, name: str) -> Options:
-        weights, cache = (None if place is None else Path(place) for place in (self.weights, self.cache))
+        weights, cache = (
+            Path(place) if isinstance(place, str | os.PathLike) else place for place in (self.weights, self.cache)
+        )
         return find_weights(
             Options(name, weights, cache, device=self.device, precision=self.precision, draft=self.draft)
         )

@@ -15,6 +15,7 @@ from featcache.records.experiments import RunComparison, RunDetail, RunList, Run
 from featcache.records.runs import RECORDS
 from featcache.render.finetuning import name_of
 from featcache.store import Cache, Run
+from featcache.values import taking_typed
 
 _SAME = (
     "dataset",
@@ -29,12 +30,14 @@ _SAME = (
 )
 
 
+@taking_typed
 def runs(options: Options | None = None) -> RunList:
     """List the runs of a cache, oldest first."""
     with open_cache(options or Options(), create=False) as cache:
         return RunList(str(cache.folder), tuple(_row(run) for run in cache.runs.all()))
 
 
+@taking_typed
 def runs_show(number: int, options: Options | None = None) -> RunDetail:
     """Return one run with the record that it gave; raises `RunNotFoundError`."""
     with open_cache(options or Options(), create=False) as cache:
@@ -51,6 +54,7 @@ def runs_show(number: int, options: Options | None = None) -> RunDetail:
         ) from error
 
 
+@taking_typed
 def runs_compare(first: int, second: int, options: Options | None = None) -> RunComparison:
     """Set the scores of two runs side by side, with what differs between them; raises `RunNotFoundError`."""
     with open_cache(options or Options(), create=False) as cache:

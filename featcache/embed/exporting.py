@@ -19,7 +19,7 @@ from featcache.backbones.base import Backbone
 from featcache.embed.reference import LAYER_BYTES, REFERENCE, probe
 from featcache.embed.torch_engine import layer_bytes, normalise
 from featcache.errors import EngineError
-from featcache.process import filtering
+from featcache.process import filtering, root_handlers_kept
 from featcache.records import FloatArray, Preprocess
 
 OPSET = 20
@@ -93,7 +93,7 @@ def silence() -> Iterator[None]:
 
     Other threads print and log as before, and wait here until this one is done: the exporter works on its own globals.
     """
-    with _one_at_a_time, _warnings, contextlib.redirect_stdout(_Others(sys.stdout)):
+    with _one_at_a_time, root_handlers_kept(), _warnings, contextlib.redirect_stdout(_Others(sys.stdout)):
         ours = threading.get_ident()
 
         def is_to_be_seen(record: logging.LogRecord) -> bool:

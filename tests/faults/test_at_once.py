@@ -145,8 +145,22 @@ def test_an_extraction_with_other_labels_that_was_killed_at_its_end_is_not_taken
     }
     result = run(*words[command], "--cache", tmp_path / "cache")
     assert result.code == 1
-    assert "saved by another extraction" in result.err
+    assert "than its last finished extraction saved" in result.err
     assert not list(tmp_path.glob("out.*"))
+
+
+@pytest.mark.parametrize("command", [["fit"], ["compare"], ["bench"], ["confusions"], ["cache", "export", "out.npz"]])
+def test_a_catalog_put_back_from_a_copy_is_not_taken_for_what_the_last_extraction_saved(
+    sets: dict[str, Path], seeded_weights: Path, tmp_path: Path, run: Run, command: list[str]
+) -> None:
+    options = featcache.Options(backbone="resnet18", weights=seeded_weights, cache=tmp_path / "cache")
+    featcache.extract(sets["A"], options)
+    shutil.copy(tmp_path / "cache" / "catalog.sqlite", tmp_path / "copy")
+    featcache.extract(sets["A"], replace(options, label_from="([02468])[.]png$"))
+    shutil.copy(tmp_path / "copy", tmp_path / "cache" / "catalog.sqlite")
+    result = run(*command, "--cache", tmp_path / "cache")
+    assert result.code == 1
+    assert "than its last finished extraction saved" in result.err
 
 
 def test_two_extractions_of_one_folder_count_in_the_order_of_their_ends(

@@ -396,6 +396,22 @@ def test_a_name_that_no_file_can_have_leaves_no_run(run: Run, photos: Path, tmp_
         lambda options: featcache.fit(head="mlp", sweep=featcache.Sweep(lr=(1e308,)), options=options),
         lambda options: featcache.fit(head="mlp", sweep=featcache.Sweep(lr=(float("nan"),)), options=options),
         lambda options: featcache.extract("", options),
+        lambda options: featcache.extract("x", options, views=5),  # type: ignore[arg-type]
+        lambda options: featcache.extract("x", options, views="flip"),
+        lambda options: featcache.extract("x", options, shard=(0,)),  # type: ignore[arg-type]
+        lambda options: featcache.extract("x", options, shard=(0.5, 2)),  # type: ignore[arg-type]
+        lambda options: featcache.compare(heads=None, options=options),  # type: ignore[arg-type]
+        lambda options: featcache.compare(heads="ridge", options=options),
+        lambda options: featcache.bench(per_class=2, options=options),  # type: ignore[arg-type]
+        lambda options: featcache.cache_gc("AB", dry_run=True, options=options),
+        lambda options: featcache.cache_gc([5], dry_run=True, options=options),  # type: ignore[list-item]
+        lambda options: featcache.cache_gc(agree=True, options=options),  # type: ignore[arg-type]
+        lambda options: featcache.runs("cache"),  # type: ignore[arg-type]
+        lambda options: featcache.cache_info("cache"),  # type: ignore[arg-type]
+        lambda options: featcache.ledger(5, options),  # type: ignore[arg-type]
+        lambda options: featcache.cache_export("x.npz", 5, options),  # type: ignore[arg-type]
+        lambda options: featcache.cache_import(5, options),  # type: ignore[arg-type]
+        lambda options: featcache.FeatureExtractor("efficientnet_lite0", cache=5).fit(["x"]),
         lambda options: featcache.neighbors("\0", options=options),
     ],
 )

@@ -264,7 +264,7 @@ print(json.dumps([alone, together, said.getvalue().count("still here")]))
 
 
 SETTINGS = """
-import locale, logging, random, signal, socket, threadpoolctl
+import locale, logging, multiprocessing, random, signal, socket, threadpoolctl
 import numpy as np
 import PIL.Image, PIL.ImageFile, sklearn, torch
 # What these set as they are imported is theirs.
@@ -293,7 +293,9 @@ def settings():
         "streams": [id(sys.stdout), id(sys.stderr), id(sys.stdin), id(sys.excepthook), id(threading.excepthook)],
         "pillow": [PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES],
         "socket": socket.getdefaulttimeout(), "locale": locale.setlocale(locale.LC_ALL),
-        "recursion": sys.getrecursionlimit(),
+        "recursion": sys.getrecursionlimit(), "path": list(sys.path),
+        "processes": multiprocessing.get_start_method(allow_none=True),
+        "bars": [each.name for each in threading.enumerate() if "tqdm" in each.name],
     }
 
 signal.signal(signal.SIGTERM, lambda *_: None)
@@ -320,7 +322,7 @@ watch("predict", featcache.predict, model, pictures("three")[:2], options=cached
 watch("export_onnx", featcache.export_onnx, model, here / "out.onnx", options=cached)
 watch("out of core", fit, "three", out_of_core=True)
 watch("cache_info", featcache.cache_info, cached)
-watch("cache_verify", featcache.cache_verify, cached)
+watch("cache_verify", featcache.cache_verify, options=cached)
 changed["malloc"] = {"set for good": True} if featcache.process.keep_freed_memory.cache_info().misses else {}
 print(json.dumps(changed))
 """
