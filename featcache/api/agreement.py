@@ -48,8 +48,9 @@ def check_holds(cache: Cache, run: Run) -> None:
     saved = cache.catalog.saved_digest(run.root)
     if run.rows_sha256 is not None and saved is not None and saved[1] != run.rows_sha256:
         raise DatasetError(
-            f"the catalog {cache.catalog_path} holds other pictures, labels or splits of {run.root} than its last finished "
-            "extraction saved, as after another one that was stopped, or put back from a copy: extract it as it is meant"
+            f"the catalog {cache.catalog_path} holds other pictures, labels or splits of {run.root} than its last "
+            "finished extraction saved, as after another one that was stopped, or put back from a copy: extract it as "
+            "it is meant"
         )
 
 
