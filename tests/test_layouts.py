@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import shutil
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -483,6 +485,37 @@ class TestNames:
         assert dataset.notices == ()
         assert [item.label for item in dataset.items] == ["\u8682\u8681", "\u871c\u8702\u871c"]
         assert read(dataset.items[0].path)[0] == b"a picture"
+
+    def test_a_tar_with_names_in_another_encoding(self, tmp_path: Path) -> None:
+        path = tmp_path / "gbk.tar"
+        with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="gbk") as archive:
+            for at, name in enumerate(("\u8682\u8681", "\u871c\u8702")):
+                info = tarfile.TarInfo(f"{name}/{at}.jpg")
+                info.size = 9
+                archive.addfile(info, io.BytesIO(b"a picture"))
+        (notice,) = discover(path).notices
+        assert "no stated encoding, and not in UTF-8" in notice
+        dataset = discover(path, names_encoding="gbk")
+        assert [item.label for item in dataset.items] == ["\u8682\u8681", "\u871c\u8702"]
+        assert dataset.notices == ()
+        assert read(dataset.items[1].path)[0] == b"a picture"
+        with pytest.raises(DatasetError, match="is not in ascii"):
+            discover(path, names_encoding="ascii")
+
+    @pytest.mark.parametrize(("check", "label"), [(0, "\u8682\u8681"), (1, "\u00b1\u00e1")])
+    def test_a_zip_whose_names_stand_in_utf_8_in_an_extra_field(self, tmp_path: Path, check: int, label: str) -> None:
+        raw = "\u00b1\u00e1/1.jpg".encode("cp437")
+        field = struct.pack("<BL", 1, zlib.crc32(raw) ^ check) + "\u8682\u8681/1.jpg".encode()
+        with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+            entry = zipfile.ZipInfo("AA/1.jpg")
+            entry.extra = struct.pack("<HH", 0x7075, len(field)) + field
+            archive.writestr(entry, b"a picture")
+            archive.writestr("bees/2.jpg", b"")
+        (tmp_path / "data.zip").write_bytes((tmp_path / "data.zip").read_bytes().replace(b"AA/1.jpg", raw))
+        dataset = discover(tmp_path / "data.zip")
+        assert {item.label for item in dataset.items} == {label, "bees"}
+        pictured = next(item for item in dataset.items if item.label == label)
+        assert read(pictured.path)[0] == b"a picture"
 
     def test_names_in_utf_8_without_a_flag_are_read_as_such(self, tmp_path: Path) -> None:
         dataset = discover(self.coded(tmp_path / "mac.zip", "utf-8", "caf\u00e9s", "th\u00e9"))

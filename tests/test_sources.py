@@ -160,7 +160,7 @@ def test_litter_and_the_folder_around_all_others_are_no_classes(tmp_path: Path) 
     names = ["data/train/a/1.jpg", "data/test/a/2.jpg", "__MACOSX/data/train/a/._1.jpg", "data/train/a/.hidden.jpg"]
     found = discover(write_zip(tmp_path / "x.zip", dict.fromkeys(names, b"1")))
     assert [(item.label, item.split) for item in found.items] == [("a", "test"), ("a", "train")]
-    assert found.notices == ("the folder 'data', which holds all others, is taken as the dataset",)
+    assert found.notices == ("the folder 'data', which holds all pictures, is taken as the dataset",)
 
 
 @pytest.mark.parametrize("kind", WRITERS)

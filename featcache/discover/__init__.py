@@ -73,7 +73,7 @@ def discover(
     URL of fsspec; or a list of paths or a dataset object, see `object_dataset`; or one of these for each split, as
     `{"train": ..., "test": ...}`. `columns` says what path, label and split are called. `label_from` is a regular
     expression whose first group, or the one named `label`, finds the label in the path of a file below the folder, and
-    one named `split` the split; `names_encoding` that of names in a zip which are in no stated one.
+    one named `split` the split; `names_encoding` that of names in an archive which are in no stated one.
     Every regular file counts as a picture until decoding says otherwise; hidden files and cache folders are skipped.
     With `labelled=False` a manifest may lack labels. Raises `DatasetNotFoundError`, `DatasetError` and `UsageError`.
     """
@@ -160,8 +160,6 @@ def _checked(dataset: Dataset, source: Any) -> Dataset:
 def _file(root: str, how: _How) -> Dataset:
     lower = root.lower()
     if lower.endswith(_ARCHIVES):
-        if how.names_encoding is not None and not lower.endswith(".zip"):
-            raise UsageError(f"--names-encoding is for the names in a .zip, and {root} is none: leave it out")
         return archive_or_shard(root, how.labelled, how.columns, how.label_from, how.names_encoding)
     how.check_no_names(root)
     if lower.endswith(LISTS):
@@ -176,7 +174,7 @@ def _file(root: str, how: _How) -> Dataset:
 
 def _folder(root: str, tree: Tree, how: _How) -> Dataset:
     if how.names_encoding is not None:
-        raise UsageError(f"--names-encoding is for the names in a .zip, and {root} is a folder: leave it out")
+        raise UsageError(f"--names-encoding is for the names in an archive, and {root} is a folder: leave it out")
     if isinstance(tree, LocalTree) and is_saved(root):
         return saved_dataset(root, how.labelled, how.columns)
     kind, files = _kind(tree) if how.label_from is None else (None, [])

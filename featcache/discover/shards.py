@@ -35,8 +35,8 @@ def archive_or_shard(
     label = columns.get("label", "cls").split(".")[0]
     if label_from is None and isinstance(found, TarArchive) and any(name.endswith(f".{label}") for name in found.names):
         return shards_dataset(root, [(root, None)], columns)
-    kind, names = ("zip", found.names) if isinstance(found, ZipArchive) else ("tar", list(found.names))
-    tree = NamesTree(names, f"{kind}://", f"{CHAIN}{root}")
+    kind = "zip" if isinstance(found, ZipArchive) else "tar"
+    tree = NamesTree(found.names, f"{kind}://", f"{CHAIN}{root}")
     if label_from is None and (listed := listed_beside(root, tree, columns, labelled)) is not None:
         return replace(listed, notices=(*listed.notices, *_said(found)))
     check_no_columns(root, columns)
@@ -82,10 +82,11 @@ def _said(found: ZipArchive | TarArchive) -> list[str]:
             f"{count(found.left_out, 'entry', 'entries')} of the archive left out, which is a link, or no file that "
             f"could lie in a folder: {some(found.left_out)}"
         )
-    if isinstance(found, ZipArchive) and found.unsure is not None:
+    if found.unsure is not None:
+        taken = "read in code page 437" if isinstance(found, ZipArchive) else "not in UTF-8"
         said.append(
-            f"the names in the archive are in no stated encoding, and read in code page 437, as {found.unsure}: if "
-            "that is wrong, say which with --names-encoding, as gbk, shift_jis or cp1252"
+            f"the names in the archive are in no stated encoding, and {taken}, as {found.unsure}: if that is wrong, "
+            "say which with --names-encoding, as gbk, shift_jis or cp1252"
         )
     if found.twice:
         said.append(f"{count(found.twice, 'name')} more than once in the archive, the last counts: {some(found.twice)}")

@@ -83,10 +83,10 @@ def exists(address: str) -> bool:
 
 
 def archive(address: str, encoding: str | None = None) -> ZipArchive | TarArchive:
-    """Open a `.zip`, of which names without a flag are in an `encoding`, or a `.tar`; raises `DatasetError`."""
-    if encoding is not None:
-        return ZipArchive(_nameable(address), encoding)
+    """Open a `.zip` or `.tar`, of which names that do not say theirs are in an `encoding`; raises `DatasetError`."""
     kind = "zip" if address.lower().endswith(".zip") else "tar"
+    if encoding is not None:
+        return (ZipArchive if kind == "zip" else TarArchive)(_nameable(address), encoding)
     found: ZipArchive | TarArchive = _OPENED[kind].get(_nameable(address))[0]
     return found
 

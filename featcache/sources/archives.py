@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import stat
+import struct
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO, cast
+from zlib import crc32
 
 from featcache.errors import DatasetError, DatasetNotFoundError, PictureError
 from featcache.sources.containers import Bytes, opened
@@ -17,6 +19,7 @@ BOMB_BYTES = 2**24
 """What is compressed more often than this, and larger than that, is no photograph but meant to fill the memory."""
 
 _UTF8_FLAG = 0x800
+_UNICODE_PATH = 0x7075
 
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Of other methods `zipfile` unpacks as much as there is, whatever size is asked for."""
@@ -68,12 +71,14 @@ class ZipArchive:
 
         Without a flag they should be in code page 437, and seldom are: macOS writes UTF-8, Windows its own code page.
         """
-        unflagged = [raw for entry in entries if (raw := _unflagged(entry)) is not None]
+        unflagged = [raw for e in entries if (raw := _unflagged(e)) is not None and _unicode_path(e, raw) is None]
         is_utf8 = encoding is None and all(_is_utf8(raw) for raw in unflagged)
         for entry in entries:
             raw = _unflagged(entry)
             name = entry.filename
-            if raw is not None:
+            if raw is not None and (said := _unicode_path(entry, raw)) is not None:
+                name = said
+            elif raw is not None:
                 try:
                     name = raw.decode("utf-8" if is_utf8 else encoding or "cp437")
                 except UnicodeDecodeError as error:
@@ -108,7 +113,7 @@ class ZipArchive:
 class TarArchive:
     """An uncompressed tar archive, its names listed once; `names`, `left_out` and `twice` as in `ZipArchive`."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, encoding: str | None = None) -> None:
         self._address = address
         self._bytes = Bytes(address)
         self._places: dict[str, tuple[int, int]] = {}
@@ -130,10 +135,18 @@ class TarArchive:
                 self.twice.append(name)
             self._places[name] = place
 
-    @property
-    def names(self) -> Iterable[str]:
-        """The files in the archive, in their order there."""
-        return self._places
+        self.names: Mapping[str, str] | Sequence[str] = (
+            list(self._places) if encoding is None else {self._meant(name, encoding): name for name in self._places}
+        )
+        self.unsure = None if encoding else next((name for name in self._places if not _is_text(name)), None)
+
+    def _meant(self, name: str, encoding: str) -> str:
+        """Return a name as it is meant; raises `DatasetError` where it is not in that encoding."""
+        raw = name.encode(errors="surrogateescape")
+        try:
+            return raw.decode(encoding)
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{self._address}: the name {raw!r:.100} is not in {encoding}: {error}") from error
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file in the archive; raises `PictureError`."""
@@ -173,12 +186,28 @@ def _unflagged(entry: zipfile.ZipInfo) -> bytes | None:
         return None
 
 
+def _unicode_path(entry: zipfile.ZipInfo, raw: bytes) -> str | None:
+    """Return the name that the extra field 0x7075 of Info-ZIP gives in UTF-8, of the name as it stands."""
+    extra = entry.extra
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == _UNICODE_PATH and field[:5] == b"\1" + struct.pack("<L", crc32(raw)) and _is_utf8(field[5:]):
+            return field[5:].decode()
+    return None
+
+
 def _is_utf8(raw: bytes) -> bool:
     try:
         raw.decode()
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _is_text(name: str) -> bool:
+    """Tell whether a name could be decoded."""
+    return name.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in name)
 
 
 def _is_link(entry: zipfile.ZipInfo) -> bool:
