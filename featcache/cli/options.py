@@ -142,7 +142,7 @@ reading_options = several(
         help="Labels from the names of files: the group () of what it finds in their path below SOURCE; (?P<split>...) "
         "is the split.",
     ),
-    click.option("--names-encoding", metavar="NAME", help="Of names in an archive that do not say theirs: gbk, cp1252 ..."),
+    click.option("--names-encoding", metavar="NAME", help="Of names in an archive that do not say theirs, as gbk."),
 )
 running_options = several(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
