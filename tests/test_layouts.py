@@ -858,6 +858,33 @@ class TestInPython:
         }
         assert found(discover([(folder / "a.jpg", "cat")])) == {"a.jpg": ("cat", None)}
 
+    def test_lists_of_path_label_and_split(self, tmp_path: Path) -> None:
+        folder = in_folder(tmp_path, "a.jpg", "b.jpg")
+        rows = [(folder / "a.jpg", "cat", "train"), (folder / "b.jpg", "dog", "Test")]
+        assert found(discover(rows)) == {"a.jpg": ("cat", "train"), "b.jpg": ("dog", "test")}
+        for wrong, said in (
+            ([(*rows[0], 1)], "has 4 parts"),
+            ([rows[0], rows[1][:2]], "entry 1 of the list is tuple"),
+            ([(*rows[0][:2], "fold1")], "unknown split 'fold1'"),
+        ):
+            with pytest.raises(DatasetError, match=said):
+                discover(wrong)
+
+    @pytest.mark.parametrize("kind", [Image.fromarray, np.asarray], ids=["pillow", "numpy"])
+    def test_lists_of_pictures(self, kind: Callable[[Any], Any]) -> None:
+        arrays = [np.full((4, 5 + at, 3), 40 * at, np.uint8) for at in range(2)]
+        alone, labelled = (
+            discover([kind(a) for a in arrays]),
+            discover([(kind(a), n) for a, n in zip(arrays, "ab", strict=True)]),
+        )
+        assert [item.label for item in alone.items] == [None, None]
+        assert [item.label for item in labelled.items] == ["a", "b"]
+        assert alone.access is not None
+        for at, item in enumerate(alone.items):
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(alone.access.read(item.path)[0]))), arrays[at])
+        with pytest.raises(DatasetError, match="entry 2 of the list is str"):
+            discover([*map(kind, arrays), "a.jpg"])
+
 
 def test_a_folder_in_the_cache_of_datasets_is_read(tmp_path: Path) -> None:
     import pyarrow as pa

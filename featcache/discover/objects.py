@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -29,8 +30,9 @@ _CLASSES = ("classes", "categories")
 def object_dataset(source: Any, split: str | None = None) -> Dataset:
     """Return the dataset of an object, all of it in one split.
 
-    It is a list of paths, a list of pairs of path and label, a `pandas.DataFrame` with the columns `path` and perhaps
-    `label` and `split`, an array of pictures (n, height, width) or (n, height, width, 3) in uint8, alone or in a pair
+    It is a list of paths, a list of pairs of path and label or of path, label and split, a list of `PIL.Image`s or
+    arrays alone or in pairs with their labels, a `pandas.DataFrame` with the columns `path` and perhaps `label` and
+    `split`, an array of pictures (n, height, width) or (n, height, width, 3) in uint8, alone or in a pair
     with their labels, a `datasets.Dataset` with one column of pictures, or has a length and (picture, label) by number.
      Where it knows the paths of its pictures (`ImageFolder`), they are the items.
     Else its pictures must be `PIL.Image`s, so it must have no transform, and their vectors are kept under the pixels.
@@ -44,8 +46,10 @@ def object_dataset(source: Any, split: str | None = None) -> Dataset:
         source = Arrays(source, [None] * len(source))
     if getattr(source, "ndim", None) == 1 and hasattr(source, "tolist"):
         source = source.tolist()
-    if isinstance(source, Sequence) and source and (_is_path(source[0]) or _is_pair(source[0])):
+    if isinstance(source, Sequence) and source and (_is_path(source[0]) or _is_row(source[0])):
         return _listed(source, split)
+    if isinstance(source, tuple | list) and source and _is_picture(source[0]):
+        source = Pictures(source)
     labels = Labels()
     given = _Given(HuggingFaceDataset(source) if hasattr(source, "column_names") else source, split, labels)
     if given.has_paths:
@@ -64,7 +68,8 @@ def object_dataset(source: Any, split: str | None = None) -> Dataset:
 
 
 def _is_arrays(source: Any) -> bool:
-    return isinstance(source, tuple | list) and len(source) == 2 and getattr(source[0], "ndim", 0) > 2
+    is_pair = isinstance(source, tuple | list) and len(source) == 2
+    return is_pair and getattr(source[0], "ndim", 0) > 2 > getattr(source[1], "ndim", 1) - 1
 
 
 class Arrays:
@@ -117,22 +122,56 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str | os.PathLike)
 
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and _is_path(value[0])
+def _is_row(value: Any) -> bool:
+    """Tell whether a value is a path with a label, and perhaps a split."""
+    return isinstance(value, tuple | list) and len(value) > 1 and _is_path(value[0])
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, Image.Image) or (isinstance(value, np.ndarray) and value.ndim > 1)
+
+
+class Pictures:
+    """Pictures in a list, without labels, by number; raises `DatasetError` for a list that holds something else too."""
+
+    def __init__(self, source: Sequence[Any]) -> None:
+        for at, entry in enumerate(source):
+            if not _is_picture(entry):
+                raise DatasetError(
+                    f"entry {at} of the list is {type(entry).__name__}, and entry 0 is a picture: give all alike"
+                )
+        self._pictures, self.targets = list(source), [None] * len(source)
+        digest = hashlib.sha256()
+        for picture in source:
+            with suppress(PictureError):  # which is said of it where it is read
+                digest.update(as_file(picture))
+        self.root = digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        """Return how many pictures there are."""
+        return len(self._pictures)
+
+    def __getitem__(self, at: int) -> tuple[Any, Any]:
+        """Return a picture and its label."""
+        return self._pictures[at], self.targets[at]
 
 
 def _listed(source: Sequence[Any], split: str | None) -> Dataset:
-    """Return the dataset of a list of paths, or of pairs of a path and a label; its name is a digest of them."""
-    are_pairs, labels, rows = _is_pair(source[0]), Labels(), []
+    """Return the dataset of a list of paths, alone or with label and perhaps split; its name is a digest of them."""
+    labels, rows = Labels(), []
+    length = len(source[0]) if _is_row(source[0]) else 1
+    kind = {1: "a path", 2: "a path and a label", 3: "a path, a label and a split"}.get(length)
+    if kind is None:
+        raise DatasetError(f"entry 0 of the list has {length} parts: give paths, (path, label) or (path, label, split)")
     for at, entry in enumerate(source):
-        if not (_is_pair(entry) if are_pairs else _is_path(entry)):
-            kind = "a path and a label" if are_pairs else "a path"
+        if not (_is_row(entry) and len(entry) == length if length > 1 else _is_path(entry)):
             raise DatasetError(
                 f"entry {at} of the list is {type(entry).__name__}, and entry 0 is {kind}: give all alike"
             )
-        path, value = entry if are_pairs else (entry, None)
+        path, value, own = (*(entry if length > 1 else (entry,)), None, None)[:3]
         value = value.item() if value is not None and getattr(value, "ndim", None) == 0 else value
-        rows.append((f"entry {at}", named(path), labels.read(value, f"the list, entry {at}"), split))
+        where = f"the list, entry {at}"
+        rows.append((f"entry {at}", named(path), labels.read(value, where), one_split(own, where) or split))
     if os.path.isdir(rows[0][1]):  # noqa: PTH112
         raise DatasetError(
             f"{rows[0][1]} is a folder, and a list is of pictures: give a folder alone, or one for each split as "
