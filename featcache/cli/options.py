@@ -174,11 +174,16 @@ network_options = several(
         "--range",
         "limits",
         metavar="MIN,MAX",
-        help="What is black and white in TIFF files of more than 8 bits: two numbers, percentile or dtype.",
+        help="What is black and white in TIFF of more than 8 bits, and in DICOM: two numbers, percentile or dtype.",
     ),
-    click.option("--channels", metavar="I[,J,K]", help="The channels of TIFF files to take, from 0: one, or three."),
     click.option(
-        "--pages", default="first", show_default=True, help="The page of TIFF files to take: first, or 2, 3 ..."
+        "--channels", metavar="I[,J,K]", help="The channels of TIFF and DICOM files to take, from 0: one, or three."
+    ),
+    click.option(
+        "--pages",
+        default="first",
+        show_default=True,
+        help="The page of TIFF, or frame of DICOM, to take: first, or 2, 3 ...",
     ),
     click.option("--draft", is_flag=True, help="Decode large JPEG files in fewer pixels; gives other vectors."),
     reading_options,
