@@ -125,15 +125,15 @@ def _pages(data: bytes) -> int:
     return layout_of(data).pages if is_tiff(data) else 1
 
 
-def look(data: bytes) -> Look:
-    """Decode a picture file's bytes, and return what it looks like; raises `PictureError`."""
-    return _opened(data, None, _look)
+def look(data: bytes, reading: str | None = None) -> Look:
+    """Decode a picture file's bytes, `reading` as in `decode`, and return what it looks like; raises `PictureError`."""
+    return _opened(data, None, _look, reading)
 
 
-def thumbnail(data: bytes, edge: int, quality: int) -> bytes:
+def thumbnail(data: bytes, edge: int, quality: int, reading: str | None = None) -> bytes:
     """Decode a picture file's bytes, and return it upright as a WEBP of at most `edge` pixels a side.
 
-    Raises `PictureError`.
+    `reading` as in `decode`. Raises `PictureError`.
     """
 
     def shrunk(image: Image.Image, _size: tuple[int, int]) -> bytes:
@@ -142,7 +142,7 @@ def thumbnail(data: bytes, edge: int, quality: int) -> bytes:
         image.save(out, "WEBP", quality=quality, method=4)
         return out.getvalue()
 
-    return _opened(data, edge, shrunk)
+    return _opened(data, edge, shrunk, reading)
 
 
 def as_file(picture: Image.Image | npt.NDArray[Any]) -> bytes:
