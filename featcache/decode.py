@@ -17,8 +17,10 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, fe
 
 from featcache.augment import draw
 from featcache.bounds import MAX_PIXELS, Asked, bounded, check_opened
+from featcache.dicom import frames_of, is_dicom
 from featcache.directories import page_of
 from featcache.errors import PictureError, UsageError
+from featcache.frames import frame_image
 from featcache.layout import check_no_raw, is_tiff, layout_of
 from featcache.raster import by_range, image_of, is_asked_of
 from featcache.records import ORIGINAL, Look, Preprocess, is_drawn
@@ -118,18 +120,20 @@ def decode_and_look(
 
 
 def _pages(data: bytes) -> int:
+    if is_dicom(data):
+        return frames_of(data)
     return layout_of(data).pages if is_tiff(data) else 1
 
 
-def look(data: bytes) -> Look:
-    """Decode a picture file's bytes, and return what it looks like; raises `PictureError`."""
-    return _opened(data, None, _look)
+def look(data: bytes, reading: str | None = None) -> Look:
+    """Decode a picture file's bytes, `reading` as in `decode`, and return what it looks like; raises `PictureError`."""
+    return _opened(data, None, _look, reading)
 
 
-def thumbnail(data: bytes, edge: int, quality: int) -> bytes:
+def thumbnail(data: bytes, edge: int, quality: int, reading: str | None = None) -> bytes:
     """Decode a picture file's bytes, and return it upright as a WEBP of at most `edge` pixels a side.
 
-    Raises `PictureError`.
+    `reading` as in `decode`. Raises `PictureError`.
     """
 
     def shrunk(image: Image.Image, _size: tuple[int, int]) -> bytes:
@@ -138,7 +142,7 @@ def thumbnail(data: bytes, edge: int, quality: int) -> bytes:
         image.save(out, "WEBP", quality=quality, method=4)
         return out.getvalue()
 
-    return _opened(data, edge, shrunk)
+    return _opened(data, edge, shrunk, reading)
 
 
 def as_file(picture: Image.Image | npt.NDArray[Any]) -> bytes:
@@ -214,10 +218,12 @@ def _opened(
 
 
 def identified(data: bytes, reading: Reading = Reading()) -> Image.Image:  # noqa: B008 - it is frozen
-    """Open a picture of one of our `FORMATS`, or a HEIC, that can be decoded in bounded time and memory.
+    """Open a picture of one of our `FORMATS`, a DICOM or a HEIC, that can be decoded in bounded time and memory.
 
     Raises `PictureError` or `OSError`.
     """
+    if is_dicom(data):
+        return frame_image(data, reading)
     file = bounded(data)
     if data[4:12] in _HEIC_BRANDS:
         heif = _heif_plugin()
@@ -375,4 +381,6 @@ def _heif_plugin() -> Any:
 def _unidentified(data: bytes) -> str:
     if data[4:12] in _AVIF_BRANDS and not features.check("avif"):
         return "AVIF picture, and this Pillow was built without AVIF: install a wheel of pillow>=11.3"
+    if data.startswith((b"\x08\0\0\0", b"\x08\0\5\0", b"\x08\0\x08\0", b"\2\0\0\0UL")):
+        return "DICOM without its first 132 bytes, which say what it is: save it as a file of DICOM part 10"
     return "not a picture in a format that is decoded here" if data else "empty file"

@@ -260,12 +260,17 @@ def _unpacked(raw: bytes, layout: Layout, row_bytes: int, rows: int) -> npt.NDAr
         except zlib.error as error:
             raise PictureError(f"broken TIFF: {error}") from error
     elif layout.compression != PLAIN:
-        _at_most(size, MAX_SEGMENT)
-        with Image.open(io.BytesIO(_as_grey(raw, layout.compression, row_bytes, rows)), formats=["TIFF"]) as image:
-            return np.asarray(image).reshape(-1)
+        return by_libtiff(raw, layout.compression, row_bytes, rows)
     if len(raw) < size:
         raise PictureError(f"broken TIFF: a strip or tile has {len(raw):,} of {size:,} bytes")
     return np.frombuffer(raw, np.uint8, size)
+
+
+def by_libtiff(raw: bytes, compression: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """Return the `width` x `height` bytes that a strip unpacks to; raises `PictureError`, and `OSError`."""
+    _at_most(width * height, MAX_SEGMENT)
+    with Image.open(io.BytesIO(_as_grey(raw, compression, width, height)), formats=["TIFF"]) as image:
+        return np.asarray(image).reshape(-1)
 
 
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))

@@ -413,3 +413,30 @@ def test_what_makes_no_sense_of_tiff_files_is_wrong_usage(text: str) -> None:
 def test_what_is_said_of_tiff_files_is_read_back_as_it_was() -> None:
     for said in (Reading(), Reading((-0.1, 1e9), (2, 0, 1), 3), Reading("percentile"), Reading(None, (4,))):
         assert Reading.of(said.text) == said
+
+
+def test_split_audit_and_report_see_the_pictures_that_were_extracted(tmp_path: Path, run: Callable[..., Any]) -> None:
+    for number in range(12):
+        path = tmp_path / "heat" / "ab"[number % 2] / f"{number}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(by_tifffile(np.roll(HEAT, 7 * number, axis=1).astype(np.float32)))
+    assert run("split", "heat", "--out", "none.csv").code == 1
+    found = run("split", "heat", "--range", "-40,60", "--out", "heat.csv", "--json").json
+    assert (found["pictures"], found["unreadable"]) == (12, 0)
+    run("extract", "heat.csv", *LITE0, "--range", "-40,60")
+    page = run("report", "--out", "report.html", "--json")
+    assert page.code == 0, page.err
+    assert (tmp_path / "report.html").read_text().count("UklGR") >= 12  # as WEBP begins in base64
+    from featcache import FeatureExtractor
+
+    paths = [str(path) for path in sorted((tmp_path / "heat" / "a").iterdir())]
+    network = FeatureExtractor("efficientnet_lite0", cache=tmp_path / "cache", reading="range -40,60")
+    vectors = network.fit_transform(paths)
+    kept = run("extract", "heat.csv", *LITE0, "--range", "-40,60", "--json").json
+    assert (network.fingerprint_, vectors.shape) == (kept["fingerprint"], (6, 1280))
+
+
+def test_all_pages_are_refused_by_name(run: Callable[..., Any]) -> None:
+    found = run("extract", "photos", *LITE0, "--pages", "all")
+    assert found.code == 2
+    assert "a file is one picture" in found.err

@@ -175,7 +175,7 @@ def _looks(experiment: Experiment, subject: Subject, progress: Progress | None) 
     def see(file: int) -> Look | None:
         try:
             data, key, _ = experiment.access.read(features.paths[file])
-            return look(data) if key == features.keys[file] else None
+            return look(data, experiment.spec.reading) if key == features.keys[file] else None
         except PictureError:
             return None
 

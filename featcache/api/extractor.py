@@ -66,6 +66,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         device: str = "auto",
         precision: str = "fp32",
         draft: bool = False,
+        reading: str | None = None,
     ) -> None:
         self.backbone = backbone
         self.weights = weights
@@ -73,6 +74,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.device = device
         self.precision = precision
         self.draft = draft
+        self.reading = reading
 
     @after_forks_too
     def fit(self, X: Any, y: object = None) -> Self:
@@ -134,7 +136,15 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             Path(place) if isinstance(place, str | os.PathLike) else place for place in (self.weights, self.cache)
         )
         return find_weights(
-            Options(name, weights, cache, device=self.device, precision=self.precision, draft=self.draft)
+            Options(
+                name,
+                weights,
+                cache,
+                device=self.device,
+                precision=self.precision,
+                draft=self.draft,
+                reading=self.reading,
+            )
         )
 
     def _vectors(self, X: Sequence[Any]) -> npt.NDArray[np.float32]:

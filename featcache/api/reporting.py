@@ -239,7 +239,7 @@ def _thumbnails(
     def shrunk(path: str) -> bytes | None:
         try:
             data, key, _ = experiment.access.read(path)
-            return thumbnail(data, EDGE, QUALITY) if key == keys[path] else None
+            return thumbnail(data, EDGE, QUALITY, experiment.spec.reading) if key == keys[path] else None
         except PictureError:
             return None
 

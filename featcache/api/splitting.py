@@ -16,6 +16,7 @@ from featcache.discover import discover, is_skipped
 from featcache.discover.labels import Labels
 from featcache.errors import DatasetError, OutputError, PictureError, UsageError
 from featcache.records import Dataset, Failure, Item, Preprocess, Progress, Source, SplitSummary
+from featcache.records.reading import Reading
 from featcache.sheets import csv_text
 from featcache.sources import read
 from featcache.sources.addresses import is_remote, name_of, scheme
@@ -42,16 +43,18 @@ def split(
     columns: Mapping[str, str] | None = None,
     label_from: str | None = None,
     names_encoding: str | None = None,
+    reading: str | None = None,
 ) -> SplitSummary:
     """Split the pictures of `source` into train, test and, where `val` is above 0, val: by class, and by content.
 
     `source` is a folder `class/*`, or anything else that `discover` finds labels in and no splits; `columns`,
-    `label_from` and `names_encoding` as there.
+    `label_from` and `names_encoding` as there, `reading` (the text of a `records.reading.Reading`) as in `Options`.
     All files of one content are in one split, and their names and order do not matter. The splits are written to the
     manifest `out`, in the current folder `<name of source>-split.csv`, or laid out as links in the new folder `links`.
     `progress` is called for every file. Raises `UsageError`, `DatasetError` and `OutputError`.
     """
     check_seed(seed)
+    Reading.of(reading)
     if not (test > 0 and val >= 0 and test + val < 1):
         raise UsageError(
             f"nothing can be split with test {test:g} and val {val:g}: test must be above 0, val 0 or more, "
@@ -69,7 +72,7 @@ def split(
         _check_links(target, Path(root), labelled)
     else:
         check_manifest(target, _labels(labelled))
-    keys, failures = _read_all([item.path for item in labelled], progress)
+    keys, failures = _read_all([item.path for item in labelled], reading, progress)
     if not keys:
         raise DatasetError(f"no readable picture in {root}: {failures[0].reason} ({failures[0].path})")
     items = [item for item in labelled if item.path in keys]
@@ -133,11 +136,13 @@ def _left_out(dataset: Dataset, labelled: Sequence[Item], items: Sequence[Item])
     ]
 
 
-def _read_all(paths: Sequence[str], progress: Progress | None) -> tuple[dict[str, bytes], list[Failure]]:
+def _read_all(
+    paths: Sequence[str], reading: str | None, progress: Progress | None
+) -> tuple[dict[str, bytes], list[Failure]]:
     """Return the content key of each picture by its path, and the files that are none."""
     keys: dict[str, bytes] = {}
     failures: list[Failure] = []
-    for path, found in zip(paths, in_threads(_read, paths, "split", progress), strict=True):
+    for path, found in zip(paths, in_threads(lambda path: _read(path, reading), paths, "split", progress), strict=True):
         if isinstance(found, bytes):
             keys[path] = found
         else:
@@ -145,10 +150,10 @@ def _read_all(paths: Sequence[str], progress: Progress | None) -> tuple[dict[str
     return keys, failures
 
 
-def _read(path: str) -> bytes | PictureError:
+def _read(path: str, reading: str | None) -> bytes | PictureError:
     try:
         data, key, _ = read(path)
-        decode(data, _ONE_PIXEL)
+        decode(data, _ONE_PIXEL, reading=reading)
     except PictureError as error:
         return error
     return key

@@ -144,6 +144,23 @@ reading_options = several(
     ),
     click.option("--names-encoding", metavar="NAME", help="Of names in an archive that do not say theirs, as gbk."),
 )
+pixel_options = several(
+    click.option(
+        "--range",
+        "limits",
+        metavar="MIN,MAX",
+        help="What is black and white in TIFF of more than 8 bits, and in DICOM: two numbers, percentile or dtype.",
+    ),
+    click.option(
+        "--channels", metavar="I[,J,K]", help="The channels of TIFF and DICOM files to take, from 0: one, or three."
+    ),
+    click.option(
+        "--pages",
+        default="first",
+        show_default=True,
+        help="The page of TIFF, or frame of DICOM, to take: first, or 2, 3 ...",
+    ),
+)
 running_options = several(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
     click.option(
@@ -170,16 +187,7 @@ network_options = several(
         show_default=True,
         help="fp32, fp16 (for GPUs) or int8: other vectors each.",
     ),
-    click.option(
-        "--range",
-        "limits",
-        metavar="MIN,MAX",
-        help="What is black and white in TIFF files of more than 8 bits: two numbers, percentile or dtype.",
-    ),
-    click.option("--channels", metavar="I[,J,K]", help="The channels of TIFF files to take, from 0: one, or three."),
-    click.option(
-        "--pages", default="first", show_default=True, help="The page of TIFF files to take: first, or 2, 3 ..."
-    ),
+    pixel_options,
     click.option("--draft", is_flag=True, help="Decode large JPEG files in fewer pixels; gives other vectors."),
     reading_options,
     running_options,
@@ -217,12 +225,18 @@ def make_options(values: dict[str, Any]) -> Options:
     from featcache.api import Options
 
     said = [values.pop(name, None) for name in ("limits", "channels", "pages")]
-    return Options(**values, reading=_reading(*said))
+    return Options(**values, reading=reading_of(*said))
 
 
-def _reading(limits: str | None, channels: str | None, pages: str | None) -> str | None:
+def reading_of(limits: str | None, channels: str | None, pages: str | None) -> str | None:
+    """Return the text of how pictures are read, `None` where nothing is said; raises `UsageError`."""
     from featcache.records.reading import Reading
 
+    if pages == "all":
+        raise UsageError(
+            "--pages all: a file is one picture here, and its pages would be torn apart by splits: give a number, or "
+            "save each page as a file"
+        )
     parts = [f"range {limits}"] if limits else []
     parts += [f"channels {channels.replace(' ', '')}"] if channels else []
     parts += [f"page {pages}"] if pages not in (None, "first") else []

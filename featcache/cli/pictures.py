@@ -19,6 +19,8 @@ from featcache.cli.options import (
     json_option,
     make_options,
     network_options,
+    pixel_options,
+    reading_of,
     reading_options,
     running_options,
     seed_option,
@@ -78,6 +80,7 @@ def extract(source: str, views: str, check: bool, shard: tuple[int, int] | None,
 @click.option("--test", type=float, default=0.2, show_default=True, help="Fraction of each class that is scored.")
 @click.option("--val", type=float, default=0.0, show_default=True, help="Fraction of each class to choose by.")
 @seed_option
+@pixel_options
 @reading_options
 @click.option("--out", type=FILE, help="The manifest to write, a .csv file  [default: NAME-split.csv].")
 @click.option("--links", type=FILE, metavar="DIR", help="Make links DIR/train/CLASS/... instead of a manifest.")
@@ -87,6 +90,9 @@ def split(
     test: float,
     val: float,
     seed: int,
+    limits: str | None,
+    channels: str | None,
+    pages: str | None,
     columns: dict[str, str] | None,
     label_from: str | None,
     names_encoding: str | None,
@@ -101,7 +107,8 @@ def split(
     from featcache import api, render
 
     with Bar() as bar:
-        summary = api.split(source, test, val, seed, out, links, bar, columns, label_from, names_encoding)
+        said = reading_of(limits, channels, pages)
+        summary = api.split(source, test, val, seed, out, links, bar, columns, label_from, names_encoding, said)
     show(as_json, summary, render.split_text)
 
 

@@ -11,7 +11,7 @@ from featcache.discover.litter import litter
 
 PICTURES = {
     *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
-    *("jp2", "avif", "heic", "heif", "tga", "ico"),
+    *("jp2", "avif", "heic", "heif", "tga", "ico", "dcm", "dicom"),
 }
 """How the names of pictures end."""
 

@@ -14,11 +14,12 @@ PERCENTILES = (0.5, 99.5)
 
 @dataclass(frozen=True)
 class Reading:
-    """How TIFF files are read where they leave it open.
+    """How TIFF and DICOM files are read where they leave it open.
 
     `range` says which numbers are black and white, of samples of more than 8 bits (of 16-bit grey PNG files and their
-    like too): two numbers, `percentile` (0.5 and 99.5 % of each picture) or `dtype` (all that the type holds, of floats
-    0 to 1). `channels`, one or three from 0 on, are grey, or red, green and blue. `page` counts full pages from 1.
+    like, and of grey DICOM, too): two numbers, `percentile` (0.5 and 99.5 % of each picture) or `dtype` (all that the
+    type holds, of floats 0 to 1). `channels`, one or three from 0 on, are grey, or red, green and blue. `page` counts
+    full pages from 1.
     """
 
     range: tuple[float, float] | str | None = None

@@ -92,6 +92,70 @@ def decode_file(path: Path) -> object:
     return decode(path.read_bytes(), STEPS), look(path.read_bytes())
 
 
+READINGS = ("range percentile", "range -9,200; page 2", "channels 0", "channels 2,1,0; page 2", "page 3")
+"""What may be said of pictures that do not say it themselves."""
+
+
+def decode_as_said(path: Path) -> object:
+    """Decode a file in each of several ways; it is wrong where none of them is taken, whatever the last one raises."""
+    found, raised = [], PictureError("none")
+    for said in READINGS:
+        try:
+            found.append(decode(path.read_bytes(), STEPS, reading=said))
+        except PictureError as error:
+            raised = error
+    if not found:
+        raise raised
+    return found
+
+
+def tiffs_of_pages() -> list[bytes]:
+    """TIFF files of three pages: floats, 12 bits in tiles, and planes."""
+    import tifffile
+
+    found = []
+    noise = np.random.default_rng(0).integers(0, 4096, (3, 24, 32), np.uint16)
+    for values, options in (
+        (noise.astype(np.float32), {"compression": "zlib"}),
+        (noise, {"tile": (16, 16), "bigtiff": True, "byteorder": ">"}),
+        (np.stack([noise] * 3, axis=1).astype(np.uint8), {"photometric": "rgb", "planarconfig": "separate"}),
+    ):
+        out = io.BytesIO()
+        tifffile.imwrite(out, values, **({"photometric": "minisblack"} | options), metadata=None)
+        found.append(out.getvalue())
+    return found
+
+
+def dicoms() -> list[bytes]:
+    """DICOM files in several encodings, with windows, tables, palettes and frames."""
+    import test_dicom as of
+
+    frames = np.stack([of.RAMP, of.RAMP[::-1], of.RAMP]).astype(np.uint16)
+    group, window = of.Dataset(), of.Dataset()
+    window.WindowCenter, window.WindowWidth = "50", "40"
+    group.FrameVOILUTSequence = of.Sequence([window])
+    groups, tables_of = of.Sequence([group] * 3), of.Sequence([of.table(0, 16, list(range(160)))])
+    palette = {
+        f"{name}PaletteColorLookupTable{part}": value
+        for name in ("Red", "Green", "Blue")
+        for part, value in (("Descriptor", [160, 0, 8]), ("Data", bytes(range(160))))
+    }
+    packed_frames = of.encapsulate([of.jpeg(of.COLOURS)] * 3, fragments_per_frame=2)
+    rle = of.dataset(frames, frames=3)
+    rle.file_meta = of.FileMetaDataset()
+    rle.file_meta.TransferSyntaxUID = of.ExplicitVRLittleEndian
+    rle["PixelData"].VR = "OW"
+    rle.compress(of.RLELossless, generate_instance_uid=False)
+    return [
+        of.written(of.dataset(frames, frames=3, BitsStored=12, PerFrameFunctionalGroupsSequence=groups)),
+        of.written(of.dataset(frames[0], VOILUTSequence=tables_of), of.ImplicitVRLittleEndian),
+        of.written(of.dataset(of.HU, WindowCenter="1", WindowWidth="9"), of.DeflatedExplicitVRLittleEndian),
+        of.written(of.dataset(frames[0].astype(np.uint8), "PALETTE COLOR", **palette)),
+        of.written(of.dataset(np.stack([of.COLOURS] * 3), "YBR_FULL", 3, PixelData=packed_frames), of.JPEGBaseline8Bit),
+        of.written(rle, of.RLELossless),
+    ]
+
+
 def read_all(path: Path) -> object:
     """List a dataset and read its pictures."""
     found = []
@@ -282,6 +346,8 @@ def parser(name: str, folder: Path) -> Parser:
     picture = pictures()[0]
     makers: dict[str, Callable[[], Parser]] = {
         "picture": lambda: (pictures(), "x.jpg", decode_file),
+        "reading": lambda: (tiffs_of_pages(), "x.tif", decode_as_said),
+        "dicom": lambda: (dicoms(), "x.dcm", decode_as_said),
         "zip": lambda: ([archives(picture)["stored"], archives(picture)["deflated"]], "x.zip", read_all),
         "tar": lambda: ([archives(picture)["tar"]], "x.tar", read_all),
         "parquet": lambda: (tables(picture, folder)[0], "x.parquet", read_all),
@@ -311,7 +377,19 @@ def parser(name: str, folder: Path) -> Parser:
 
 
 PARSERS = (
-    *("picture", "zip", "tar", "parquet", "arrow", "csv", "export.npz", "export.h5", "export.parquet"),
+    *(
+        "picture",
+        "reading",
+        "dicom",
+        "zip",
+        "tar",
+        "parquet",
+        "arrow",
+        "csv",
+        "export.npz",
+        "export.h5",
+        "export.parquet",
+    ),
     *("segment", "catalog", "run", "spec", "split", "shard"),
     *("head", "network", "weights.pth", "weights.safetensors", "onnx", "index"),
 )

@@ -26,7 +26,14 @@ READABLE = (
 """Where a Python program opens files of its own accord, to read them."""
 
 
-NEEDED = {"parquet": "pyarrow", "export.parquet": "pyarrow", "arrow": "pyarrow", "onnx": "onnx", "index": "faiss"}
+NEEDED = {
+    "dicom": "pydicom",
+    "parquet": "pyarrow",
+    "export.parquet": "pyarrow",
+    "arrow": "pyarrow",
+    "onnx": "onnx",
+    "index": "faiss",
+}
 
 
 def fuzz(parsers: Sequence[str], folder: Path, seed: int, before: tuple[str, ...] = ()) -> list[dict[str, int]]:
