@@ -156,6 +156,10 @@ RULES: dict[str, tuple[Callable[[int], bytes], int, int, str]] = {
     "numbers below the Exif of a PNG": (
         lambda n: in_png(chunk(b"eXIf", below(n))), 2**16, 2**20, "numbers in its directory",
     ),
+    "numbers below Exif behind the pixels of a PNG": (
+        lambda n: encoded("PNG")[:-12] + chunk(b"eXIf", below(n)) + chunk(b"IEND"), 2**16, 2**20,
+        "numbers in its directory",
+    ),
     "numbers of a TIFF": (tiff, 2**20 - 9, 2**20 - 8, "numbers in its directory"),
     "entries below a TIFF": (under, 2**10, 2**15, "entries below a page"),
     "blocks of a GIF": (gif, 2**9, 2**12, "its parts are so many"),
