@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -21,6 +22,10 @@ MOST_BYTES = 2**32
 """No file that a cache shares is larger: a million vectors of 1,024 numbers."""
 
 _logger = logging.getLogger(__name__)
+
+
+class _NoFileError(Exception):
+    """What others put into a share is no file, or none that a cache would write."""
 
 
 class Share:
@@ -61,18 +66,27 @@ class Share:
         for name in new:
             if not (self._folder / folder / name).exists():
                 with self._explained("read", f"{folder}/{name}"):
-                    data = self._read(there[name])
+                    try:
+                        data = self._read(there[name])
+                    except _NoFileError as error:
+                        _logger.warning("%s/%s/%s is left out: %s", self.url, folder, name, error)
+                        continue
                 write_atomic(self._folder / folder / name, data, folders=2)
         self._note(folder, set(new))
         return len(new)
 
     def _read(self, path: str) -> bytes:
-        """Return the bytes of a file; raises `OSError` for what is none here, and for one that no cache would write."""
+        """Return the bytes of a file; raises `_NoFileError` for what is none, or no file that a cache would write."""
         if self._is_here:
-            return read_bounded(Path(path), MOST_BYTES)
+            try:
+                return read_bounded(Path(path), MOST_BYTES)
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.EINVAL, errno.EFBIG):
+                    raise _NoFileError(error.strerror) from error
+                raise
         size = self._fs.info(path)["size"]
         if not isinstance(size, int) or size > MOST_BYTES:
-            raise OSError(f"it has {size} bytes, and at most {MOST_BYTES:,} are fetched")
+            raise _NoFileError(f"it has {size} bytes, and at most {MOST_BYTES:,} are fetched")
         data: bytes = self._fs.cat_file(path, start=0, end=size)
         return data
 
