@@ -276,7 +276,7 @@ def _upright_rgb(image: Image.Image, reading: Reading = Reading()) -> Image.Imag
         raise PictureError("16-bit colour picture that is no TIFF, of which no range can be taken: save it as TIFF")
     upright = _upright(image)
     if reading.range is not None and _is_16_bit(upright):
-        upright = Image.fromarray(by_range(np.asarray(upright).astype(np.uint16), reading.range))
+        upright = Image.fromarray(by_range(np.asarray(upright).astype(np.uint16, copy=False), reading.range))
     return to_rgb(upright)
 
 

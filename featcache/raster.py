@@ -86,10 +86,16 @@ def by_range(numbers: Numbers, limits: tuple[float, float] | str | None) -> npt.
     elif limits == PERCENTILE:
         limits = _limits(numbers.reshape(-1))
     low, high = limits if isinstance(limits, tuple) else (0.0, 1.0)
-    if not np.isfinite(numbers).all():
-        raise PictureError("TIFF with numbers that are infinite or none: nobody knows their brightness, replace them")
-    share = (numbers.astype(np.float64) - low) / (high - low)
-    found: npt.NDArray[np.uint8] = np.floor(share.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    found = np.empty(numbers.shape, np.uint8)
+    rows = max(1, BAND_NUMBERS * len(numbers) // max(1, numbers.size))
+    for top in range(0, len(numbers), rows):
+        band = numbers[top : top + rows]
+        if not np.isfinite(band).all():
+            raise PictureError(
+                "TIFF with numbers that are infinite or none: nobody knows their brightness, replace them"
+            )
+        share = (band.astype(np.float64) - low) / (high - low)
+        found[top : top + rows] = np.floor(share.clip(0, 1) * 255 + 0.5)
     return found
 
 

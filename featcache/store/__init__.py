@@ -90,6 +90,7 @@ class Cache:
             _check_links(self.folder)
             if marker.exists():
                 _check_version(marker)
+                _put_others_aside(self.folder)
             else:
                 _refuse_foreign(self.folder)
                 content = json.dumps({"format": "featcache", "version": FORMAT_VERSION}).encode()
@@ -144,6 +145,7 @@ class Cache:
         try:
             _check_links(folder)
             _check_version(folder / "format.json")
+            _put_others_aside(folder)
         except (CacheError, OSError):
             return None
         return _runs(folder.absolute(), catalog)
@@ -293,6 +295,23 @@ def _check_links(folder: Path) -> None:
                 f"{path} is a link to {path.readlink()}, and nothing is read or written through one: put what it leads "
                 "to in its place (a link to the whole cache is fine)"
             )
+
+
+def _put_others_aside(folder: Path) -> None:
+    """Move folders in place of a cache's files, and files in place of its folders, to `bad`; raises `OSError`."""
+    folders = [folder / name for name in ("bad", *_FOLDERS)]
+    wrong = [path for path in folders if path.exists() and not path.is_dir()]
+    segments = (folder / "segments").glob("*") if (folder / "segments").is_dir() else ()
+    files = [folder / ".lock", *(path / name for path in segments for name in ("spec.json", ".compact.lock"))]
+    for name in ("cells", "backbones", "shares"):
+        files += (folder / name).glob("*.json")
+    wrong += [path for path in files if path.is_dir()]
+    for path in dict.fromkeys(wrong):
+        name = f"{path.name}.{time.time_ns()}"
+        kept = folder / name if path.name == "bad" else folder / "bad" / name
+        kept.parent.mkdir(exist_ok=True)
+        path.rename(kept)
+        _logger.warning("%s is not what featcache writes there: it is now %s", path, kept)
 
 
 def _runs(folder: Path, catalog: Path | None) -> Runs:
