@@ -158,6 +158,14 @@ def check_opened(image: Image.Image, file: Asked) -> None:
     elif image.format in _HEAVY:
         _at_most(pixels, _HEAVY[image.format][0], f"pixels of {image.format}", "save it as PNG")
         _at_most(n_bytes, _HEAVY[image.format][1], f"bytes of {image.format}", "save it as PNG")
+    check_exif(image)
+
+
+def check_exif(image: Image.Image) -> None:
+    """Refuse a picture whose Exif data take long or much memory; of some they are known only with the pixels.
+
+    Raises `PictureError`.
+    """
     exif: Any = image.info.get("exif") or b""
     _at_most(len(exif), MAX_HEADER, "bytes of Exif data")
     _at_most(len(image.info.get("Raw profile type exif", "")), MAX_HEADER // 16, "characters of Exif data")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from featcache.augment import draw
-from featcache.bounds import MAX_PIXELS, Asked, bounded, check_opened, check_scans
+from featcache.bounds import MAX_PIXELS, Asked, bounded, check_exif, check_opened, check_scans
 from featcache.dicom import frames_of, is_dicom
 from featcache.directories import page_of
 from featcache.errors import PictureError, UsageError
@@ -265,7 +265,8 @@ def _upright_rgb(image: Image.Image, reading: Reading = Reading()) -> Image.Imag
 
 def _upright(image: Image.Image) -> Image.Image:
     """Return the picture turned as its Exif says; Pillow's own way writes the Exif anew, and fails on an odd tag."""
-    image.load()  # some formats have their Exif behind the pixels
+    image.load()
+    check_exif(image)  # which some formats have behind the pixels
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     if turn is None:
         return image

@@ -11,7 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from featcache.directories import MAX_NUMBERS, MAX_SAMPLES, Directory, directories_of, directory_at, is_full, page_in
+from featcache.directories import (
+    MAX_ENTRIES,
+    MAX_NUMBERS,
+    MAX_SAMPLES,
+    Directory,
+    directories_of,
+    directory_at,
+    is_full,
+    page_in,
+)
 from featcache.errors import PictureError
 
 PLAIN, LZW, DEFLATE, PACKBITS, OLD_DEFLATE, LZMA, ZSTD = 1, 5, 8, 32773, 32946, 34925, 50000
@@ -344,8 +353,13 @@ def _check_no_raw(data: bytes, directories: list[Directory]) -> None:
 
 def _below(data: bytes, directory: Directory) -> Iterator[Directory]:
     """Yield the directories that hang below a page."""
-    for at in directory.numbers(data, 330):
-        yield directory_at(data, at, directory.order, directory.is_big, is_brief=True)[0]
+    taken = 0
+    for at in dict.fromkeys(directory.numbers(data, 330)):
+        found, n = directory_at(data, at, directory.order, directory.is_big, is_brief=True)
+        taken += n
+        if taken > MAX_ENTRIES:
+            raise PictureError(f"TIFF of more than {MAX_ENTRIES:,} entries below a page: no photograph, save it anew")
+        yield found
 
 
 def _raw(name: str) -> PictureError:

@@ -196,6 +196,10 @@ def _image(levels: npt.NDArray[np.uint8], layout: Layout) -> Image.Image:
     return Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels)
 
 
+MAX_OPENED = 2**16
+"""So many strips or tiles are given to libtiff, each as a picture of its own: a quarter of a millisecond each."""
+
+
 def _parts(
     data: bytes, layout: Layout, picks: tuple[int, ...]
 ) -> Iterator[tuple[int, int, list[int], npt.NDArray[np.generic]]]:
@@ -206,6 +210,10 @@ def _parts(
     samples = 1 if layout.planes else layout.samples
     tall, wide = -(-layout.height // layout.down), -(-layout.width // layout.across)
     row_bytes = -(-layout.across * samples * layout.stored // 8)
+    if layout.compression not in (PLAIN, DEFLATE, OLD_DEFLATE) and len(layout.offsets) > MAX_OPENED:
+        raise PictureError(
+            f"TIFF in {len(layout.offsets):,} strips or tiles, and at most {MAX_OPENED:,} are unpacked: save it anew"
+        )
     for at, (offset, count) in enumerate(zip(layout.offsets, layout.counts, strict=True)):
         plane, place = divmod(at, tall * wide)
         places = [n for n, pick in enumerate(picks) if not layout.planes or pick == plane]

@@ -414,9 +414,7 @@ class TestManifest:
         found = discover(manifest(pictures, "path,label\na.jpg,\nsub/b.jpg, dog \n"))
         assert [item.label for item in found.items] == [None, "dog"]
 
-    @pytest.mark.parametrize(
-        ("header", "missing"), [("label", "path"), ("path", "label"), ("path,split", "label"), ("file,label", "path")]
-    )
+    @pytest.mark.parametrize(("header", "missing"), [("label", "path"), ("path", "label"), ("path,split", "label")])
     def test_a_missing_column_is_named(self, pictures: Path, header: str, missing: str) -> None:
         with pytest.raises(DatasetError, match=f"no column '{missing}'"):
             discover(manifest(pictures, f"{header}\na.jpg,cat\n"))

@@ -728,6 +728,64 @@ class TestLists:
         (folder / "labels" / "test.csv").write_text("image,label\nb.jpg,dog\n")
         assert found(discover(folder)) == {"a.jpg": ("cat", "train"), "b.jpg": ("dog", "test")}
 
+    @pytest.mark.parametrize(
+        ("text", "encoding", "said"),
+        [
+            ("path;label\nimg/a.jpg;cat\nimg/b.jpg;dog\n", "utf-8", "separated by ';'"),
+            ("path\tlabel\nimg/a.jpg\tcat\nimg/b.jpg\tdog\n", "utf-16", "separated by '\\t'"),
+            ("path, label\nimg/a.jpg, cat\nimg/b.jpg, dog\n", "utf-8", None),
+            ("Image,Class\nimg/a.jpg,cat\nimg/b.jpg,dog\n", "utf-8", "columns path=Image, label=Class"),
+            ("img/a.jpg,cat\nimg/b.jpg,dog\n", "utf-8", "its first line names no columns"),
+            ("path,label\n/content/drive/img/a.jpg,cat\n/content/drive/img/b.jpg,dog\n", "utf-8", "for img/a.jpg"),
+            ("path,label\nC:\\x\\img\\a.jpg,cat\nC:\\x\\img\\b.jpg,dog\n", "utf-8", "for img/a.jpg"),
+        ],
+    )
+    def test_a_csv_as_programs_write_it(self, tmp_path: Path, text: str, encoding: str, said: str | None) -> None:
+        folder = self.listed(tmp_path, "labels.csv", "")
+        (folder / "labels.csv").write_text(text, encoding=encoding)
+        for source in (folder, folder / "labels.csv"):
+            dataset = discover(source)
+            assert found(dataset) == self.CAT_AND_DOG
+            assert said is None or any(said in notice for notice in dataset.notices)
+
+    def test_an_absolute_path_of_another_computer_is_no_picture_in_another_folder(self, tmp_path: Path) -> None:
+        folder = in_folder(tmp_path, "dog/1.jpg")
+        (folder / "labels.csv").write_text("path,label\n/elsewhere/cat/1.jpg,cat\n")
+        with pytest.raises(DatasetError, match="no such file"):
+            discover(folder / "labels.csv")
+
+    def test_a_column_of_splits_that_is_not_used_is_said(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "labels.csv", "path,label,set\nimg/a.jpg,cat,train\nimg/b.jpg,dog,test\n")
+        assert "the column 'set' says test, train: for splits give --columns split=set" in discover(folder).notices
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            (b"path,label\nimg/a.jpg,K\xe4se\n", "line 2: the label .* is not in UTF-8"),
+            (b"\xff\xfep\0a\0t\0h\0,\0l", "UTF-16"),
+            (b"path,label\nimg/gone.jpg,cat\n", "no such file"),
+        ],
+    )
+    def test_a_csv_that_cannot_be_right_is_refused(self, tmp_path: Path, text: bytes, said: str) -> None:
+        folder = self.listed(tmp_path, "labels.csv", "")
+        (folder / "labels.csv").write_bytes(text)
+        with pytest.raises(DatasetError, match=said):
+            discover(folder / "labels.csv")
+
+    def test_a_label_of_0_and_1_beside_another_such_column_is_no_class_in_columns(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "labels.csv", "image,label,is_new\na,1,1\nb,0,1\n")
+        assert found(discover(folder)) == {"a.jpg": ("1", None), "b.jpg": ("0", None)}
+
+    def test_a_list_of_pictures_that_are_not_there_is_not_left_out_in_silence(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "labels.csv", "path,label\nimg/gone.jpg,cat\n")
+        with pytest.raises(DatasetError, match="none of the pictures that it names is there"):
+            discover(folder)
+
+    def test_numbers_behind_a_path_are_no_label(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "list.txt", "a 1 1 1\nb 2 1 1\n")  # as the Oxford pets
+        with pytest.raises(DatasetError, match="no such file"):
+            discover(folder / "list.txt")
+
     def test_backslashes_in_paths(self, tmp_path: Path) -> None:
         folder = self.listed(tmp_path, "labels.csv", "path,label\nimg\\a.jpg,cat\nimg\\b.jpg,dog\n")
         assert found(discover(folder)) == found(discover(folder / "labels.csv")) == self.CAT_AND_DOG
@@ -763,7 +821,7 @@ class TestLists:
                 "id,colour,size\na,red,big\nb,blue,small\n",
                 "which of its columns is the label is not",
             ),
-            ("labels.csv", "a.jpg,cat\nb.jpg,dog\n", "names no columns: write path,label above it"),
+            ("labels.csv", "a.jpg,cat,1\nb.jpg,dog,2\n", "names no columns: write path,label above it"),
             ("annotations.json", '{"images": [{"file_name": "a.jpg"}]}', "make a CSV"),
         ],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,10 @@ def test_a_roll_of_the_catalog_is_that_of_the_loaded_vectors(tmp_path: Path) -> 
         store.refresh()
         cache.catalog.save_dataset("/root", rows, 1)
         cache.catalog.save_dataset("/other", rows[:3], 2)
-        found, known = enrol(cache.catalog, "/root"), load(rows, store).roll
+        found, known = (
+            enrol(cache.catalog.labels("/root"), partial(cache.catalog.path, "/root")),
+            load(rows, store).roll,
+        )
         assert (
             (found.labels, found.names)
             == (known.labels, known.names)
@@ -70,4 +74,4 @@ def test_a_roll_of_the_catalog_is_that_of_the_loaded_vectors(tmp_path: Path) -> 
             assert np.array_equal(getattr(found, name), getattr(known, name))
         assert [found.path(row) for row in range(11)] == [known.path(row) for row in range(11)]
         assert cache.catalog.unreadable("/root") == {"dog": 1}
-        assert len(enrol(cache.catalog, "/nowhere").y) == 0
+        assert len(enrol(cache.catalog.labels("/nowhere"), str).y) == 0

@@ -142,6 +142,49 @@ def test_computers_that_share_nothing_but_a_url(run: Run, folder: Path, tmp_path
     assert rows(tmp_path / "computer 0")[0] == keys  # none is there twice
 
 
+@pytest.mark.parametrize("kind", ["fifo", "link", "endless", "folder"])
+def test_what_others_put_into_a_shared_folder_is_no_more_than_files(
+    run: Run, folder: Path, tmp_path: Path, kind: str
+) -> None:
+    words = ["extract", folder, "--share", tmp_path / "share", "--cache", tmp_path / "one"]
+    assert run(*words, network=True).code == 0
+    (place,) = (tmp_path / "share" / "segments").iterdir()
+    odd = place / "seg-00000000000000000001-ffffffff-00000001.h5"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "secret").write_text("of somebody else")
+    if kind == "fifo":
+        os.mkfifo(odd)
+    elif kind == "link":
+        odd.symlink_to(tmp_path / "secret")
+    elif kind == "endless":
+        odd.touch()
+        os.truncate(odd, 2**42)
+    else:
+        place.rename(tmp_path / "aside")
+        place.symlink_to(tmp_path / "elsewhere")
+    write_picture(folder / "a" / "new.png", 99)
+    done = run(*words[:-1], tmp_path / "two", network=True)
+    assert done.code == (1 if kind == "folder" else 0)
+    assert "Traceback" not in done.err
+    assert f"{place} is a link" in done.err if kind == "folder" else f"{odd} is left out" in done.err
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert all(b"somebody else" not in path.read_bytes() for path in (tmp_path / "two").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("text", ["{", "[[1]]", "3", '{"a": 1}'])
+def test_what_was_fetched_is_fetched_again_where_its_list_is_broken(
+    run: Run, folder: Path, tmp_path: Path, text: str
+) -> None:
+    words = ["extract", folder, "--share", tmp_path / "share"]
+    assert run(*words, network=True).code == 0
+    known = next((tmp_path / "cache" / "shares").iterdir())
+    known.write_text(text)
+    again = run(*words, network=True)
+    assert again.code == 0
+    assert f"{known} cannot be read" in again.err
+    assert f"{known} cannot be read" not in run(*words, network=True).err
+
+
 def test_what_was_merged_here_is_not_fetched_again(run: Run, folder: Path, tmp_path: Path) -> None:
     share = f"file://{tmp_path}/share"
     for number in range(3):

@@ -40,18 +40,18 @@ def cache(tmp_path: Path) -> Iterator[Cache]:
 
 def cut_compaction(store: FeatureStore, deletions: int) -> None:
     """Compact, but stop after so many of the merged segments were deleted."""
-    unlink = Path.unlink
-    deleted: list[Path] = []
+    unlink = os.unlink
+    deleted: list[str] = []
 
-    def unlink_some(path: Path, missing_ok: bool = False) -> None:
-        if path.suffix == ".h5":
+    def unlink_some(path: str | Path, *, dir_fd: int | None = None) -> None:
+        if str(path).endswith(".h5"):
             if len(deleted) == deletions:
                 raise Cut
-            deleted.append(path)
-        unlink(path, missing_ok)
+            deleted.append(str(path))
+        unlink(path, dir_fd=dir_fd)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "unlink", unlink_some)
+        patch.setattr(os, "unlink", unlink_some)
         with pytest.raises(Cut):
             store.compact()
 
@@ -215,15 +215,15 @@ def test_sources_that_cannot_be_removed_are_skipped_until_they_can(
 ) -> None:
     store = cache.features(SPEC)
     rows = commit_each(store, 3)
-    unlink = Path.unlink
+    unlink = os.unlink
 
-    def fail(path: Path, missing_ok: bool = False) -> None:
-        if path.suffix == ".h5":
+    def fail(path: str | Path, *, dir_fd: int | None = None) -> None:
+        if str(path).endswith(".h5"):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        unlink(path, missing_ok)
+        unlink(path, dir_fd=dir_fd)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", fail)
+        patch.setattr(os, "unlink", fail)
         assert store.compact() == 3
     *sources, merged = segment_files(store.folder)
     assert len(sources) == 3

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from featcache.discover.beside import listed_beside
+from featcache.discover.beside import listed_beside, named_list
 from featcache.discover.folders import folder_dataset
 from featcache.discover.labels import (
     Columns,
@@ -24,7 +24,7 @@ from featcache.discover.labels import (
 )
 from featcache.discover.levels import how_to_give
 from featcache.discover.litter import is_skipped
-from featcache.discover.manifests import LISTS, list_dataset
+from featcache.discover.manifests import LISTS
 from featcache.discover.objects import object_dataset
 from featcache.discover.shards import archive_or_shard, shards_dataset
 from featcache.discover.splitwords import SPLIT_NAMES, exact_split
@@ -163,7 +163,7 @@ def _file(root: str, how: _How) -> Dataset:
         return archive_or_shard(root, how.labelled, how.columns, how.label_from, how.names_encoding)
     how.check_no_names(root)
     if lower.endswith(LISTS):
-        return list_dataset(root, how.labelled, how.columns)
+        return named_list(root, how.labelled, how.columns)
     if not lower.endswith(".parquet"):
         check_no_columns(root, how.columns)
         if not may_be_picture(lower.rpartition("/")[2]):

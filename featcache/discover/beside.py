@@ -13,12 +13,24 @@ from pathlib import Path
 from featcache.discover.folders import count, some
 from featcache.discover.labels import Columns
 from featcache.discover.levels import holds_files
-from featcache.discover.manifests import LISTS, PATHS, Finder, is_flag, list_dataset, opened_list, path_and_label
+from featcache.discover.manifests import (
+    LISTS,
+    PATHS,
+    Dialect,
+    Finder,
+    dialect_of,
+    is_flag,
+    is_found,
+    list_dataset,
+    opened_text,
+    path_and_label,
+)
 from featcache.discover.splitwords import exact_split, worded_split
 from featcache.discover.trees import Listing, Tree, looks_like_picture
 from featcache.errors import DatasetError
 from featcache.records import Dataset
-from featcache.sources.addresses import name_of
+from featcache.sources.addresses import folder_of, is_remote, name_of
+from featcache.texts import LONGEST
 
 LOOKED_AT = 20
 """So many lines of a file tell whether it lists the pictures beside it."""
@@ -43,6 +55,27 @@ def listed_beside(root: str, tree: Tree, columns: Columns, labelled: bool) -> Da
         if found is not None or len(folders) != 1 or any(looks_like_picture(name) for name, _ in files):
             return found
         folder = folders[0][1]
+
+
+def named_list(root: str, labelled: bool, columns: Columns) -> Dataset:
+    """Return the dataset of a list that was named; what its columns are called is found where its first line says else.
+
+    Raises `DatasetError`.
+    """
+    if not columns and labelled and root.lower().endswith(".csv") and not is_remote(root):
+        try:
+            with opened_text(root) as stream:
+                first = stream.readline(LONGEST)
+        except UnicodeError:
+            first = ""  # which is said where it is read
+        names = next(csv.reader([first], **dialect_of(first)._asdict()), [])
+        if not {"path", "label"} <= set(names):
+            finder = Finder(folder_of(root)).of_list(root)
+            if known := _columns(root, finder, columns):
+                found = list_dataset(root, labelled, known, finder)
+                said = ", ".join(f"{name}={theirs}" for name, theirs in known.items())
+                return replace(found, notices=(f"columns {said}", *found.notices))
+    return list_dataset(root, labelled, columns)
 
 
 def _listed_in(root: str, tree: Tree, listing: Listing, columns: Columns, labelled: bool) -> Dataset | None:
@@ -102,9 +135,9 @@ def _columns(address: str, finder: Finder, columns: Columns) -> Columns | None:
     if suffix not in (*LISTS, ".json", ".xml"):
         return None
     try:
-        with opened_list(address) as file:
-            text = file.read(MOST_BYTES).decode("utf-8-sig", errors="surrogateescape")
-    except DatasetError:
+        with opened_text(address) as file:
+            text = file.read(MOST_BYTES)
+    except (DatasetError, UnicodeError):
         return None
     if suffix in (".json", ".xml"):
         if finder.is_named_in(text):
@@ -118,13 +151,14 @@ def _columns(address: str, finder: Finder, columns: Columns) -> Columns | None:
         # lines of nothing but a path give no labels
         return {} if any(label and finder.find(path) for path, label in _pairs(lines, finder)) else None
     try:
-        rows = list(islice(csv.reader(io.StringIO("".join(lines)), delimiter=_separator(suffix)), LOOKED_AT + 1))
+        dialect = dialect_of(lines[0] if lines else "") if suffix == ".csv" else Dialect("\t", False)
+        rows = list(islice(csv.reader(io.StringIO("".join(lines)), **dialect._asdict()), LOOKED_AT + 1))
     except csv.Error:
         return None
     if len(rows) < 2 or not rows[0]:
         return {} if suffix == ".tsv" and rows and rows[0] and finder.find(rows[0][0]) else None
-    if _is_found(finder, rows[0][0]):
-        if suffix == ".tsv":
+    if is_found(finder, rows[0][0]):
+        if suffix == ".tsv" or len(rows[0]) == 2:
             return {}
         raise _unknown(address, "its first line names no columns: write path,label above it")
     cells = {name: [row[at] for row in rows[1:] if len(row) > at] for at, name in enumerate(rows[0])}
@@ -134,9 +168,11 @@ def _columns(address: str, finder: Finder, columns: Columns) -> Columns | None:
         for at, name in enumerate(rows[0])
         if name != path and all(len(row) > at and is_flag(row[at]) for row in rows[1:])
     ]
-    if path is not None and "label" not in columns and len(flags) == len(rows[0]) - 1 > 1:
+    is_one_of = all(sum(cell.strip().startswith("1") for cell in row[1:]) == 1 for row in rows[1:])
+    is_named = "label" in columns or any(name.lower() in LABELS for name in flags)
+    if path is not None and not is_named and len(flags) == len(rows[0]) - 1 > 1 and is_one_of:
         return {"path": path, "label": "+".join(flags)}
-    return _chosen(address, rows[0], path, columns)
+    return _chosen(address, cells, path, columns)
 
 
 def _pairs(lines: Sequence[str], finder: Finder) -> Iterator[tuple[str, str]]:
@@ -155,28 +191,28 @@ def _of_json(address: str, lines: Sequence[str], finder: Finder, columns: Column
         return None
     names = list(rows[0]) if rows else []
     cells = {name: [value for row in rows if isinstance(value := row.get(name), str)] for name in names}
-    return _chosen(address, names, columns.get("path") or _path_column(cells, finder), columns)
+    return _chosen(address, cells, columns.get("path") or _path_column(cells, finder), columns)
 
 
 def _path_column(cells: Mapping[str, Sequence[str]], finder: Finder) -> str | None:
     """Return the column whose cells find most pictures: numbers of classes may be names of some, too."""
-    found = {name: len({cell for cell in column if _is_found(finder, cell)}) for name, column in cells.items()}
+    found = {name: len({cell for cell in column if is_found(finder, cell)}) for name, column in cells.items()}
     most = max(found, key=lambda name: (found[name], name.strip().lower() in PATHS), default=None)
     return most if most is not None and found[most] else None
 
 
-def _is_found(finder: Finder, cell: str) -> bool:
-    try:
-        return finder.find(cell) is not None
-    except DatasetError:  # two of this name
-        return True
-
-
-def _chosen(address: str, names: Sequence[str], path: str | None, columns: Columns) -> Columns | None:
+def _chosen(address: str, cells: Mapping[str, Sequence[str]], path: str | None, columns: Columns) -> Columns | None:
     """Return the columns of path and label, and of split if there is one."""
-    if path is None or len(names) < 2:
+    if path is None and any(looks_like_picture(cell) for column in cells.values() for cell in column):
+        raise _unknown(
+            address, "and none of the pictures that it names is there: mend the paths in it, or move it away"
+        )
+    if path is None or len(cells) < 2:
         return None
+    names = list(cells)
     others = [name for name in names if name not in (path, "split")]
+    if not others:
+        return None
     known = [name for name in others if name.lower() in LABELS]
     label = columns.get("label") or (known[0] if len(known) == 1 else others[0] if len(others) == 1 else None)
     if label is None:
@@ -186,10 +222,6 @@ def _chosen(address: str, names: Sequence[str], path: str | None, columns: Colum
             f"path={path},label=...",
         )
     return {"path": path, "label": label} | ({"split": columns["split"]} if "split" in columns else {})
-
-
-def _separator(suffix: str) -> str:
-    return "\t" if suffix == ".tsv" else ","
 
 
 def _unknown(address: str, why: str) -> DatasetError:

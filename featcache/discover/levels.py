@@ -18,16 +18,8 @@ _ARRAYS = {"mat", "npy", "npz", "h5", "hdf5", "pkl", "pickle", "pt"}
 _PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "frames", "jpg", "jpeg", "png"}
 _BESIDE = {
     *("annotation", "annotations", "annots", "label", "labels", "mask", "masks", "gt", "groundtruth", "trimaps"),
-    *(
-        "segmentation",
-        "segmentations",
-        "segmentationclass",
-        "segmentationobject",
-        "segmaps",
-        "imagesets",
-        "xml",
-        "xmls",
-    ),
+    *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "segmaps", "imagesets"),
+    *("xml", "xmls"),
     *("bbox", "bboxes", "boxes", "boundingboxes", "depth", "depths", "keypoints", "landmarks", "saliency"),
 }
 """What folders of pictures are called, and folders beside them with what is drawn or written of each picture."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import os
 import posixpath
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from itertools import islice
+from itertools import chain, islice
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from featcache.discover.labels import Columns, Labels, check_path, one_split
-from featcache.discover.splitwords import worded_split
+from featcache.discover.splitwords import exact_split, worded_split
 from featcache.discover.trees import LocalTree, Tree, looks_like_picture
 from featcache.errors import DatasetError, DatasetNotFoundError, PictureError
 from featcache.records import Dataset, Item
@@ -75,6 +77,7 @@ class Finder:
         found = self._named(posixpath.normpath(path))
         if not found and "\\" in path:
             found = self._named(posixpath.normpath(path.replace("\\", "/")))
+        found = found or self._absolute(path)
         if len(found) > 1 and self._split is not None:
             found = [each for each in found if self._split in _splits(each[0])] or found
         if len(found) > 1:
@@ -100,6 +103,15 @@ class Finder:
         found = [each for each in found if f"/{posixpath.dirname(each[0])}".endswith(ending)]
         return [each for each in found if each[0] == path] or found
 
+    def _absolute(self, path: str) -> list[tuple[str, str]]:
+        """Return what an absolute path of another computer ends in, `img/a.jpg` of `/content/data/img/a.jpg`."""
+        parts = path.replace("\\", "/").split("/")
+        if parts[0] and not re.fullmatch("[A-Za-z]:", parts[0]):
+            return []
+        ends = ("/".join(parts[at:]) for at in range(1, len(parts) - 1))
+        found = next((found for end in ends if (found := self._named(end))), [])
+        return found or [each for each in self._named(parts[-1]) if "/" not in each[0]]
+
     def is_named_in(self, text: str) -> bool:
         """Tell whether the name of one of the first pictures stands in a text."""
         return any(name_of(address) in text for address in islice(self._pictures or (), 20))
@@ -109,6 +121,14 @@ def _splits(name: str) -> set[str]:
     """Return the splits that the folders of a picture say."""
     above = name.split("/")[:-1]
     return {worded[0] for part in above if (worded := worded_split(part)) is not None}
+
+
+def is_found(finder: Finder, cell: str) -> bool:
+    """Tell whether a cell names a picture, or several."""
+    try:
+        return finder.find(cell) is not None
+    except DatasetError:  # two of this name
+        return True
 
 
 def opened_list(address: str) -> BinaryIO:
@@ -121,6 +141,29 @@ def opened_list(address: str) -> BinaryIO:
         raise DatasetError(f"{address} cannot be read: {error}") from error
 
 
+def opened_text(address: str) -> TextIO:
+    """Open a list as text in UTF-8, or in UTF-16 where its first bytes say so, as spreadsheets write it."""
+    file = opened_list(address)
+    first = file.read(2)
+    file.seek(0)
+    if first in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return io.TextIOWrapper(file, "utf-16", newline="")
+    return io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+
+
+class Dialect(NamedTuple):
+    """How the fields of a CSV are separated, as its first line shows: some spreadsheets write ; or tabs."""
+
+    delimiter: str
+    skipinitialspace: bool
+
+
+def dialect_of(line: str) -> Dialect:
+    """Return how the first line of a CSV separates its fields."""
+    delimiter = next((each for each in (",", ";", "\t") if each in line), ",")
+    return Dialect(delimiter, f"{delimiter} " in line)
+
+
 def list_dataset(root: str, labelled: bool, columns: Columns, finder: Finder | None = None) -> Dataset:
     """Return the dataset of a list of pictures.
 
@@ -129,19 +172,23 @@ def list_dataset(root: str, labelled: bool, columns: Columns, finder: Finder | N
     """
     suffix = PurePosixPath(name_of(root)).suffix.lower()
     finder = finder or (None if is_remote(root) else Finder(folder_of(root)).of_list(root))
+    said: list[str] = []
     try:
-        with io.TextIOWrapper(opened_list(root), "utf-8-sig", errors="surrogateescape", newline="") as stream:
+        with opened_text(root) as stream:
             labels = Labels()
             if suffix == ".csv":
-                rows = _rows(root, stream, labelled, columns, labels)
+                rows = _rows(root, stream, labelled, columns, labels, finder, said)
             else:
                 rows = _other_rows(root, suffix, stream, columns, labels, finder)
             items = tuple(listed(root, rows, finder=finder))
     except csv.Error as error:
         raise DatasetError(f"{root} is not a readable CSV file: {error}") from error
-    said = []
+    except UnicodeError as error:
+        raise DatasetError(f"{root} is not in UTF-16, as its first bytes say: save it as UTF-8 ({error})") from error
     if finder and finder.example:
-        said = [f"names without folder or ending are looked for below the list, as {' for '.join(finder.example)}"]
+        said.append(
+            f"names that are not there as written are looked for below the list, as {' for '.join(finder.example)}"
+        )
     return Dataset(root, items, (*said, *labels.notices()))
 
 
@@ -191,7 +238,9 @@ def path_and_label(text: str, finder: Finder | None) -> tuple[str, str]:
     """Return the two parts of a line, of which either may have spaces in it, if a picture is found by one of them."""
     path, _, label = text.strip().rpartition(" ")
     first, _, rest = text.strip().partition(" ")
-    has_spaces = rest and first != path.rstrip()
+    if finder and "," in text and is_found(finder, text.rpartition(",")[0].strip()):
+        return text.rpartition(",")[0].strip(), text.rpartition(",")[2].strip()
+    has_spaces = rest and first != path.rstrip() and not all(word.isdecimal() for word in rest.split())
     if finder and has_spaces and finder.find(path.rstrip()) is None and finder.find(first) is not None:
         return first, rest.strip()
     return path.rstrip(), label
@@ -218,6 +267,8 @@ def listed(root: str, rows: Iterable[Row], folder: str | None = None, finder: Fi
     for where, path, label, split in rows:
         if not path:
             raise DatasetError(f"{root}, {where}: the path is empty")
+        if label is not None and not label.isascii() and any("\udc80" <= letter <= "\udcff" for letter in label):
+            raise DatasetError(f"{root}, {where}: the label {label!r} is not in UTF-8: save the list as UTF-8")
         check_path(path, f"{root}, {where}")
         address = finder.find(path) if finder is not None else None
         if address is None and scheme(root) not in CONTAINERS:
@@ -248,8 +299,27 @@ def _lines(root: str, stream: TextIO) -> Iterator[str]:
         yield line
 
 
-def _rows(root: str, stream: TextIO, labelled: bool, columns: Columns, labels: Labels) -> Iterator[Row]:
-    rows = csv.DictReader(_lines(root, stream), strict=True)
+def _rows(
+    root: str,
+    stream: TextIO,
+    labelled: bool,
+    columns: Columns,
+    labels: Labels,
+    finder: Finder | None,
+    said_of_all: list[str],
+) -> Iterator[Row]:
+    lines = _lines(root, stream)
+    first = next(lines, "")
+    dialect = dialect_of(first)
+    names = next(csv.reader([first], **dialect._asdict()), []) if not columns else []
+    has_no_names = len(names) == 2 and finder is not None and is_found(finder, names[0])
+    rows = csv.DictReader(
+        chain([first], lines), ["path", "label"] if has_no_names else None, strict=True, **dialect._asdict()
+    )
+    if dialect.delimiter != ",":
+        said_of_all.append(f"its fields are taken as separated by {dialect.delimiter!r}")
+    if has_no_names:
+        said_of_all.append("its first line names no columns: taken as path and label")
     if len(rows.fieldnames or ()) > MOST_COLUMNS:
         raise DatasetError(f"{root} has {len(rows.fieldnames or ()):,} columns: it is no list of pictures")
     twice = [name for name, times in Counter(rows.fieldnames or ()).items() if times > 1 and name]
@@ -272,9 +342,14 @@ def _rows(root: str, stream: TextIO, labelled: bool, columns: Columns, labels: L
                 f"{root} has no column {name!r}: its first line must name the columns path,label[,split], and says "
                 f"{found}; other names are given as --columns path=...,label=...,split=..."
             )
+    others = {name: set[str]() for name in rows.fieldnames or () if name not in (path, split, *label_columns)}
     for row in rows:
         where = f"line {rows.line_num}"
         said = f"{root}, {where}"
+        for name in list(others):
+            others[name].add(str(exact_split(str(row.get(name)).strip())))
+            if "None" in others[name]:
+                del others[name]
         if None in row:
             n, most = len(rows.fieldnames or ()) + len(row[None]), len(rows.fieldnames or ())
             raise DatasetError(
@@ -283,6 +358,11 @@ def _rows(root: str, stream: TextIO, labelled: bool, columns: Columns, labels: L
         cells = [meant(cell) if isinstance(cell := row.get(name), str) else cell for name in (path, label, split)]
         value = labels.read(_flagged(row, flags, said) if flags else cells[1], f"{said}, column {label!r}")
         yield where, cells[0] or "", value, one_split(cells[2], said)
+    for name, splits in others.items():
+        if len(splits) > 1 and "split" not in columns:
+            said_of_all.append(
+                f"the column {name!r} says {', '.join(sorted(splits))}: for splits give --columns split={name}"
+            )
 
 
 def _flags(label: str, names: Sequence[str]) -> list[str]:

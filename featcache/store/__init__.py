@@ -196,6 +196,7 @@ class Cache:
 
     def discard(self, fingerprint: str, keys: Sequence[bytes], progress: Progress | None = None) -> None:
         """Delete the vectors of `keys`, and the folder of the fingerprint where none is left."""
+        _check_links(self.folder)  # again: hours may lie between the opening of the cache and an answer
         store = self.store(fingerprint)
         store.discard(keys, progress)
         if not store.segments:

@@ -338,7 +338,8 @@ class Catalog:
         for name, kind, sql in self._connection.execute("SELECT name, type, sql FROM sqlite_schema"):
             # Triggers, views and other tables would run statements of whoever made them.
             is_ours = kind == "table" and known.get(_normalized(sql)) == name
-            if not is_ours and not name.startswith("sqlite_autoindex_"):
+            is_index = kind == "index" and sql is None and name.startswith("sqlite_autoindex_")
+            if not is_ours and not is_index:
                 raise CatalogError(self._damaged(f"it has the {kind} {name}, which featcache did not make"))
         if version != SCHEMA:
             self._complete()

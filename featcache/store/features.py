@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import CacheError, MissingFeaturesError
+from featcache.errors import CacheError, CacheWriteError, MissingFeaturesError
 from featcache.records import FloatArray, Progress
 from featcache.store import compaction
-from featcache.store.files import sync_folder
+from featcache.store.files import remove, sync_folder
 from featcache.store.index import KeyIndex, SegmentIndex, stack_keys
 from featcache.store.segment import (
     Header,
@@ -214,8 +214,8 @@ class FeatureStore:
             sync_folder(self.folder)
         for name, header in sorted(self._replaced.items()):
             if there.isdisjoint(header.replaces):
-                with contextlib.suppress(OSError):  # readers skip it all the same, and the next time tries again
-                    (self.folder / name).unlink()
+                with contextlib.suppress(CacheWriteError):  # readers skip it, and the next time tries again
+                    remove(self.folder / name)
                     there.remove(name)
 
     def _scan(self) -> dict[str, Segment] | None:
@@ -233,10 +233,7 @@ class FeatureStore:
                 try:
                     found[name] = (self._live or {}).get(name) or self._open(name, listing)
                 except FileNotFoundError:
-                    if not (self.folder / name).is_symlink():
-                        return None
-                    self._quarantine(name, SegmentError(f"{self.folder / name} is a link that leads nowhere"))
-                    broken.add(name)
+                    return None
                 except SegmentError as error:
                     self._quarantine(name, error)
                     broken.add(name)

@@ -61,8 +61,17 @@ def sizes(folder: Path) -> Iterator[int]:
 
 
 def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Return the bytes of a small file of the cache; raises `OSError`, also for what is no regular file, or larger."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a fifo would be waited for
+    """Return the bytes of a small file of the cache; raises `OSError`, also for what is no regular file, or larger.
+
+    A link is none: who may write into the cache would say which other file of the reader's is read.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW  # a fifo would be waited for
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link") from error
+        raise
     with os.fdopen(descriptor, "rb") as file:
         status = _regular(descriptor)
         data = file.read(min(status.st_size, most) + 1)  # which is made room for at once
@@ -137,8 +146,12 @@ def _publish(path: Path, data: bytes | memoryview, before: os.stat_result | None
 def remove(path: Path) -> int:
     """Delete a file, and return the bytes it had, 0 where it is gone already; raises `CacheWriteError`."""
     try:
-        size = path.stat().st_size
-        path.unlink()
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            size = os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_size
+            os.unlink(path.name, dir_fd=folder)
+        finally:
+            os.close(folder)
     except FileNotFoundError:
         return 0
     except OSError as error:

@@ -259,8 +259,8 @@ def _stream(path: Path, header: Header, target: Callable[[int, int], FloatArray]
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise SegmentError(f"{path} is no regular file")
+        if not stat.S_ISREG(mode := os.lstat(path).st_mode):  # a link could lead to vectors of somebody else
+            raise SegmentError(f"{path} is {'a link' if stat.S_ISLNK(mode) else 'no regular file'}")
         with open_to_read(path) as file:
             yield file
     except (CacheError, FileNotFoundError, MemoryError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,15 @@ from featcache.errors import CacheError, CacheWriteError, FeatcacheError
 from featcache.sources.addresses import named, scheme
 from featcache.sources.remote import file_system
 from featcache.store.files import TEMPORARY_PREFIX, read_bounded, write_atomic
+
+MOST_BYTES = 2**32
+"""No file that a cache shares is larger: a million vectors of 1,024 numbers."""
+
+_logger = logging.getLogger(__name__)
+
+
+class _NoFileError(Exception):
+    """What others put into a share is no file, or none that a cache would write."""
 
 
 class Share:
@@ -29,13 +40,15 @@ class Share:
         place = named(url)
         self.url = place if scheme(place) else f"file://{place}"
         self._folder = folder
-        self._fs, self._root = file_system(place) if scheme(place) else _here(place)
+        self._is_here = scheme(place) is None
+        self._fs, self._root = _here(place) if self._is_here else file_system(place)
         with self._explained("use", "", CacheWriteError):
             self._fs.makedirs(self._root, exist_ok=True)
 
     def put(self, folder: str, name: str, data: bytes) -> None:
         """Put a file, whole or not at all."""
         with self._explained("write", f"{folder}/{name}", CacheWriteError):
+            self._check_place(folder)
             above = f"{self._root}/{folder}"
             self._fs.makedirs(above, exist_ok=True)
             temporary = f"{above}/{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
@@ -46,21 +59,57 @@ class Share:
     def fetch(self, folder: str, pattern: str) -> int:
         """Fetch the files of a folder that were not fetched before, and return how many."""
         with self._explained("list", folder):
+            self._check_place(folder)
             self._fs.invalidate_cache()
             there = {Path(path).name: path for path in self._fs.glob(f"{self._root}/{folder}/{pattern}")}
         new = sorted(set(there) - self._had(folder))
         for name in new:
             if not (self._folder / folder / name).exists():
                 with self._explained("read", f"{folder}/{name}"):
-                    data: bytes = self._fs.cat_file(there[name])
+                    try:
+                        data = self._read(there[name])
+                    except _NoFileError as error:
+                        _logger.warning("%s/%s/%s is left out: %s", self.url, folder, name, error)
+                        continue
                 write_atomic(self._folder / folder / name, data, folders=2)
         self._note(folder, set(new))
         return len(new)
 
+    def _read(self, path: str) -> bytes:
+        """Return the bytes of a file; raises `_NoFileError` for what is none, or no file that a cache would write."""
+        if self._is_here:
+            try:
+                return read_bounded(Path(path), MOST_BYTES)
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.EINVAL, errno.EFBIG):
+                    raise _NoFileError(error.strerror) from error
+                raise
+        size = self._fs.info(path)["size"]
+        if not isinstance(size, int) or size > MOST_BYTES:
+            raise _NoFileError(f"it has {size} bytes, and at most {MOST_BYTES:,} are fetched")
+        data: bytes = self._fs.cat_file(path, start=0, end=size)
+        return data
+
+    def _check_place(self, folder: str) -> None:
+        """Raise `OSError` where a folder below a share here is a link: it leads to somebody else's files."""
+        places = [Path(self._root, *Path(folder).parts[:n]) for n in range(1, len(Path(folder).parts) + 1)]
+        for place in places if self._is_here else ():
+            if place.is_symlink():
+                raise OSError(f"{place} is a link, and nothing is read or written through one")
+
     def _had(self, folder: str) -> set[str]:
         """Return the files that were put or fetched: they may have been merged since, and are not wanted again."""
         known = self._known(folder)
-        return set(json.loads(read_bounded(known))) if known.exists() else set()
+        try:
+            names = json.loads(read_bounded(known))
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError("it is no list of names")
+        except FileNotFoundError:
+            return set()
+        except (OSError, ValueError, RecursionError) as error:
+            _logger.warning("%s cannot be read (%s): what is at %s is fetched again", known, error, self.url)
+            return set()
+        return set(names)
 
     def _note(self, folder: str, names: set[str]) -> None:
         if names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -18,7 +19,10 @@ import pytest
 from conftest import Result, write_picture
 from store_rows import segment_files
 
+import featcache
+from featcache.errors import CacheError
 from featcache.records import FileStat
+from featcache.store import Cache
 from featcache.store.files import dataset_name
 from featcache.store.segment import build_image
 from featcache.store.shards import Shards
@@ -91,6 +95,67 @@ def test_nothing_is_read_or_written_through_a_link(
     assert snapshot(precious) == before
     place.unlink()
     shutil.copytree(precious, place)
+    assert run("extract", photos, network=True).code == 0
+
+
+def test_gc_looks_for_links_again_after_it_has_asked(cache: Path, photos: Path, tmp_path: Path) -> None:
+    (place,) = (cache / "segments").iterdir()
+    other = tmp_path / "other"
+    shutil.copytree(place, other)
+    before = snapshot(other)
+
+    def agree(_: object) -> bool:
+        place.rename(tmp_path / "aside")
+        place.symlink_to(other)
+        return True
+
+    with pytest.raises(CacheError, match=f"{place} is a link to {other}"):
+        featcache.cache_gc([photos], agree=agree, options=featcache.Options(cache=cache))
+    assert snapshot(other) == before
+
+
+@pytest.mark.parametrize("command", [("cache", "verify"), ("cache", "compact"), ("fit",), ("cache", "gc", "--yes")])
+def test_a_segment_that_is_a_link_is_put_aside_and_never_read(
+    run: Run, cache: Path, photos: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (folder,) = (cache / "segments").iterdir()
+    private = tmp_path / "private"
+    shutil.copytree(cache, private)
+    write_picture(photos / "sky" / "new.png", 77)  # of its owner alone
+    assert run("extract", photos, "--cache", private, network=True).code == 0
+    new = max((private / "segments" / folder.name).glob("seg-*"), key=lambda path: path.name)
+    (folder / new.name).symlink_to(new)
+    with Cache(cache) as opened:
+        before = len(opened.store(opened.fingerprints()[0]).keys)
+    assert "Traceback" not in run(*command).err
+    assert not (folder / new.name).is_symlink()
+    with Cache(cache) as opened:
+        assert len(opened.store(opened.fingerprints()[0]).keys) == before
+    assert new.exists()
+
+
+@pytest.mark.parametrize("name", ["runs/000002.json", "segments/*/spec.json"])
+def test_a_small_file_that_is_a_link_is_not_read(run: Run, cache: Path, tmp_path: Path, name: str) -> None:
+    (place,) = cache.glob(name) if "*" in name else [cache / name]
+    secret = tmp_path / "secret.json"
+    secret.write_bytes(place.read_bytes() if place.exists() else (cache / "runs" / "000001.json").read_bytes())
+    place.unlink(missing_ok=True)
+    place.symlink_to(secret)
+    refused = run("fit")
+    assert refused.code == 1
+    assert str(place.parent if "*" in name else place) in refused.err
+
+
+@pytest.mark.parametrize("body", ["SELECT RAISE(ABORT, 'no more')", "UPDATE items SET label = 'x'"])
+def test_a_trigger_by_whatever_name_is_not_run(run: Run, cache: Path, photos: Path, body: str) -> None:
+    with contextlib.closing(sqlite3.connect(cache / "catalog.sqlite")) as db:
+        db.execute("PRAGMA writable_schema = ON")
+        sql = f"CREATE TRIGGER sqlite_autoindex_x AFTER UPDATE ON datasets BEGIN {body}; END"
+        db.execute("INSERT INTO sqlite_schema VALUES ('trigger', 'sqlite_autoindex_x', 'datasets', 0, ?)", (sql,))
+        db.commit()
+    refused = run("extract", photos, network=True)
+    assert "it has the trigger sqlite_autoindex_x, which featcache did not make" in one_line(refused)
+    run("cache", "verify", "--repair")
     assert run("extract", photos, network=True).code == 0
 
 

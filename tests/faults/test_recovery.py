@@ -309,7 +309,7 @@ def test_a_dangling_link_in_place_of_a_segment_is_put_aside(cache: Cache) -> Non
     link = store.folder / "seg-00000000000000000001-0123abcd-00000001.h5"
     link.symlink_to("nowhere")
     store.refresh()
-    assert "is a link that leads nowhere" in store.quarantined[0]
+    assert "is a link" in store.quarantined[0]
     assert not link.is_symlink()
     assert_holds(cache.features(SPEC), rows)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from featcache import bounds, codestreams
+from featcache import bounds, codestreams, layout, raster
 from featcache.decode import FORMATS, decode, identified
 from featcache.errors import PictureError
 from featcache.records import Preprocess
@@ -57,6 +57,26 @@ def tiff(n: int) -> bytes:
     tags = [(256, 4, 1, 32), (257, 4, 1, 32), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 134)]
     tags += [(277, 3, 1, 1), (278, 4, 1, 32), (279, 4, 1, 1024), (60000, 3, n, 134 + 1024)]
     return directory(tags, PIXELS[..., 0].tobytes() + bytes(2 * n))
+
+
+def under(n: int) -> bytes:
+    """Return a grey TIFF with two directories of `n` entries each below its first."""
+    tags = [(256, 4, 1, 32), (257, 4, 1, 32), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 134)]
+    body = PIXELS[..., 0].tobytes()
+    first = 134 + len(body) + 8
+    inner = struct.pack("<H", n) + struct.pack("<HHLL", 254, 4, 1, 0) * n + bytes(4)
+    places = struct.pack("<LL", first, first + len(inner))
+    tags += [(277, 3, 1, 1), (278, 4, 1, 32), (279, 4, 1, 1024), (330, 4, 2, 134 + len(body))]
+    return directory(tags, body + places + 2 * inner)
+
+
+def strips(n: int) -> bytes:
+    """Return a grey TIFF of 12 bits in `n` strips of one row, which lie at one place, packed as LZW."""
+    codes = "".join(f"{code:09b}" for code in (256, *bytes(48), 257))
+    packed = int(codes.ljust(-(-len(codes) // 8) * 8, "0"), 2).to_bytes(-(-len(codes) // 8), "big")
+    tags = [(256, 4, 1, 32), (257, 4, 1, n), (258, 3, 1, 12), (259, 3, 1, 5), (262, 3, 1, 1), (273, 4, n, 122)]
+    tags += [(277, 3, 1, 1), (278, 4, 1, 1), (279, 4, n, 122 + 4 * n)]
+    return directory(tags, struct.pack("<L", 122 + 8 * n) * n + struct.pack("<L", len(packed)) * n + packed)
 
 
 def below(n: int) -> bytes:
@@ -136,7 +156,12 @@ RULES: dict[str, tuple[Callable[[int], bytes], int, int, str]] = {
     "numbers below the Exif of a PNG": (
         lambda n: in_png(chunk(b"eXIf", below(n))), 2**16, 2**20, "numbers in its directory",
     ),
+    "numbers below Exif behind the pixels of a PNG": (
+        lambda n: encoded("PNG")[:-12] + chunk(b"eXIf", below(n)) + chunk(b"IEND"), 2**16, 2**20,
+        "numbers in its directory",
+    ),
     "numbers of a TIFF": (tiff, 2**20 - 9, 2**20 - 8, "numbers in its directory"),
+    "entries below a TIFF": (under, 2**10, 2**15, "entries below a page"),
     "blocks of a GIF": (gif, 2**9, 2**12, "its parts are so many"),
     "rows of a PSD": (psd, 30_000, 30_001, "pixels a side"),
     "empty parts of an ICNS": (
@@ -158,6 +183,7 @@ def test_a_picture_of_very_many_parts_is_refused_and_one_of_many_decoded(
 ) -> None:
     make, within, beyond, reason = RULES[name]
     assert bounds.Asked.left == 2**20
+    monkeypatch.setattr(layout, "MAX_ENTRIES", 2**15)
     if "parts are so many" in reason:
         monkeypatch.setattr(bounds.Asked, "left", 2**12)
     with pytest.raises(PictureError, match=reason):
@@ -165,6 +191,13 @@ def test_a_picture_of_very_many_parts_is_refused_and_one_of_many_decoded(
     if name == "empty parts of an ICNS":  # which is no picture within it either
         return
     assert decode(make(within), STEPS).shape == (32, 32, 3)
+
+
+def test_a_tiff_of_very_many_packed_strips_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decode(strips(40), STEPS).shape == (32, 32, 3)
+    monkeypatch.setattr(raster, "MAX_OPENED", 39)
+    with pytest.raises(PictureError, match="40 strips or tiles, and at most 39"):
+        decode(strips(40), STEPS)
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
