@@ -24,6 +24,11 @@ MAX_PIXELS = 2 * 89_478_485
 MAX_JPEG_PIXELS = 2**28
 """A JPEG that is not progressive may have so many: libjpeg decodes it to half its size, a few rows at a time."""
 
+MAX_SCANS = 100
+MAX_SCANNED = 2**31
+"""A progressive JPEG goes over its pixels once a scan: so many scans at most, as libtiff allows, and so many pixels
+in all of them together, which takes up to half a minute."""
+
 MAX_READS = 2**20
 """Pillow asks a file for bytes so often at most, where a 512 MiB photograph takes a quarter of it: up to 5 seconds."""
 
@@ -69,6 +74,7 @@ each part, a packed text of a PNG is a megabyte, a comment of a plain PPM moves 
 
 _QUICK = {"SGI16"}
 _HEAVY = {"JPEG2000": (MAX_PIXELS, 2**27), "AVIF": (2**26, 2**29), "HEIF": (2**26, 2**29)}
+_SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff([\xc0-\xfe])")
 _NO_BODY = {0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
 _START_OF_SCAN = 0xDA
@@ -165,6 +171,17 @@ def check_exif(image: Image.Image) -> None:
     _at_most(len(image.info.get("Raw profile type exif", "")), MAX_HEADER // 16, "characters of Exif data")
     if isinstance(exif, bytes):
         _check_numbers(exif.removeprefix(b"Exif\0\0"))
+
+
+def check_scans(image: Image.Image, data: bytes) -> None:
+    """Refuse a JPEG that goes over its pixels very often; raises `PictureError`."""
+    pixels = image.width * image.height
+    if image.format in ("JPEG", "MPO") and data.count(_SCAN) > 1:
+        scans = data.count(_SCAN)
+        if scans > MAX_SCANS or scans * pixels > MAX_SCANNED:
+            raise PictureError(
+                f"{scans:,} scans of {pixels:,} pixels are made to take long: no photograph, save it anew"
+            )
 
 
 def _check_segments(data: bytes) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from featcache.augment import draw
-from featcache.bounds import MAX_PIXELS, Asked, bounded, check_exif, check_opened
+from featcache.bounds import MAX_PIXELS, Asked, bounded, check_exif, check_opened, check_scans
 from featcache.dicom import frames_of, is_dicom
 from featcache.directories import page_of
 from featcache.errors import PictureError, UsageError
@@ -29,11 +29,6 @@ from featcache.resize import resize
 
 LARGE_PIXELS = 2**25
 """Pictures with more pixels are decoded one at a time, so that a few huge ones do not fill the memory together."""
-
-MAX_SCANS = 100
-MAX_SCANNED = 2**31
-"""A progressive JPEG goes over its pixels once a scan: so many scans at most, as libtiff allows, and so many pixels
-in all of them together, which takes up to half a minute."""
 
 BAND_PIXELS = 2**22
 """A large picture is converted so many pixels at a time, since a conversion holds it several times over."""
@@ -81,7 +76,6 @@ _FILTERS = {
 _CORNERS = {"crop-tl": (0, 0), "crop-tr": (1, 0), "crop-bl": (0, 1), "crop-br": (1, 1)}
 
 _one_large = threading.Lock()
-_SCAN = b"\xff\xda"
 _EPS = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 _HEIC_BRANDS = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
 _AVIF_BRANDS = {b"ftypavif", b"ftypavis"}
@@ -253,19 +247,8 @@ def identified(data: bytes, reading: Reading = Reading()) -> Image.Image:  # noq
         file.seek(0)
         opened = Image.OPEN["JPEG"][0](file, "")  # larger ones than Pillow takes are decoded to half their size
     check_opened(opened, file)
-    _check_scans(opened, data)
+    check_scans(opened, data)
     return opened
-
-
-def _check_scans(image: Image.Image, data: bytes) -> None:
-    """Refuse a JPEG that goes over its pixels very often."""
-    pixels = image.width * image.height
-    if image.format in ("JPEG", "MPO") and data.count(_SCAN) > 1:
-        scans = data.count(_SCAN)
-        if scans > MAX_SCANS or scans * pixels > MAX_SCANNED:
-            raise PictureError(
-                f"{scans:,} scans of {pixels:,} pixels are made to take long: no photograph, save it anew"
-            )
 
 
 def _upright_rgb(image: Image.Image, reading: Reading = Reading()) -> Image.Image:  # noqa: B008 - it is frozen

@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from array import array
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from featcache.errors import PictureError
+from featcache.layout import is_tiff, layout_of
 
-MAX_ELEMENTS = 2**20
+MAX_ELEMENTS = 2**19
 """So many elements and items are gone through, those that are passed over too."""
 
 MAX_DEPTH = 16
@@ -63,12 +66,20 @@ _WANTED = {
     *_SEQUENCES,
 }
 
-_OTHER_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"P")
+_OTHER_STARTS = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"P")
 
 
 def is_dicom(data: bytes) -> bool:
-    """Tell whether bytes are a DICOM file, and not also one of those that were read as another picture ever since."""
-    return data[128:132] == b"DICM" and not data.startswith(_OTHER_STARTS)
+    """Tell whether bytes are a DICOM file, and not also one of those that were read as another picture ever since.
+
+    Some have the header of a TIFF before them: with a TIFF behind it that is decoded, or with none.
+    """
+    if data[128:132] != b"DICM" or data.startswith(_OTHER_STARTS):
+        return False
+    try:
+        return not (is_tiff(data) and layout_of(data))
+    except PictureError:
+        return True
 
 
 @dataclass(frozen=True)
@@ -121,12 +132,12 @@ def header_of(data: bytes, page: int = 1) -> Header:
     return _File(data).header(page)
 
 
-@dataclass(frozen=True)
-class _Value:
+class _Value(NamedTuple):
     start: int
     stop: int
     is_undefined: bool
     is_explicit: bool
+    is_words: bool
 
 
 _Elements = dict[int, _Value]
@@ -219,12 +230,16 @@ class _File:
                 raise PictureError("broken DICOM: plain pixels of undefined length")
             per_pixel = 2 if header.photometric == "YBR_FULL_422" else header.samples
             size = header.width * header.height * per_pixel * header.allocated // 8
-            start = value.start + (page - 1) * size
+            passed = (page - 1) * size
+            start = value.start + passed
             if header.frames * size > value.stop - value.start:
                 raise PictureError(
                     f"broken DICOM: {value.stop - value.start:,} bytes of pixels, where its frames take "
                     f"{header.frames * size:,}"
                 )
+            if header.allocated == 8 and value.is_words and self._order == ">":
+                odd = passed % 2
+                return _swapped(self._data[start - odd : start + size + (odd + size) % 2])[odd : odd + size]
             return self._data[start : start + size]
         if header.syntax not in (RLE, BASELINE, EXTENDED, *JPEG_2000):
             kind = _NOT_DECODED.get(header.syntax.removeprefix("1.2.840.10008.1.2."), f"{header.syntax:.64}")
@@ -288,7 +303,7 @@ class _File:
         if bits == 8 and length in (size, size + size % 2):
             raw = self._data[value.start : value.start + size + size % 2]
             if self._order == ">":  # words of 16 bits
-                raw = b"".join(raw[at : at + 2][::-1] for at in range(0, len(raw), 2))
+                raw = _swapped(raw)
             return Table(tuple(raw[:size]), first, 8)
         if not 8 <= bits <= 16 or length != 2 * size:
             raise PictureError(f"broken DICOM: a look-up table of {size:,} entries of {bits} bits in {length:,} bytes")
@@ -371,7 +386,7 @@ class _File:
         self._count()
         data = self._data
         tag, length = self._numbers_at(at, "HHL")
-        start = at + 8
+        start, kind = at + 8, b""
         if is_explicit and tag >> 16 != 0xFFFE:
             kind = data[at + 4 : at + 6]
             if kind not in _VALUES:
@@ -383,14 +398,15 @@ class _File:
                 (length,) = struct.unpack_from(self._order + "H", data, at + 6)
             # what was of no known kind to a program that made it explicit is left as it was
             is_explicit = kind != b"UN" or length != _UNDEFINED
+        is_words = kind == b"OW"
         if length != _UNDEFINED:
             if start + length > end:
                 raise PictureError(f"broken DICOM: it ends before {_named(tag)} does")
-            return tag, _Value(start, start + length, False, is_explicit), start + length
+            return tag, _Value(start, start + length, False, is_explicit, is_words), start + length
         if tag == _PIXELS:
-            return tag, _Value(start, end, True, is_explicit), end
+            return tag, _Value(start, end, True, is_explicit, is_words), end
         stop = self._end(start, _SEQUENCE_END, is_explicit, depth + 1)
-        return tag, _Value(start, stop, True, is_explicit), stop
+        return tag, _Value(start, stop, True, is_explicit, is_words), stop
 
     def _end(self, at: int, mark: int, is_explicit: bool, depth: int) -> int:
         """Return where a sequence or an item of undefined length ends, behind its mark."""
@@ -423,6 +439,13 @@ class _File:
 
 def _named(tag: int) -> str:
     return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
+
+
+def _swapped(words: bytes) -> bytes:
+    """Return the bytes of words of 16 bits in the other order."""
+    swapped = array("H", words)
+    swapped.byteswap()
+    return swapped.tobytes()
 
 
 def _inflated(packed: bytes) -> bytes:

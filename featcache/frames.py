@@ -1,7 +1,7 @@
 """A frame of a DICOM file enters; a `PIL.Image` of 8-bit samples, or one `PictureError`, leaves.
 
 Numbers go through the modality's table or slope, then through the first window, or table, that the file names (PS3.3
-C.11.1 and C.11.2); without one the whole range of the stored bits is black to white. No other file is opened.
+C.11.1 and C.11.2); without one the stored bits of unsigned numbers are black to white. No other file is opened.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from featcache.bounds import MAX_PIXELS, bounded, check_opened
+from featcache.bounds import MAX_PIXELS, bounded, check_opened, check_scans
 from featcache.dicom import BASELINE, EXTENDED, NATIVE, RLE, Header, Table, header_of
 from featcache.errors import PictureError
 from featcache.layout import PACKBITS
-from featcache.raster import BAND_NUMBERS, by_libtiff, by_range
+from featcache.raster import BAND_NUMBERS, MAX_SEGMENT, by_libtiff, by_range
 from featcache.records.reading import PERCENTILE, PERCENTILES, Reading
 
 Numbers = npt.NDArray[Any]
@@ -75,8 +75,16 @@ def _check(header: Header, reading: Reading) -> None:
     if header.rescale[0] == 0:
         raise PictureError("broken DICOM: all of its numbers are one, by a slope of 0")
     is_free = header.window is None and header.voi is None and reading.range is None
-    if header.samples == 1 and header.stored > 16 and is_free:
-        raise PictureError(f"{header.stored}-bit DICOM without a window: say with --range what is black and white")
+    has_range = header.stored <= 16 and (header.modality is not None or not header.is_signed)
+    if header.samples == 1 and is_free and not has_range and header.photometric in _GREY:
+        sign = "signed" if header.is_signed else "unsigned"
+        raise PictureError(
+            f"DICOM of {sign} numbers of {header.stored} bits without a window: say their range with --range"
+        )
+    if header.syntax in (BASELINE, EXTENDED) and (header.is_signed or header.allocated != 8 or header.stored != 8):
+        raise PictureError(
+            f"DICOM of {header.stored} bits packed as JPEG, of which 8 are decoded: save it uncompressed"
+        )
 
 
 def _numbers(header: Header) -> Numbers:
@@ -91,9 +99,14 @@ def _numbers(header: Header) -> Numbers:
         return _in_bits(_shaped(raw, header.planes, header), header)
     if header.syntax == RLE:
         return _in_bits(_shaped(_of_rle(header), True, header), header)
-    file = bounded(header.frame)
-    with Image.open(file, formats=["JPEG"] if header.syntax in (BASELINE, EXTENDED) else ["JPEG2000"]) as image:
+    file, kind = bounded(header.frame), "JPEG" if header.syntax in (BASELINE, EXTENDED) else "JPEG2000"
+    try:
+        opened = Image.open(file, formats=[kind])
+    except UnidentifiedImageError as error:
+        raise PictureError(f"broken DICOM: what is packed in it is no {kind} of 8 bits") from error
+    with opened as image:
         check_opened(image, file)
+        check_scans(image, header.frame)
         if image.size != (width, height) or len(image.getbands()) != header.samples:
             raise PictureError(
                 f"broken DICOM: {width:,} x {height:,} pixels of {header.samples} samples, packed as "
@@ -139,7 +152,10 @@ def _of_rle(header: Header) -> Numbers:
     ends = [*offsets[1:wanted], len(header.frame)]
     if count != wanted or any(not 64 <= start <= end for start, end in zip(offsets[:wanted], ends, strict=True)):
         raise PictureError(f"broken DICOM: {count} packed parts, where its pixels take {wanted}")
-    planes = np.empty((header.samples, header.height * header.width, n_bytes), np.uint8)
+    pixels = header.width * header.height
+    if pixels > MAX_SEGMENT:
+        raise PictureError(f"DICOM of {pixels:,} pixels packed as RLE, of which {MAX_SEGMENT:,} are decoded: unpack it")
+    planes = np.empty((header.samples, pixels, n_bytes), np.uint8)
     for at, (start, end) in enumerate(zip(offsets[:wanted], ends, strict=True)):
         plane, weight = divmod(at, n_bytes)
         planes[plane, :, n_bytes - 1 - weight] = by_libtiff(
@@ -150,8 +166,6 @@ def _of_rle(header: Header) -> Numbers:
 
 def _of_jpeg(image: Image.Image, header: Header) -> Numbers:
     """Return the pixels of a JPEG, in RGB where they are in colour; only where it does not say how, the header does."""
-    if header.is_signed or header.allocated != 8 or header.stored != 8:
-        raise PictureError(f"DICOM of {header.stored} bits packed as JPEG of 8 bits: save it uncompressed")
     if header.samples == 3 and header.photometric not in _COLOURS:
         raise PictureError(f"DICOM of {header.photometric} packed as JPEG, which contradict each other")
     says = "adobe_transform" in image.info or "jfif" in image.info

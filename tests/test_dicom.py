@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +15,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from featcache.decode import decode, look
+from featcache.decode import decode, identified, look, to_rgb
 from featcache.errors import PictureError
 from featcache.records import Preprocess
+from featcache.records.reading import Reading
 from featcache.sources.keys import content_key
 
 pydicom = pytest.importorskip("pydicom")
@@ -30,6 +33,7 @@ from pydicom.uid import (  # noqa: E402
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLosslessSV1,
     RLELossless,
 )
@@ -66,14 +70,15 @@ def dataset(pixels: Array, photometric: str = "MONOCHROME2", frames: int = 1, **
     return found
 
 
-def written(found: Dataset, syntax: str = ExplicitVRLittleEndian) -> bytes:
+def written(found: Dataset, syntax: str = ExplicitVRLittleEndian, kind: str | None = None) -> bytes:
     found.file_meta = FileMetaDataset()
     found.file_meta.TransferSyntaxUID = syntax
     found.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
     found.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
     if "PixelData" in found:
-        is_packed = syntax in (JPEGBaseline8Bit, JPEG2000Lossless, JPEGLosslessSV1, RLELossless)
+        is_packed = syntax in (JPEGBaseline8Bit, JPEG2000Lossless, JPEGExtended12Bit, JPEGLosslessSV1, RLELossless)
         found["PixelData"].VR = "OW" if found.BitsAllocated > 8 and not is_packed else "OB"
+        found["PixelData"].VR = kind or found["PixelData"].VR
         found["PixelData"].is_undefined_length = is_packed
     out = io.BytesIO()
     found.save_as(out, enforce_file_format=True)
@@ -96,6 +101,7 @@ def grey(values: Array) -> Array:
     return np.repeat(np.floor(values.clip(0, 1) * 255 + 0.5)[..., None], 3, axis=2)
 
 
+RLE_HEADER = struct.pack("<16L", 1, 64, *[0] * 14)
 HU = (RAMP * 16 - 1024).astype(np.int16)  # -1,024 to 1,504
 
 
@@ -150,8 +156,8 @@ def test_without_a_window_the_stored_bits_are_the_whole_range_and_monochrome1_is
     assert (stored(written(dataset(twelve, BitsStored=12))) == grey(twelve / 4095)).all()
     inverted = stored(written(dataset(twelve, "MONOCHROME1", BitsStored=12)))
     assert (inverted == 255 - grey(twelve / 4095)).all()
-    signed = dataset((HU // 2).astype(np.int16), BitsStored=12)
-    assert (stored(written(signed)) == grey((HU // 2 + 2048) / 4095)).all()
+    with pytest.raises(PictureError, match="signed numbers of 16 bits without a window: say their range with --range"):
+        stored(written(dataset(HU)))
 
 
 def test_what_stands_above_the_stored_bits_is_no_brightness() -> None:
@@ -159,7 +165,8 @@ def test_what_stands_above_the_stored_bits_is_no_brightness() -> None:
     overlaid = dataset(twelve | np.uint16(0x8000), BitsStored=12)
     assert (stored(written(overlaid)) == grey(twelve / 4095)).all()
     signed = ((HU // 2) & 0x0FFF).astype(np.int16)  # negative ones without the bits above
-    assert (stored(written(dataset(signed, BitsStored=12))) == grey((HU // 2 + 2048) / 4095)).all()
+    twelve_signed = stored(written(dataset(signed, BitsStored=12)), "range dtype")
+    assert (twelve_signed == grey((HU // 2 + 2048) / 4095)).all()
 
 
 def test_tables_of_the_modality_and_of_the_values_of_interest_are_looked_up() -> None:
@@ -258,6 +265,32 @@ def test_jpeg_2000_of_grey_numbers_gives_them_back(kind: str) -> None:
     assert (stored(written(found, JPEG2000Lossless)) == grey(windowed(values, 80, 100))).all()
 
 
+def test_bytes_in_words_of_big_endian_files_are_taken_in_their_order() -> None:
+    values = RAMP[:, :95].astype(np.uint8)
+    frames = np.stack([values[:63], values[:63][::-1]])  # of an odd number of bytes each
+    found = dataset(frames, frames=2)
+    words = np.frombuffer(frames.tobytes(), "<u2").astype(">u2")
+    data = written(dataset(frames, frames=2, PixelData=words.tobytes()), ExplicitVRBigEndian, "OW")
+    for page in (1, 2):
+        seen = np.asarray(identified(data, Reading(page=page)))
+        assert (seen == frames[page - 1]).all()
+    plain = written(found, ExplicitVRBigEndian)
+    assert (np.asarray(identified(plain, Reading(page=2))) == frames[1]).all()
+
+
+def test_the_header_of_a_tiff_in_the_preamble_counts_where_there_is_a_tiff() -> None:
+    data = written(dataset(RAMP.astype(np.uint8)))
+    without = b"II*\0\x54\0\0\0" + data[8:]  # as some scanners write it
+    assert (stored(without) == stored(data)).all()
+    assert content_key(without) != hashlib.sha256(without).digest()
+    pixels = data.index(RAMP.astype(np.uint8).tobytes())
+    tags = {256: WIDTH, 257: HEIGHT, 258: 8, 259: 1, 262: 0, 273: pixels, 277: 1, 278: HEIGHT, 279: HEIGHT * WIDTH}
+    directory = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items())
+    both = b"II*\0" + struct.pack("<L", len(data)) + data[8:] + struct.pack("<H", len(tags)) + directory + bytes(4)
+    assert (stored(both) == 255 - stored(data)).all()  # the TIFF says that white is zero
+    assert content_key(both) == hashlib.sha256(both).digest()
+
+
 def test_a_range_is_one_of_the_modalitys_values_and_stands_above_the_window() -> None:
     found = dataset(HU, RescaleSlope="2", RescaleIntercept="10", WindowCenter="0", WindowWidth="9")
     data = written(found)
@@ -297,6 +330,13 @@ def with_front(front: bytes) -> bytes:
     return data[:at] + front + data[at:]
 
 
+def many_scans() -> Dataset:
+    """A progressive JPEG whose last scan is there two hundred times more."""
+    grey = jpeg(RAMP.astype(np.uint8), progressive=True)
+    at = grey.rindex(b"\xff\xda")
+    return dataset(RAMP.astype(np.uint8), PixelData=encapsulate([grey[:-2] + grey[at:-2] * 200 + grey[-2:]]))
+
+
 def bomb() -> bytes:
     data = written(dataset(RAMP.astype(np.uint8)), DeflatedExplicitVRLittleEndian)
     at = data.index(DeflatedExplicitVRLittleEndian.encode()) + len(DeflatedExplicitVRLittleEndian)
@@ -308,6 +348,42 @@ def cut_rle() -> bytes:
     """Four bytes of 6,144, packed."""
     frame = np.array([1, 64, *[0] * 14], "<u4").tobytes() + b"\x03abcd\0"
     return written(dataset(RAMP.astype(np.uint8), PixelData=encapsulate([frame])), RLELossless)
+
+
+def by_pydicom(found: Any) -> Array:
+    """Return the first frame of a data set in RGB, by pydicom and the linear formula."""
+    pixels = found.pixel_array[0] if found.get("NumberOfFrames", 1) > 1 else found.pixel_array
+    if found.PhotometricInterpretation == "PALETTE COLOR":
+        colours: Array = apply_color_lut(pixels, found) >> 8
+        return colours
+    if found.SamplesPerPixel == 3:
+        return np.floor(pixels / 257 + 0.5) if found.BitsAllocated == 16 else pixels
+    meant = np.asarray(apply_modality_lut(pixels, found), np.float64)
+    if found.get("WindowCenter"):
+        centre, width = (np.ravel(found[name].value)[0] for name in ("WindowCenter", "WindowWidth"))
+        seen = grey(windowed(meant, float(centre), float(width)))
+    else:
+        ends = np.array([0, 2**found.BitsStored - 1]) * float(found.get("RescaleSlope", 1))
+        seen = grey((meant - float(found.get("RescaleIntercept", 0))) / ends[1])
+    return 255 - seen if found.PhotometricInterpretation == "MONOCHROME1" else seen
+
+
+@pytest.mark.filterwarnings("ignore:The pixel data is")
+def test_the_files_that_pydicom_brings_are_decoded_as_it_decodes_them_or_refused() -> None:
+    known, refused = 0, []
+    for path in sorted((Path(pydicom.__file__).parent / "data" / "test_files").rglob("*")):
+        data = path.read_bytes() if path.is_file() else b""
+        if data[128:132] != b"DICM" or path.parent.name.isdecimal():  # of a folder of 31 like ones two are enough
+            continue
+        try:
+            seen = np.asarray(to_rgb(identified(data)))
+        except PictureError as error:
+            refused.append((path.name, str(error)))
+            continue
+        assert (seen == by_pydicom(pydicom.dcmread(path))).all(), path.name
+        known += 1
+    assert known > 20
+    assert dict(refused)["JPEG-lossy.dcm"].startswith("DICOM of 12 bits packed as JPEG")
 
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -323,17 +399,36 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "no picture": (lambda: written(Dataset(), ExplicitVRLittleEndian), "DICOM without a picture"),
     "cut": (lambda: written(dataset(RAMP.astype(np.uint8)))[:-9], "ends before"),
     "few pixels": (lambda: written(dataset(RAMP.astype(np.uint8), Rows=65)), "6,144 bytes of pixels, where"),
+    "a jpeg of 12 bits": (
+        lambda: written(
+            dataset(RAMP.astype(np.uint16), BitsStored=12, PixelData=encapsulate([b"\xff\xd8\xff\xd9"])),
+            JPEGExtended12Bit,
+        ),
+        "12 bits packed as JPEG, of which 8 are decoded",
+    ),
+    "no jpeg": (
+        lambda: written(dataset(RAMP.astype(np.uint8), PixelData=encapsulate([b"\xff\xd8\xff\xd9"])), JPEGBaseline8Bit),
+        "what is packed in it is no JPEG",
+    ),
+    "many scans": (lambda: written(many_scans(), JPEGBaseline8Bit), "206 scans of 6,144 pixels are made to take long"),
+    "large rle": (
+        lambda: written(
+            dataset(RAMP.astype(np.uint8), Rows=9000, Columns=9000, PixelData=encapsulate([RLE_HEADER])),
+            RLELossless,
+        ),
+        "81,000,000 pixels packed as RLE, of which 67,108,864 are decoded",
+    ),
     "presentation": (
         lambda: written(dataset(RAMP.astype(np.uint8), PresentationLUTShape="INVERSE")),
         "contradicts MONOCHROME2",
     ),
-    "wide": (lambda: written(dataset(RAMP.astype(np.uint32))), "32-bit DICOM without a window"),
+    "wide": (lambda: written(dataset(RAMP.astype(np.uint32))), "unsigned numbers of 32 bits without a window"),
     "window": (
         lambda: written(dataset(RAMP.astype(np.uint8), WindowCenter="1", WindowWidth="0")),
         "a window of the width 0",
     ),
     "deep": (lambda: with_front(nested(40)), "more than 16 deep"),
-    "many elements": (lambda: with_front(b"\x08\0\1\0CS\0\0" * (2**20 + 1)), "more than 1,048,576 elements"),
+    "many elements": (lambda: with_front(b"\x08\0\1\0CS\0\0" * (2**19 + 1)), "more than 524,288 elements"),
     "bomb": (bomb, "unpacked to more than 16,777,216 bytes"),
     "pixels": (lambda: written(dataset(RAMP.astype(np.uint8), Rows=60000, Columns=60000)), "bytes of pixels"),
     "without a preamble": (

@@ -436,6 +436,18 @@ def test_split_audit_and_report_see_the_pictures_that_were_extracted(tmp_path: P
     assert (network.fingerprint_, vectors.shape) == (kept["fingerprint"], (6, 1280))
 
 
+def test_what_pictures_look_like_is_kept_for_each_range(tmp_path: Path, run: Callable[..., Any]) -> None:
+    for number in range(3):
+        path = tmp_path / "heat" / f"{number}.tif"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(by_tifffile(np.roll(HEAT, 7 * number, axis=1).astype(np.float32)))
+    plain = [
+        run("extract", "heat", *LITE0, "--range", limits, "--json").json["plain"]
+        for limits in ("9000,9001", "-40,60", "9000,9001")
+    ]
+    assert plain == [3, 0, 3]
+
+
 def test_all_pages_are_refused_by_name(run: Callable[..., Any]) -> None:
     found = run("extract", "photos", *LITE0, "--pages", "all")
     assert found.code == 2

@@ -168,21 +168,21 @@ def _check_finite(features: Features, firsts: Rows, X: FloatArray) -> None:
 
 def _looks(experiment: Experiment, subject: Subject, progress: Progress | None) -> tuple[dict[bytes, Look], list[str]]:
     """Return what contents look like, of those extracted before that was kept by looking at their files once."""
-    features, catalog = experiment.features, experiment.cache.catalog
-    known = catalog.looks(features.keys[file] for file in subject.firsts)
+    features, catalog, reading = experiment.features, experiment.cache.catalog, experiment.spec.reading
+    known = catalog.looks((features.keys[file] for file in subject.firsts), reading)
     missing = [file for file in subject.firsts.tolist() if features.keys[file] not in known]
 
     def see(file: int) -> Look | None:
         try:
             data, key, _ = experiment.access.read(features.paths[file])
-            return look(data, experiment.spec.reading) if key == features.keys[file] else None
+            return look(data, reading) if key == features.keys[file] else None
         except PictureError:
             return None
 
     seen = zip(missing, in_threads(see, missing, "audit looks", progress), strict=True)
     new = {features.keys[file]: found for file, found in seen if found is not None}
     if new:
-        catalog.remember_looks(new)
+        catalog.remember_looks(new, reading)
     unseen = len(missing) - len(new)
     why = "were imported, and are not opened" if experiment.access is CLOSED else "are not where they were"
     said = f"{unseen:,} pictures {why}, so that nobody knows which of them are blank, tiny or long"

@@ -111,7 +111,7 @@ class Worker:
             platform.node(),
             rows,
             cache.catalog.known_files(item.path for item in items),
-            cache.catalog.looks({row.key for row in rows if row.key is not None}),
+            cache.catalog.looks({row.key for row in rows if row.key is not None}, backbones[0].spec.reading),
             sum(row.key is None and not _can_be_read(row.item.path, ACCESS) for row in rows),
             standing.engine.device,
             tuple(work.seconds for work in done),
@@ -154,6 +154,7 @@ def compute_with_ray(
             for done in _counted(_results(job, options, places, blocks), len(missing.pending), progress):
                 is_new = done.node not in {other.node for other in found}
                 _note(cache, missing, done, backbones if is_new else ())
+                cache.catalog.remember_looks(done.looks, backbones[0].spec.reading)
                 found.append(replace(done, rows=(), files={}, looks={}))
             ran = Ran(name, found[0].device, f"{why}; {len(places)} Ray worker{'s' if len(places) > 1 else ''}")
     keys = list({row.key for row in map(missing.account.row, dataset.items) if row.key is not None})
@@ -189,7 +190,6 @@ def _note(cache: Cache, missing: Missing, done: Done, to_check: Sequence[Backbon
     for row in done.rows:
         missing.account.note(row.item.path, row.key, row.reason)
     cache.catalog.remember_files((path, *known) for path, known in done.files.items())
-    cache.catalog.remember_looks(done.looks)
 
 
 def _arrived(cache: Cache, backbones: Sequence[Backbone], keys: Sequence[bytes]) -> None:

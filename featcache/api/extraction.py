@@ -147,7 +147,7 @@ def extract_into(
     done: tuple[ViewSummary, ...] = ()
     for seen, started, work in zip(backbones, runs, works, strict=True):
         saved = cache.catalog.save_dataset(dataset.root, work.rows, started.id)
-        plain, paged = cache.catalog.plain_and_paged(dataset.root)
+        plain, paged = cache.catalog.plain_and_paged(dataset.root, seen.spec.reading)
         summary = replace(_summary(cache, dataset, seen, options, work, listing, done), plain=plain, paged=paged)
         finished = cache.runs.finish(started, asdict(replace(summary, failures=())), rows_sha256=saved)
         took = summary.seconds.total

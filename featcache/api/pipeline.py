@@ -80,7 +80,7 @@ def compute(
     reader = Reader(missing.stores, [backbone.spec for backbone in backbones], missing.access)
     with ExitStack() as stack:
         writers = [stack.enter_context(FeatureWriter(store, backbones[0].spec.dtype)) for store in missing.stores]
-        remember = stack.enter_context(_remembering(cache, writers[-1]))
+        remember = stack.enter_context(_remembering(cache, writers[-1], backbones[0].spec.reading))
         engine = standing.engine if standing else None
         embedder = stack.enter_context(Embedder(cache, backbones, options, missing.expected, writers, engine))
         pictures = stack.enter_context(closing(reader.read_all(pending)))
@@ -234,7 +234,7 @@ def _held(
 
 
 @contextmanager
-def _remembering(cache: Cache, writer: FeatureWriter) -> Iterator[Callable[[Picture], None]]:
+def _remembering(cache: Cache, writer: FeatureWriter, reading: str | None) -> Iterator[Callable[[Picture], None]]:
     """Yield a function that notes files; they reach the catalog in bulk, after each commit and at the end."""
     noted: list[tuple[str, FileStat, bytes]] = []
     looks: dict[bytes, Look] = {}
@@ -253,7 +253,7 @@ def _remembering(cache: Cache, writer: FeatureWriter) -> Iterator[Callable[[Pict
 
     def flush() -> None:
         cache.catalog.remember_files(noted)
-        cache.catalog.remember_looks(looks)
+        cache.catalog.remember_looks(looks, reading)
         noted.clear()
         looks.clear()
 

@@ -113,29 +113,31 @@ class Catalog:
                 ((_text(path), stat.size, stat.mtime_ns, stat.inode, key) for path, stat, key in files),
             )
 
-    def looks(self, keys: Iterable[bytes]) -> dict[bytes, Look]:
-        """Return what the contents `keys` look like, those of them that were seen."""
+    def looks(self, keys: Iterable[bytes], reading: str | None = None) -> dict[bytes, Look]:
+        """Return what the contents `keys` look like as `reading` reads them, those of them that were seen so."""
+        content = {_seen(key, reading): key for key in keys}
         with self._transaction() as db:
-            _want(db, keys)
+            _want(db, content)
             rows = db.execute("SELECT key, width, height, flat FROM looks NATURAL JOIN wanted")
-            return {key: Look(*found) for key, *found in rows if tuple(map(type, found)) == (int, int, float)}
+            return {content[key]: Look(*found) for key, *found in rows if tuple(map(type, found)) == (int, int, float)}
 
-    def remember_looks(self, looks: Mapping[bytes, Look]) -> None:
-        """Keep what contents look like."""
+    def remember_looks(self, looks: Mapping[bytes, Look], reading: str | None = None) -> None:
+        """Keep what contents look like as `reading`, the text of a `records.reading.Reading`, reads them."""
         with self._transaction() as db:
             db.executemany(
                 "INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?)",
-                ((key, found.width, found.height, found.flat) for key, found in looks.items()),
+                ((_seen(key, reading), found.width, found.height, found.flat) for key, found in looks.items()),
             )
             several = ((key, found.pages) for key, found in looks.items() if found.pages > 1)
             db.executemany("INSERT OR REPLACE INTO pages VALUES (?, ?)", several)
 
-    def plain_and_paged(self, root: str) -> tuple[int, int]:
-        """Return how many pictures of a dataset are one colour all over, and how many files have several pages."""
+    def plain_and_paged(self, root: str, reading: str | None = None) -> tuple[int, int]:
+        """Return how many pictures of a dataset are one colour as `reading` reads them, and how many have pages."""
         with self._transaction() as db:
+            db.create_function("seen", 1, lambda key: _seen(key, reading) if isinstance(key, bytes) else None)
+            kinds = ("seen(key) IN (SELECT key FROM looks WHERE flat = 1)", "key IN (SELECT key FROM pages)")
             found = [
-                db.execute(f"SELECT COUNT(*) {_READABLE} AND key IN ({kind})", (_text(root),)).fetchone()[0]
-                for kind in ("SELECT key FROM looks WHERE flat = 1", "SELECT key FROM pages")
+                db.execute(f"SELECT COUNT(*) {_READABLE} AND {kind}", (_text(root),)).fetchone()[0] for kind in kinds
             ]
         return found[0], found[1]
 
@@ -477,6 +479,11 @@ def _want(db: sqlite3.Connection, keys: Iterable[bytes]) -> None:
     db.execute("CREATE TEMP TABLE IF NOT EXISTS wanted (key BLOB PRIMARY KEY) WITHOUT ROWID")
     db.execute("DELETE FROM wanted")
     db.executemany("INSERT OR IGNORE INTO wanted VALUES (?)", ((key,) for key in keys))
+
+
+def _seen(key: bytes, reading: str | None) -> bytes:
+    """Return the key under which it is kept what a content looks like that is read so."""
+    return key if reading is None else hashlib.sha256(key + reading.encode()).digest()
 
 
 def _text(value: str | None) -> bytes | None:
