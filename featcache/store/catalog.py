@@ -378,6 +378,7 @@ class Catalog:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._errors(), self._connection:
+            _put_forged_aside(self._path)  # SQLite looks for a journal each time, too
             if self._identity != _identity_of(self._path):
                 raise CatalogError(
                     f"the catalog {self._path} was moved or replaced while it was in use: run the same command again"

@@ -362,6 +362,20 @@ def test_a_journal_makes_sqlite_delete_no_other_file(run: Run, cache: Path, tmp_
     assert run("fit").code == 0
 
 
+def test_a_journal_put_there_while_a_command_runs_makes_sqlite_delete_no_other_file(
+    cache: Path, photos: Path, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim.txt"
+    victim.write_text("x")
+    with Cache(cache) as opened:
+        rows = opened.catalog.dataset(str(photos))
+        (cache / "catalog.sqlite-journal").write_bytes(hot_journal(cache / "catalog.sqlite", victim))
+        assert opened.catalog.dataset(str(photos)) == rows
+        (cache / "catalog.sqlite-journal").write_bytes(hot_journal(cache / "catalog.sqlite", victim))
+        opened.catalog.save_dataset(str(photos), rows, 1)
+    assert victim.read_text() == "x"
+
+
 @pytest.mark.parametrize("suffix", ["-journal", "-wal", "-shm"])
 @pytest.mark.parametrize("what", ["link", "fifo"])
 def test_what_is_no_file_beside_the_catalog_is_neither_written_nor_waited_for(
