@@ -151,6 +151,11 @@ def opened_text(address: str) -> TextIO:
     return io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
 
 
+def is_undecoded(text: str) -> bool:
+    """Tell whether a text has bytes in it that are not in UTF-8."""
+    return not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
 class Dialect(NamedTuple):
     """How the fields of a CSV are separated, as its first line shows: some spreadsheets write ; or tabs."""
 
@@ -185,6 +190,8 @@ def list_dataset(root: str, labelled: bool, columns: Columns, finder: Finder | N
         raise DatasetError(f"{root} is not a readable CSV file: {error}") from error
     except UnicodeError as error:
         raise DatasetError(f"{root} is not in UTF-16, as its first bytes say: save it as UTF-8 ({error})") from error
+    if undecoded := {item.label for item in items if item.label is not None and is_undecoded(item.label)}:
+        said.append(f"{len(undecoded):,} of the labels not in UTF-8, as {min(undecoded)!r}: save the list as UTF-8")
     if finder and finder.example:
         said.append(
             f"names that are not there as written are looked for below the list, as {' for '.join(finder.example)}"
@@ -267,8 +274,6 @@ def listed(root: str, rows: Iterable[Row], folder: str | None = None, finder: Fi
     for where, path, label, split in rows:
         if not path:
             raise DatasetError(f"{root}, {where}: the path is empty")
-        if label is not None and not label.isascii() and any("\udc80" <= letter <= "\udcff" for letter in label):
-            raise DatasetError(f"{root}, {where}: the label {label!r} is not in UTF-8: save the list as UTF-8")
         check_path(path, f"{root}, {where}")
         address = finder.find(path) if finder is not None else None
         if address is None and scheme(root) not in CONTAINERS:

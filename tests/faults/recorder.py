@@ -123,9 +123,11 @@ class Recorder:
         self._note(kind, node, *old, new[1])
 
     def _unlink(self, path: Any, *, dir_fd: int | None = None) -> None:
+        if dir_fd is not None:
+            path = Path(os.readlink(f"/proc/self/fd/{dir_fd}"), os.fsdecode(path))  # noqa: PTH115
         place = self._place(path)
         if place is None:
-            _os_unlink(path, dir_fd=dir_fd)
+            _os_unlink(path)
             return
         self._live()
         node = self._nodes[os.lstat(path).st_ino]
