@@ -262,6 +262,15 @@ class TestOtherFoldersBeside:
         with pytest.raises(DatasetError, match="name one as SOURCE"):
             discover(make(tmp_path, *names))
 
+    def test_where_nobody_asks_for_labels_all_pictures_are_taken(
+        self, tmp_path: Path, make: Callable[..., Path]
+    ) -> None:
+        names = [f"fold{n}/{label}/{n}{label}.jpg" for n in (1, 2) for label in TWO]
+        assert len(discover(make(tmp_path, *names), labelled=False).items) == 4
+        folder = in_folder(tmp_path / "flat", "a.jpg", "b.jpg")
+        (folder / "labels.csv").write_text("path,label\na.jpg,cat\n")
+        assert set(found(discover(folder, labelled=False))) == {"a.jpg", "b.jpg"}
+
     def test_a_split_whose_pictures_are_flat_has_no_labels(self, tmp_path: Path) -> None:
         train = [f"train/{label}/images/{label}.jpg" for label in TWO]  # as Tiny ImageNet
         dataset = discover(in_folder(tmp_path, *train, "val/images/v.jpg", "val/val_annotations.txt"))

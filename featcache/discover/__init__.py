@@ -187,10 +187,11 @@ def _folder(root: str, tree: Tree, how: _How) -> Dataset:
         return shards_dataset(root, parts, how.columns)
     if kind == ".parquet":
         return table_dataset(root, parts, how.labelled, how.columns)
-    if how.label_from is None and (found := listed_beside(root, tree, how.columns, how.labelled)) is not None:
+    is_listed = how.label_from is None and how.labelled
+    if is_listed and (found := listed_beside(root, tree, how.columns)) is not None:
         return found
     check_no_columns(root, how.columns)
-    return folder_dataset(root, tree, label_from=how.label_from)
+    return folder_dataset(root, tree, label_from=how.label_from, labelled=how.labelled)
 
 
 def _split_in(file: str) -> str | None:

@@ -41,7 +41,7 @@ LABELS = ("label", "labels", "class", "class_name", "classname", "category", "br
 """What the column of labels is called in lists that have more columns than two."""
 
 
-def listed_beside(root: str, tree: Tree, columns: Columns, labelled: bool) -> Dataset | None:
+def listed_beside(root: str, tree: Tree, columns: Columns) -> Dataset | None:
     """Return the dataset of a folder by the lists beside its pictures, `None` of one with class folders or no list.
 
     The pictures lie in the folder itself, or flat in folders in it, and a folder around all is passed through. Raises
@@ -51,7 +51,7 @@ def listed_beside(root: str, tree: Tree, columns: Columns, labelled: bool) -> Da
     folder = tree.root
     while True:
         folders, files = tree.listing(folder)
-        found = _listed_in(root, tree, (folders, files), columns, labelled)
+        found = _listed_in(root, tree, (folders, files), columns)
         if found is not None or len(folders) != 1 or any(looks_like_picture(name) for name, _ in files):
             return found
         folder = folders[0][1]
@@ -78,7 +78,7 @@ def named_list(root: str, labelled: bool, columns: Columns) -> Dataset:
     return list_dataset(root, labelled, columns)
 
 
-def _listed_in(root: str, tree: Tree, listing: Listing, columns: Columns, labelled: bool) -> Dataset | None:
+def _listed_in(root: str, tree: Tree, listing: Listing, columns: Columns) -> Dataset | None:
     folders, files = listing
     if any(holds_files(tree, path) for _, folder in folders for _, path in tree.glance(folder).folders):
         return None
@@ -108,7 +108,7 @@ def _listed_in(root: str, tree: Tree, listing: Listing, columns: Columns, labell
                 f"{root} has several lists of its pictures ({some(names)}): name the one that counts as SOURCE"
             )
         found = [(word[0], *each[1:]) for word, each in zip(words, found, strict=True) if word]
-    parts = [(split, list_dataset(address, labelled, known, finder)) for split, address, finder, known in found]
+    parts = [(split, list_dataset(address, True, known, finder)) for split, address, finder, known in found]
     items = [replace(item, split=item.split or split) for split, part in parts for item in part.items]
     said = [
         f"labels from {tree.name(address)}"

@@ -36,16 +36,18 @@ class _Layout(NamedTuple):
     are_splits_below: bool = False
 
 
-def folder_dataset(root: str, tree: Tree, said: Sequence[str] = (), label_from: str | None = None) -> Dataset:
+def folder_dataset(
+    root: str, tree: Tree, said: Sequence[str] = (), label_from: str | None = None, labelled: bool = True
+) -> Dataset:
     """Return the dataset named `root` whose folders are classes, splits of classes, classes of splits, or none.
 
     A folder around all others is passed through. `said` is to be said of the dataset besides. With `label_from` the
     labels are what this expression finds in the path of each file. Raises `DatasetError` where folders could be either,
-    and where nothing is found.
+    unless nobody asks for labels, and where nothing is found.
     """
     if label_from is not None:
-        labelled, found = _from_names(root, tree, label_from)
-        return Dataset(root, labelled, (*found, *said), skipped=tree.skipped)
+        named, found = _from_names(root, tree, label_from)
+        return Dataset(root, named, (*found, *said), skipped=tree.skipped)
     inside: list[str] = []
     level = _enter(tree, inside)
     notices = [*_left_out(level)]
@@ -65,8 +67,13 @@ def folder_dataset(root: str, tree: Tree, said: Sequence[str] = (), label_from: 
     if files:
         left_out = some([name for name, _ in files])
         notices.append(f"{count(files, 'file')} beside the class folders left out: {left_out}")
-    folders = _without_copies(root, tree, folders, notices)
-    layout = _layout(root, tree, folders, notices)
+    layout = _Layout()
+    try:
+        folders = _without_copies(root, tree, folders, notices)
+        layout = _layout(root, tree, folders, notices)
+    except DatasetError:
+        if labelled:
+            raise
     items: list[Item] = []
     beside: list[str] = []
     for name, path in folders:

@@ -37,10 +37,10 @@ def archive_or_shard(
         return shards_dataset(root, [(root, None)], columns)
     kind = "zip" if isinstance(found, ZipArchive) else "tar"
     tree = NamesTree(found.names, f"{kind}://", f"{CHAIN}{root}")
-    if label_from is None and (listed := listed_beside(root, tree, columns, labelled)) is not None:
+    if label_from is None and labelled and (listed := listed_beside(root, tree, columns)) is not None:
         return replace(listed, notices=(*listed.notices, *_said(found)))
     check_no_columns(root, columns)
-    return folder_dataset(root, tree, _said(found), label_from)
+    return folder_dataset(root, tree, _said(found), label_from, labelled)
 
 
 def shards_dataset(root: str, parts: Parts, columns: Columns) -> Dataset:
