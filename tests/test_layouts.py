@@ -269,7 +269,7 @@ class TestOtherFoldersBeside:
         assert len(discover(make(tmp_path, *names), labelled=False).items) == 4
         folder = in_folder(tmp_path / "flat", "a.jpg", "b.jpg")
         (folder / "labels.csv").write_text("path,label\na.jpg,cat\n")
-        assert set(found(discover(folder, labelled=False))) == {"a.jpg", "b.jpg"}
+        assert set(found(discover(folder, labelled=False))) == {"a.jpg", "b.jpg", "labels.csv"}
 
     def test_a_split_whose_pictures_are_flat_has_no_labels(self, tmp_path: Path) -> None:
         train = [f"train/{label}/images/{label}.jpg" for label in TWO]  # as Tiny ImageNet

@@ -42,12 +42,14 @@ def folder_dataset(
     """Return the dataset named `root` whose folders are classes, splits of classes, classes of splits, or none.
 
     A folder around all others is passed through. `said` is to be said of the dataset besides. With `label_from` the
-    labels are what this expression finds in the path of each file. Raises `DatasetError` where folders could be either,
-    unless nobody asks for labels, and where nothing is found.
+    labels are what this expression finds in the path of each file. Where nobody asks for labels, all files are taken.
+    Raises `DatasetError` where folders could be either, and where nothing is found.
     """
     if label_from is not None:
         named, found = _from_names(root, tree, label_from)
         return Dataset(root, named, (*found, *said), skipped=tree.skipped)
+    if not labelled:
+        return Dataset(root, tuple(Item(a) for a in tree.files(tree.root)), tuple(said), skipped=tree.skipped)
     inside: list[str] = []
     level = _enter(tree, inside)
     notices = [*_left_out(level)]
@@ -67,13 +69,8 @@ def folder_dataset(
     if files:
         left_out = some([name for name, _ in files])
         notices.append(f"{count(files, 'file')} beside the class folders left out: {left_out}")
-    layout = _Layout()
-    try:
-        folders = _without_copies(root, tree, folders, notices)
-        layout = _layout(root, tree, folders, notices)
-    except DatasetError:
-        if labelled:
-            raise
+    folders = _without_copies(root, tree, folders, notices)
+    layout = _layout(root, tree, folders, notices)
     items: list[Item] = []
     beside: list[str] = []
     for name, path in folders:
