@@ -265,6 +265,8 @@ def kind_of(name: str, first: Any, args: tuple[Any, ...]) -> str:
         return MERGED if Path(first).name.startswith("seg-") else ""
     if name == "Path.open":
         return "open" if set("".join(args[:1])) & set("wax+") else ""
+    if name == "open" and args[0] & os.O_NOFOLLOW and args[0] & os.O_DIRECTORY:  # the folder that it is removed from
+        return MERGED
     if name == "open":  # to write, or to make names durable
         return "open" if args[0] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_DIRECTORY) else ""
     return name
@@ -278,6 +280,8 @@ def watched(folder: Path, fail: Call | None = None, code: int = 0) -> Iterator[l
     def watch(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(first: Any, *args: Any, **options: Any) -> Any:
             path = Path(f"/proc/self/fd/{first}").readlink() if isinstance(first, int) else Path(first)
+            if (below := options.get("dir_fd")) is not None:
+                path = Path(f"/proc/self/fd/{below}").readlink() / path
             kind = kind_of(name, first, args)
             if kind and path.is_relative_to(folder):
                 seen.append((kind, sum(other == kind for other, _ in seen)))
