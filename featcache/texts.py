@@ -34,6 +34,11 @@ def flaw(text: str, longest: int = LONGEST) -> str | None:
     return None
 
 
+def is_undecoded(text: str) -> bool:
+    """Tell whether a text has bytes in it that are not in UTF-8."""
+    return not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
 def flaw_of_names(names: Any) -> str | None:
     """Return why the names of classes cannot be kept, in a few words; `None` where they can."""
     if not isinstance(names, Sequence) or isinstance(names, str):

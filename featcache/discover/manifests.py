@@ -27,7 +27,7 @@ from featcache.sources import exists, read
 from featcache.sources.addresses import CONTAINERS, folder_of, is_remote, joined, name_of, scheme
 from featcache.sources.containers import opened
 from featcache.sources.remote import LIST_SECONDS
-from featcache.texts import LONGEST
+from featcache.texts import LONGEST, is_undecoded
 
 LONGEST_PATH = 4096
 MOST_LOOKED_AT = 2_000_000
@@ -149,11 +149,6 @@ def opened_text(address: str) -> TextIO:
     if first in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return io.TextIOWrapper(file, "utf-16", newline="")
     return io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-
-
-def is_undecoded(text: str) -> bool:
-    """Tell whether a text has bytes in it that are not in UTF-8."""
-    return not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
 class Dialect(NamedTuple):

@@ -13,6 +13,7 @@ from zlib import crc32
 from featcache.errors import DatasetError, DatasetNotFoundError, PictureError
 from featcache.sources.containers import Bytes, opened
 from featcache.sources.local import check_size
+from featcache.texts import is_undecoded
 
 MOST_COMPRESSED = 200
 BOMB_BYTES = 2**24
@@ -138,7 +139,7 @@ class TarArchive:
         self.names: Mapping[str, str] | Sequence[str] = (
             list(self._places) if encoding is None else {self._meant(name, encoding): name for name in self._places}
         )
-        self.unsure = None if encoding else next((name for name in self._places if not _is_text(name)), None)
+        self.unsure = None if encoding else next((name for name in self._places if is_undecoded(name)), None)
 
     def _meant(self, name: str, encoding: str) -> str:
         """Return a name as it is meant; raises `DatasetError` where it is not in that encoding."""
@@ -203,11 +204,6 @@ def _is_utf8(raw: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _is_text(name: str) -> bool:
-    """Tell whether a name could be decoded."""
-    return name.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in name)
 
 
 def _is_link(entry: zipfile.ZipInfo) -> bool:

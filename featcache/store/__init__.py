@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -303,9 +304,11 @@ def _put_others_aside(folder: Path) -> None:
     wrong = [path for path in folders if path.exists() and not path.is_dir()]
     segments = (folder / "segments").glob("*") if (folder / "segments").is_dir() else ()
     files = [folder / ".lock", *(path / name for path in segments for name in ("spec.json", ".compact.lock"))]
-    for name in ("cells", "backbones", "shares"):
-        files += (folder / name).glob("*.json")
     wrong += [path for path in files if path.is_dir()]
+    for name in ("cells", "backbones", "shares"):  # of a grid there may be very many, which are not asked one by one
+        if (folder / name).is_dir():
+            with os.scandir(folder / name) as entries:
+                wrong += [Path(entry.path) for entry in entries if entry.is_dir() and entry.name.endswith(".json")]
     for path in dict.fromkeys(wrong):
         name = f"{path.name}.{time.time_ns()}"
         kept = folder / name if path.name == "bad" else folder / "bad" / name

@@ -74,21 +74,25 @@ def with_network(seeded_weights: Path, *args: str | Path) -> list[str | Path]:
 # --- the dataset that was asked for ---
 
 
-def test_a_command_keeps_to_its_dataset_while_another_is_extracted(
-    sets: dict[str, Path], seeded_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The other extraction is put between the command's own and what it does with it."""
+def extract_after_each(monkeypatch: pytest.MonkeyPatch, source: Path, options: featcache.Options) -> None:
+    """Put another extraction between a command's own and what the command does with it."""
     from featcache.api import experiment
 
-    options = featcache.Options(backbone="resnet18", weights=seeded_weights, cache=tmp_path / "cache")
     real = experiment.extract_in_hand
 
     def extract_and_more(*args: object, **kwargs: object) -> object:
         found = real(*args, **kwargs)  # type: ignore[arg-type]
-        featcache.extract(sets["B"], options)
+        featcache.extract(source, options)
         return found
 
     monkeypatch.setattr(experiment, "extract_in_hand", extract_and_more)
+
+
+def test_a_command_keeps_to_its_dataset_while_another_is_extracted(
+    sets: dict[str, Path], seeded_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = featcache.Options(backbone="resnet18", weights=seeded_weights, cache=tmp_path / "cache")
+    extract_after_each(monkeypatch, sets["B"], options)
     said = [
         featcache.fit(sets["A"], head="centroid", options=options).dataset,
         featcache.compare(sets["A"], ("centroid",), n_seeds=1, options=options).setting.dataset,
@@ -103,19 +107,8 @@ def test_a_command_keeps_to_its_dataset_while_another_is_extracted(
 def test_a_command_keeps_to_its_labels_while_the_folder_is_extracted_with_others(
     sets: dict[str, Path], seeded_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out_of_core: bool
 ) -> None:
-    """The extraction with the other labels ends between the command's own and what it does with it."""
-    from featcache.api import experiment
-
     options = featcache.Options(backbone="resnet18", weights=seeded_weights, cache=tmp_path / "cache")
-    others = replace(options, label_from="([02468])[.]png$")
-    real = experiment.extract_in_hand
-
-    def extract_and_more(*args: object, **kwargs: object) -> object:
-        found = real(*args, **kwargs)  # type: ignore[arg-type]
-        featcache.extract(sets["A"], others)
-        return found
-
-    monkeypatch.setattr(experiment, "extract_in_hand", extract_and_more)
+    extract_after_each(monkeypatch, sets["A"], replace(options, label_from="([02468])[.]png$"))
     kept = replace(options, label_from=f"({'|'.join(TINTS)})/")
     expected = {item.label for item in discover(sets["A"]).items}
     assert featcache.fit(sets["A"], head="logreg", options=kept, out_of_core=out_of_core).n_classes == len(expected)
