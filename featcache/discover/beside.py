@@ -82,17 +82,26 @@ def _listed_in(root: str, tree: Tree, listing: Listing, columns: Columns) -> Dat
     folders, files = listing
     if any(holds_files(tree, path) for _, folder in folders for _, path in tree.glance(folder).folders):
         return None
-    flat = [(name, tree.listing(path)) for name, path in folders]
-    pictures = [address for name, address in files if looks_like_picture(name)]
-    pictures += [address for _, (_, inside) in flat for name, address in inside if looks_like_picture(name)]
+    # most folders hold classes, and no list that would have their pictures looked through
+    inside_of = {
+        name: tree.listing(path)[1]
+        for name, path in folders
+        if exact_split(name) or tree.glance(path).kind != "pictures"
+    }
+    if not any(_may_list(name) for listed in (files, *inside_of.values()) for name, _ in listed):
+        return None
+    flat = [(name, inside_of[name] if name in inside_of else tree.listing(path)[1]) for name, path in folders]
+    pictures = [address for _, inside in (("", files), *flat) for name, address in inside if looks_like_picture(name)]
     if not pictures:
         return None
     lists: list[tuple[str | None, str, Finder]] = []
     finder = Finder(tree.root, pictures, tree)
-    for name, (_, inside) in [("", ([], files)), *flat]:
+    for name, inside in (("", files), *flat):
         own = [address for each, address in inside if looks_like_picture(each)]
         split = exact_split(name) if own else None
         for each, address in inside:
+            if not _may_list(each):
+                continue
             if split is not None and _stem(each) in ("metadata", "_classes"):
                 lists.append((split, address, Finder(tree.root, own, tree)))
             elif (not name or not own) and "submission" not in _stem(each):
@@ -122,6 +131,11 @@ def _listed_in(root: str, tree: Tree, listing: Listing, columns: Columns) -> Dat
     return Dataset(root, tuple(items), tuple(notices), skipped=tree.skipped)
 
 
+def _may_list(name: str) -> bool:
+    """Tell whether a file may list pictures by its name."""
+    return Path(name).suffix.lower() in (*LISTS, ".json", ".xml")
+
+
 def _stem(name: str) -> str:
     return Path(name).stem.lower()
 
@@ -132,7 +146,7 @@ def _columns(address: str, finder: Finder, columns: Columns) -> Columns | None:
     Only files that name pictures beside them are lists. Raises `DatasetError` where the label in one cannot be told.
     """
     suffix = Path(name_of(address)).suffix.lower()
-    if suffix not in (*LISTS, ".json", ".xml"):
+    if not _may_list(name_of(address)):
         return None
     try:
         with opened_text(address) as file:
