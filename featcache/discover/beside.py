@@ -10,9 +10,8 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from featcache.discover.folders import count, some
 from featcache.discover.labels import Columns
-from featcache.discover.levels import holds_files
+from featcache.discover.levels import count, holds_files, some
 from featcache.discover.manifests import (
     LISTS,
     PATHS,

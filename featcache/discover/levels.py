@@ -134,3 +134,18 @@ def _words(name: str) -> set[str]:
     words = {word.lower() for word in _WORD.findall(name)}
     split = worded_split(name)
     return words if split is None else (set(split[1]) or words & _PICTURES)
+
+
+def be(things: Sequence[object]) -> str:
+    """Return `is` or `are`."""
+    return "is" if len(things) == 1 else "are"
+
+
+def count(things: Sequence[object], noun: str, plural: str | None = None) -> str:
+    """Return how many things there are, in words."""
+    return f"{len(things):,} {noun if len(things) == 1 else plural or noun + 's'}"
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """Return the first few names."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

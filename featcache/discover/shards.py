@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from featcache.discover.beside import listed_beside
-from featcache.discover.folders import count, folder_dataset, some
+from featcache.discover.folders import folder_dataset
 from featcache.discover.labels import Columns, Labels, check_no_columns
+from featcache.discover.levels import count, some
 from featcache.discover.litter import is_skipped
 from featcache.discover.tables import Parts
 from featcache.discover.trees import NamesTree, looks_like_picture

@@ -78,6 +78,10 @@ class Tree(Protocol):
         """Return the path of a file below the root that the tree was made with, with slashes."""
         ...
 
+    def folder_name(self, folder: str) -> str:
+        """Return the path of a folder below that root, with slashes."""
+        ...
+
     def files(self, folder: str) -> Iterator[str]:
         """Yield the addresses of all files below a folder."""
         ...
@@ -135,6 +139,10 @@ class LocalTree:
         """Return the path of a file below the root that the tree was made with, with slashes."""
         inside = address.removeprefix(self._top.rstrip("/") + "/")
         return inside if inside != address else os.path.relpath(address, self._top)
+
+    def folder_name(self, folder: str) -> str:
+        """Return the path of a folder below that root, with slashes."""
+        return self.name(folder)
 
     def _listing(self, folder: str) -> Listing:
         folders, files = [], []
@@ -216,6 +224,10 @@ class NamesTree:
         """Return the path of a file below the root that the tree was made with, with slashes."""
         name = address[len(self._before) : len(address) - len(self._after)]
         return self._meant.get(name, name)
+
+    def folder_name(self, folder: str) -> str:
+        """Return the path of a folder below the root, which is how it is called here."""
+        return folder
 
     def glance(self, folder: str) -> Glance:
         """Return what is in a folder."""
