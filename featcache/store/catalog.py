@@ -135,7 +135,8 @@ class Catalog:
         """Return how many pictures of a dataset are one colour as `reading` reads them, and how many have pages."""
         with self._transaction() as db:
             db.create_function("seen", 1, lambda key: _seen(key, reading) if isinstance(key, bytes) else None)
-            kinds = ("seen(key) IN (SELECT key FROM looks WHERE flat = 1)", "key IN (SELECT key FROM pages)")
+            seen = "key" if reading is None else "seen(key)"  # which asks Python once a picture
+            kinds = (f"{seen} IN (SELECT key FROM looks WHERE flat = 1)", "key IN (SELECT key FROM pages)")
             found = [
                 db.execute(f"SELECT COUNT(*) {_READABLE} AND {kind}", (_text(root),)).fetchone()[0] for kind in kinds
             ]
