@@ -21,6 +21,7 @@ from input_kinds import arrow_table, member
 from PIL import Image
 
 from featcache.discover import discover
+from featcache.discover.trees import LocalTree
 from featcache.errors import DatasetError, UsageError
 from featcache.records import Dataset
 from featcache.sources import read
@@ -799,6 +800,19 @@ class TestLists:
         folder = self.listed(tmp_path, "list.txt", "a 1 1 1\nb 2 1 1\n")  # as the Oxford pets
         with pytest.raises(DatasetError, match="no such file"):
             discover(folder / "list.txt")
+
+    @pytest.mark.parametrize("header", ["path,label", "label,path"])
+    def test_of_a_list_that_names_its_columns_and_pictures_no_folder_is_looked_through(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str
+    ) -> None:
+        rows = ["img/a.jpg,cat", "img/b.jpg,dog"] if header == "path,label" else ["cat,img/a.jpg", "dog,img/b.jpg"]
+        folder = self.listed(tmp_path, "labels.csv", "\n".join([header, *rows]))
+
+        def refuse(*_: object) -> None:
+            raise AssertionError("a folder was looked through")
+
+        monkeypatch.setattr(LocalTree, "listing", refuse)
+        assert found(discover(folder / "labels.csv")) == self.CAT_AND_DOG
 
     def test_backslashes_in_paths(self, tmp_path: Path) -> None:
         folder = self.listed(tmp_path, "labels.csv", "path,label\nimg\\a.jpg,cat\nimg\\b.jpg,dog\n")

@@ -20,6 +20,7 @@ from featcache.discover.manifests import (
     dialect_of,
     is_flag,
     is_found,
+    is_picture,
     list_dataset,
     opened_text,
     path_and_label,
@@ -170,7 +171,7 @@ def _columns(address: str, finder: Finder, columns: Columns) -> Columns | None:
         return None
     if len(rows) < 2 or not rows[0]:
         return {} if suffix == ".tsv" and rows and rows[0] and finder.find(rows[0][0]) else None
-    if is_found(finder, rows[0][0]):
+    if is_picture(finder, rows[0][0]):
         if suffix == ".tsv" or len(rows[0]) == 2:
             return {}
         raise _unknown(address, "its first line names no columns: write path,label above it")

@@ -123,6 +123,11 @@ def _splits(name: str) -> set[str]:
     return {worded[0] for part in above if (worded := worded_split(part)) is not None}
 
 
+def is_picture(finder: Finder, cell: str) -> bool:
+    """Tell whether the first cell of a list names a picture; what columns are called is not looked for in folders."""
+    return cell.strip().lower() not in (*PATHS, *LABELS) and is_found(finder, cell)
+
+
 def is_found(finder: Finder, cell: str) -> bool:
     """Tell whether a cell names a picture, or several."""
     try:
@@ -271,10 +276,10 @@ def listed(root: str, rows: Iterable[Row], folder: str | None = None, finder: Fi
             raise DatasetError(f"{root}, {where}: the path is empty")
         check_path(path, f"{root}, {where}")
         address = finder.find(path) if finder is not None else None
-        if address is None and scheme(root) not in CONTAINERS:
+        if address is None:
             address = joined(above, path)
-        if address is None or not exists(address):
-            raise DatasetNotFoundError(f"{root}, {where}: no such file: {path} (paths are relative to {base})")
+            if scheme(root) in CONTAINERS or not exists(address):
+                raise DatasetNotFoundError(f"{root}, {where}: no such file: {path} (paths are relative to {base})")
         item = Item(address, label, split)
         first, known = seen.setdefault(address, (where, item))
         if known is item:
@@ -312,7 +317,7 @@ def _rows(
     first = next(lines, "")
     dialect = dialect_of(first)
     names = next(csv.reader([first], **dialect._asdict()), []) if not columns else []
-    has_no_names = len(names) == 2 and finder is not None and is_found(finder, names[0])
+    has_no_names = len(names) == 2 and finder is not None and is_picture(finder, names[0])
     rows = csv.DictReader(
         chain([first], lines), ["path", "label"] if has_no_names else None, strict=True, **dialect._asdict()
     )
@@ -347,9 +352,11 @@ def _rows(
         where = f"line {rows.line_num}"
         said = f"{root}, {where}"
         for name in list(others):
-            others[name].add(str(exact_split(str(row.get(name)).strip())))
-            if "None" in others[name]:
+            other_split = exact_split(str(row.get(name)).strip())
+            if other_split is None:
                 del others[name]
+            else:
+                others[name].add(other_split)
         if None in row:
             n, most = len(rows.fieldnames or ()) + len(row[None]), len(rows.fieldnames or ())
             raise DatasetError(
