@@ -17,14 +17,15 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, fe
 
 from featcache.augment import draw
 from featcache.bounds import MAX_PIXELS, Asked, bounded, check_exif, check_opened, check_scans
+from featcache.channels import layout_asked, positions_of
 from featcache.dicom import frames_of, is_dicom
-from featcache.directories import page_of
+from featcache.directories import entries_of, page_of
 from featcache.errors import PictureError, UsageError
 from featcache.frames import frame_image
 from featcache.layout import check_no_raw, is_tiff, layout_of
 from featcache.raster import by_range, image_of, is_asked_of
 from featcache.records import ORIGINAL, Look, Preprocess, is_drawn
-from featcache.records.reading import Reading
+from featcache.records.reading import ALL, Reading
 from featcache.resize import resize
 
 LARGE_PIXELS = 2**25
@@ -57,6 +58,11 @@ MAX_ASPECT = 256
 """Beyond this ratio of its edges only the part of a picture that the crop keeps is resized."""
 
 LOOKED_AT = 32
+MAX_TAKEN = 1_000
+MAX_GONE_THROUGH = 2**24
+MAX_PIXELS_OF_PAGES = 2**30
+"""So many pages of a file are taken, with so many entries to go through in all, and so many pixels."""
+
 SAME_COLOUR = 12
 """A picture is looked at in so many pixels a side; colours no further apart than this in any channel are the same."""
 
@@ -86,9 +92,10 @@ def decode(
 ) -> Pixels:
     """Decode a picture file's bytes to the (crop, crop, 3) uint8 RGB array that the backbone normalises.
 
-    EXIF orientation is applied first; transparency is laid over white; of an animation the first frame is taken; the
-    view is made last. With `draft` a large JPEG is decoded in fewer pixels, see `records.DRAFT`; `reading` is the text
-    of a `records.reading.Reading`. Raises `PictureError` with the reason in one line.
+    EXIF orientation is applied first; transparency is laid over white; of an animation, and of pages that are all
+    asked for, the first is taken; the view is made last. With `draft` a large JPEG is decoded in fewer pixels, see
+    `records.DRAFT`; `reading` is the text of a `records.reading.Reading`. Raises `PictureError` with the reason in one
+    line.
     """
     return decode_views(data, preprocess, [view], draft=draft, reading=reading)[0]
 
@@ -104,19 +111,49 @@ def decode_views(
 
 def decode_and_look(
     data: bytes, preprocess: Preprocess, views: Sequence[str], *, draft: bool = False, reading: str | None = None
-) -> tuple[list[Pixels], Look]:
-    """Decode a picture file's bytes once, as `decode_views` does, and return what it looks like too."""
+) -> tuple[list[list[Pixels]], Look]:
+    """Decode a picture file's bytes once, and return the arrays of its views for each page, and what it looks like.
 
-    def both(image: Image.Image, size: tuple[int, int]) -> tuple[list[Pixels], Look]:
-        return crops(image, preprocess, views, data), replace(_look(image, size), pages=_pages(data))
+    Where `reading` does not ask for all pages there is one, as `decode_views` returns it. Raises `PictureError`.
+    """
+    asked = Reading.of(reading)
+    n_pages = _pages(data, asked)
+    pages = range(1, n_pages + 1) if asked.page == ALL else [asked.first]
+    if len(pages) > 1:
+        _check_pages(data, len(pages))
+    found: list[list[Pixels]] = []
+    looks: list[Look] = []
 
-    return _opened(data, preprocess.resize if draft else None, both, reading)
+    def both(image: Image.Image, size: tuple[int, int]) -> None:
+        found.append(crops(image, preprocess, views, data))
+        looks.append(replace(_look(image, size), pages=n_pages))
+
+    for page in pages:
+        _opened(data, preprocess.resize if draft else None, both, replace(asked, page=page).text)
+        if sum(seen.width * seen.height for seen in looks) > MAX_PIXELS_OF_PAGES:
+            raise PictureError(
+                f"more than {MAX_PIXELS_OF_PAGES:,} pixels in the first {page:,} of {n_pages:,} pages: take one of them"
+            )
+    return found, replace(looks[0], flat=min(seen.flat for seen in looks))
 
 
-def _pages(data: bytes) -> int:
-    if is_dicom(data):
-        return frames_of(data)
-    return layout_of(data).pages if is_tiff(data) else 1
+def _pages(data: bytes, reading: Reading) -> int:
+    """Return how many pages a file has that are pictures, those that are channels of one counted once."""
+    try:
+        if is_dicom(data):
+            return frames_of(data)
+        if not is_tiff(data):
+            return 1
+        return len(positions_of(data) if reading.channels else ()) or layout_of(data, is_chosen=True).pages
+    except PictureError:
+        return 1  # decoding it says what is wrong
+
+
+def _check_pages(data: bytes, n_pages: int) -> None:
+    """Raise `PictureError` where to find each of the pages would take too long: all directories are gone through."""
+    entries = n_pages if is_dicom(data) else entries_of(data)
+    if n_pages > MAX_TAKEN or n_pages * entries > MAX_GONE_THROUGH:
+        raise PictureError(f"{n_pages:,} pages, of which at most {MAX_TAKEN:,} are all taken: take one of them")
 
 
 def look(data: bytes, reading: str | None = None) -> Look:
@@ -230,11 +267,11 @@ def identified(data: bytes, reading: Reading = Reading()) -> Image.Image:  # noq
         check_opened(opened, file)
         return opened
     if is_tiff(data):
-        layout = layout_of(data, reading.page, is_chosen=bool(reading.channels))
+        layout, reading = layout_asked(data, reading)
         if not layout.is_pillows or is_asked_of(reading, layout):
             return image_of(data, layout, reading)
-        if reading.page > 1:
-            file = Asked(page_of(data, reading.page))
+        if reading.first > 1:
+            file = Asked(page_of(data, reading.first))
     check_no_raw(data)
     if data.startswith(_EPS):
         raise PictureError("EPS is a program, not a photograph: convert it")

@@ -136,6 +136,11 @@ def _number(data: bytes, at: int, kind: str) -> int:
     return found
 
 
+def entries_of(data: bytes) -> int:
+    """Return how many entries all directories of a TIFF have; raises `PictureError`."""
+    return sum(_number(data, each.at, each.order + ("Q" if each.is_big else "H")) for each in directories_of(data))
+
+
 def is_full(data: bytes, directory: Directory) -> bool:
     """Tell whether a page is no thumbnail, lower resolution or mask of another one."""
     return not directory.number(data, 254, 0) & 5

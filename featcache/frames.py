@@ -31,7 +31,7 @@ _NO_COLOUR = np.array([0, 128, 128], np.float32)[:, None, None]
 
 def frame_image(data: bytes, reading: Reading = Reading()) -> Image.Image:  # noqa: B008 - it is frozen
     """Decode a frame of a DICOM file to a picture in grey or RGB; raises `PictureError`."""
-    header = header_of(data, reading.page)
+    header = header_of(data, reading.first)
     _check(header, reading)
     numbers = _numbers(header)
     if header.samples == 3:

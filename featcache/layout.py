@@ -233,7 +233,7 @@ def layout_of(data: bytes, page: int = 1, *, is_chosen: bool = False) -> Layout:
         height=height,
         bits=bits,
         stored=_stored(bits, compression, counts, width * (1 if planes else samples), height, is_tiled, down),
-        top=_top(data, first, bits),
+        top=_top(data, first if 270 in first.entries else directories[0], first, bits),
         samples=samples,
         extra=first.numbers(data, 338),
         format=of(data, 339, WHOLE),
@@ -319,12 +319,15 @@ def _stored(
     return bits
 
 
-def _top(data: bytes, first: Directory, bits: int) -> int:
-    """Return the number that is white: the largest one, or of 16 bits what the file says that its camera has."""
+def _top(data: bytes, described: Directory, first: Directory, bits: int) -> int:
+    """Return the number that is white: the largest one, or of 16 bits what the file says that its camera has.
+
+    Of all pages it is said in the description of the first.
+    """
     if bits != 16:
         return 2**bits - 1 if 0 < bits <= 64 else 1
     stated = set(first.numbers(data, 281)) if 281 in first.entries else set()
-    description = first.entries.get(270)
+    description = described.entries.get(270)
     if description is not None and description.kind == 2:
         text = data[description.place : description.place + min(description.values, 2**16)]
         found = _SIGNIFICANT.search(text)

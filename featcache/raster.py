@@ -123,6 +123,8 @@ def _of_channels(layout: Layout, channels: tuple[int, ...]) -> Layout:
         raise PictureError(f"TIFF of {layout.samples} channels, from 0 on, which has no channel {max(channels)}")
     if layout.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK):
         raise PictureError(f"TIFF of photometric interpretation {layout.photometric}, of which no channel can be taken")
+    if len(channels) == 3 and layout.photometric == WHITE_IS_ZERO:
+        raise PictureError("TIFF of channels in which 0 is white, of which no colours can be made: take one channel")
     kind = RGB if len(channels) == 3 else WHITE_IS_ZERO if layout.photometric == WHITE_IS_ZERO else BLACK_IS_ZERO
     return replace(layout, photometric=kind, extra=())
 

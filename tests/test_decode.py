@@ -733,7 +733,7 @@ class TestLook:
 
     def test_noise_is_not_flat_and_pixels_are_those_of_decode(self) -> None:
         data = encoded(Image.fromarray(noise(96, 96)))
-        pixels, found = decode_and_look(data, AS_IT_IS, ["original", "flip"])
+        (pixels,), found = decode_and_look(data, AS_IT_IS, ["original", "flip"])
         assert found.flat < 0.2
         np.testing.assert_array_equal(pixels[0], decode(data, AS_IT_IS))
         np.testing.assert_array_equal(pixels[1], decode(data, AS_IT_IS)[:, ::-1])

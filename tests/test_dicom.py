@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from featcache.decode import decode, identified, look, to_rgb
+from featcache.decode import decode, decode_and_look, identified, look, to_rgb
 from featcache.errors import PictureError
 from featcache.records import Preprocess
 from featcache.records.reading import Reading
@@ -465,3 +465,15 @@ def test_files_with_and_without_a_suffix_are_found_in_folders_and_archives_and_f
     other = run("extract", "scans", *LITE0, "--range", "0,100", "--json").json
     assert other["computed"] == 2
     assert content_key(one) != content_key(one[:-1])
+
+
+def test_of_all_frames_each_is_decoded_and_one_that_is_broken_makes_the_file_unreadable() -> None:
+    frames = np.stack([RAMP[::-1], RAMP, RAMP[:, ::-1]]).astype(np.uint8)
+    data = written(dataset(frames, frames=3))
+    steps = Preprocess(8, 8, "nearest", (0, 0, 0), (1, 1, 1))
+    pages, seen = decode_and_look(data, steps, ["original"], reading="page all")
+    assert seen.pages == 3
+    for number, (page,) in enumerate(pages, start=1):
+        assert (page == decode(data, steps, reading=f"page {number}")).all()
+    with pytest.raises(PictureError):
+        decode_and_look(data[: -RAMP.size], steps, ["original"], reading="page all")

@@ -26,6 +26,7 @@ LAYERS = [
     "sealed",
     "directories",
     "layout",
+    "channels",
     "dicom",
     "sources",
     "resize",

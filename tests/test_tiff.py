@@ -20,7 +20,7 @@ from PIL import Image
 from tiff_layouts import HEIGHT, WIDTH, Layout, Page, file, layouts, pixels_of, samples_of, written
 
 from featcache.api import Options, extract
-from featcache.decode import decode, look, to_rgb
+from featcache.decode import decode, decode_and_look, look, to_rgb
 from featcache.errors import DatasetError, PictureError, UsageError
 from featcache.records import Preprocess
 from featcache.records.reading import Reading
@@ -411,7 +411,13 @@ def test_what_makes_no_sense_of_tiff_files_is_wrong_usage(text: str) -> None:
 
 
 def test_what_is_said_of_tiff_files_is_read_back_as_it_was() -> None:
-    for said in (Reading(), Reading((-0.1, 1e9), (2, 0, 1), 3), Reading("percentile"), Reading(None, (4,))):
+    for said in (
+        Reading(),
+        Reading((-0.1, 1e9), (2, 0, 1), 3),
+        Reading("percentile"),
+        Reading(None, (4,)),
+        Reading(page="all"),
+    ):
         assert Reading.of(said.text) == said
 
 
@@ -448,7 +454,176 @@ def test_what_pictures_look_like_is_kept_for_each_range(tmp_path: Path, run: Cal
     assert plain == [3, 0, 3]
 
 
-def test_all_pages_are_refused_by_name(run: Callable[..., Any]) -> None:
-    found = run("extract", "photos", *LITE0, "--pages", "all")
-    assert found.code == 2
-    assert "a file is one picture" in found.err
+def ome(values: Pixels, axes: str, **more: Any) -> bytes:
+    """Return a stack as tifffile writes OME-TIFF, in the order of its axes."""
+    return by_tifffile(values, ome=True, photometric="minisblack", metadata={"axes": axes}, **more)
+
+
+def described(text: str, pages: int = 4) -> bytes:
+    """Return a TIFF of grey pages whose first one has this description."""
+    out = io.BytesIO()
+    with tifffile.TiffWriter(out) as writer:
+        for page in range(pages):
+            options: dict[str, Any] = {"description": text} if page == 0 else {}
+            writer.write(CHANNELS[page % 4], photometric="minisblack", metadata=None, **options)
+    return out.getvalue()
+
+
+STACK = np.stack([CHANNELS, CHANNELS[::-1], 255 - CHANNELS])  # depths of four channels
+
+
+@pytest.mark.parametrize("compression", [None, "lzw"])
+@pytest.mark.parametrize("axes", ["ZCYX", "CZYX", "TCYX", "CTYX"])
+def test_channels_that_are_pages_are_planes_of_one_picture_as_ome_xml_says(axes: str, compression: Any) -> None:
+    data = ome(STACK if axes[1] == "C" else np.swapaxes(STACK, 0, 1), axes, compression=compression)
+    for depth in range(3):
+        for channels in ((3, 0, 1), (2, 2, 0)):
+            said = f"channels {','.join(map(str, channels))}; page {depth + 1}"
+            expected = np.moveaxis(STACK[depth][list(channels)], 0, 2)
+            assert (stored(data, (96, 64), said) == expected).all(), (axes, said)
+        assert (stored(data, (96, 64), f"channels 2; page {depth + 1}") == as_grey(STACK[depth][2])).all()
+    with pytest.raises(PictureError, match="4 channels, from 0 on, which has no channel 4"):
+        stored(data, reading="channels 4")
+    with pytest.raises(PictureError, match="3 pages of several channels, which has no page 4"):
+        stored(data, reading="channels 0; page 4")
+
+
+def test_channels_that_are_pages_are_planes_of_one_picture_as_imagej_says() -> None:
+    data = by_tifffile(STACK, imagej=True, metadata={"axes": "ZCYX"})
+    assert (stored(data, (96, 64), "channels 3,0,1; page 2") == np.moveaxis(STACK[1][[3, 0, 1]], 0, 2)).all()
+
+
+def test_a_range_is_of_all_channels_together_be_they_pages_or_samples() -> None:
+    deep = np.stack([HEAT, HEAT * 3, 100 - HEAT]).astype(np.float32)
+    one = by_tifffile(deep, photometric="minisblack", planarconfig="separate")
+    for said in ("range 0,90; channels 0,2,1", "range percentile; channels 0,1,2"):
+        assert (stored(ome(deep, "CYX"), (96, 64), said) == stored(one, (96, 64), said)).all()
+
+
+def test_the_bits_that_the_first_page_states_are_those_of_all_pages() -> None:
+    twelve = np.stack([CHANNELS[0], CHANNELS[1]]).astype(np.uint16) * 16
+    text = '<OME xmlns="x"><Image><Pixels SignificantBits="12" SizeZ="2" DimensionOrder="XYZCT"/></Image></OME>'
+    out = io.BytesIO()
+    with tifffile.TiffWriter(out) as writer:
+        for page, described in zip(twelve, (text, None), strict=True):
+            writer.write(page, photometric="minisblack", metadata=None, description=described)
+    for said, page in ((None, 0), ("page 2", 1)):
+        assert np.abs(stored(out.getvalue(), (96, 64), said) - as_grey(CHANNELS[page])).max() <= 1
+
+
+OME = '<OME xmlns="x" UUID="urn:1"><Image><Pixels {}>{}</Pixels></Image></OME>'
+TWO = 'SizeC="2" SizeZ="2" SizeT="1" DimensionOrder="XYCZT"'
+IN_TURN = "".join(f'<TiffData IFD="{at}" FirstC="{1 - at % 2}" FirstZ="{at // 2}"/>' for at in range(4))
+
+
+def test_the_page_of_a_channel_is_the_one_that_ome_xml_names() -> None:
+    data = described(OME.format(TWO, IN_TURN))
+    assert (stored(data, (96, 64), "channels 0; page 2") == as_grey(CHANNELS[3])).all()
+    assert (stored(data, (96, 64), "channels 1") == as_grey(CHANNELS[0])).all()
+
+
+WRONG = {
+    "too few pages": (described(OME.format(TWO, IN_TURN), 3), "names the 4th"),
+    "a plane without a page": (described(OME.format(TWO, '<TiffData IFD="0"/>')), "no page for channel 1, depth 0"),
+    "another file": (
+        described(OME.format(TWO, '<TiffData><UUID FileName="b.tif">urn:2</UUID></TiffData>')),
+        "a channel is in another file, 'b.tif'",
+    ),
+    "sizes": (described(OME.format(TWO.replace('"2"', '"0"'), "")), "sizes"),
+    "many planes": (described(OME.format(TWO.replace('C="2"', 'C="99999999"'), "")), "more than 65,536 planes"),
+    "order": (described(OME.format(TWO.replace("CZT", "CCT"), "")), "in the order CCT"),
+    "document type": (
+        described('<!DOCTYPE a [<!ENTITY b "c">]>' + OME.format(TWO, "&b;")),
+        "has a document type",
+    ),
+    "no xml": (described(OME.format(TWO, "</Image>")), "broken OME-TIFF: mismatched tag"),
+    "imagej": (described("ImageJ=1.54\nchannels=4\nslices=9\n"), "names the 36th"),
+    "imagej, many": (described("ImageJ=1.54\nchannels=999999\nslices=999999\n"), "slices and frames"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_channels_of_which_nobody_knows_the_page_are_refused_with_the_reason(name: str) -> None:
+    data, said = WRONG[name]
+    with pytest.raises(PictureError, match=said):
+        stored(data, (96, 64), "channels 0,1,0")
+    stored(data, (96, 64))  # without channels the description does not matter
+
+
+def test_channels_on_pages_of_different_sizes_are_refused() -> None:
+    out = io.BytesIO()
+    with tifffile.TiffWriter(out) as writer:
+        for page in (CHANNELS[0], CHANNELS[1][:32]):
+            writer.write(page, photometric="minisblack", metadata=None, description=OME.format('SizeC="2"', ""))
+    with pytest.raises(PictureError, match="pages of different sizes or kinds"):
+        stored(out.getvalue(), (96, 64), "channels 0,1,0")
+
+
+def test_of_all_pages_the_mean_of_their_vectors_is_the_vector_of_the_file(
+    tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    pictures = {name: [Image.fromarray(np.roll(SMOOTH, 8 * at, 1)) for at in range(of)] for name, of in PAGES.items()}
+    for name, pages in pictures.items():
+        for folder in ("stacks", "pages"):
+            (tmp_path / folder / name[0]).mkdir(parents=True, exist_ok=True)
+        pages[0].save(tmp_path / "stacks" / name[0] / f"{name}.tif", save_all=True, append_images=pages[1:])
+        for at, page in enumerate(pages):
+            page.save(tmp_path / "pages" / name[0] / f"{name}-{at}.tif")
+    assert run("extract", "pages", *LITE0).code == 0
+    first = run("extract", "stacks", *LITE0)
+    assert "2 files have several, of which one is taken" in first.out
+    done = run("extract", "stacks", *LITE0, "--pages", "all", "--batch-size", "3")
+    assert "2 files have several, of which all are taken" in done.out
+    assert f"computed     {len(PAGES)}" in done.out
+    single = {Path(path).stem: vector for path, vector in vectors(run, "pages").items()}
+    for path, vector in vectors(run, "stacks").items():
+        name = Path(path).stem
+        expected = np.mean([single[f"{name}-{at}"] for at in range(PAGES[name])], axis=0)
+        np.testing.assert_allclose(vector, expected, rtol=0, atol=1e-5)
+    assert run("extract", "stacks", *LITE0, "--pages", "all", "--json").json["reused"] == len(PAGES)
+
+
+PAGES = {"a1": 5, "b1": 1, "b2": 2}
+
+
+def vectors(run: Callable[..., Any], dataset: str) -> dict[str, Pixels]:
+    """Return the vectors of a dataset as last extracted, by path."""
+    found = run("cache", "export", f"{dataset}.npz", "--dataset", dataset, "--json")
+    assert found.code == 0, found.err
+    with np.load(f"{dataset}.npz") as arrays:
+        return dict(zip(arrays["paths"].tolist(), arrays["features"], strict=True))
+
+
+def test_a_page_that_is_broken_makes_its_file_unreadable_where_all_are_taken() -> None:
+    pages = [Image.fromarray(SMOOTH), Image.fromarray(SMOOTH[:, :48])]
+    out = io.BytesIO()
+    pages[0].save(out, "TIFF", save_all=True, append_images=pages[1:])
+    broken = out.getvalue()[:-2000]
+    steps = Preprocess(8, 8, "nearest", (0, 0, 0), (1, 1, 1))
+    found, _ = decode_and_look(out.getvalue(), steps, ["original", "flip"], reading="page all")
+    assert [len(views) for views in found] == [2, 2]
+    with pytest.raises(PictureError):
+        decode_and_look(broken, steps, ["original"], reading="page all")
+
+
+def test_of_a_file_with_very_many_pages_one_has_to_be_named() -> None:
+    data = described("", 1001)
+    steps = Preprocess(8, 8, "nearest", (0, 0, 0), (1, 1, 1))
+    with pytest.raises(PictureError, match="1,001 pages, of which at most 1,000 are all taken"):
+        decode_and_look(data, steps, ["original"], reading="page all")
+    assert decode_and_look(data, steps, ["original"], reading="page 1001")[1].pages == 1001
+
+
+def test_a_network_is_not_trained_on_means_of_pages_but_a_head_is(tmp_path: Path, run: Callable[..., Any]) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for at in range(6):
+            page = Image.fromarray(np.roll(SMOOTH if name == "a" else SMOOTH[::-1], at, 1))
+            page.save(tmp_path / "few" / name / f"{at}.tif", save_all=True, append_images=[page.rotate(180)])
+    assert run("extract", "few", *LITE0, "--pages", "all").code == 0
+    fitted = run("fit", "--head", "centroid", "--json")
+    assert fitted.code == 0, fitted.err
+    assert run("predict", fitted.json["model"], "few", "--json").code == 0
+    refused = run("finetune", "--unfreeze", "last-block", "--epochs", "1")
+    assert refused.code != 0
+    assert "means over all pages of a file" in refused.err

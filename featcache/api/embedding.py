@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -62,6 +62,7 @@ class Embedder:
         self._lock = threading.Lock()
         self._size = 0
         self._is_sound = False
+        self._pages: dict[tuple[int, bytes], _Pages] = {}
         self.undefined: set[bytes] = set()
         """The contents for which the network gives values that are not finite: they get no vector."""
 
@@ -75,6 +76,9 @@ class Embedder:
         if picture.key is None or not picture.views:
             return
         engine = self.engine or self._open()
+        for view, pages in Counter(view for view, _ in picture.views).items():
+            if pages > 1:
+                self._pages[view, picture.key] = _Pages(pages)
         self._batch += [(view, picture.key, pixels) for view, pixels in picture.views]
         while len(self._batch) >= self._size:
             part = self._batch[: self._size]  # another thread may halve the size at any moment
@@ -134,8 +138,21 @@ class Embedder:
             raise BackboneError(f"{spec.backbone} gave {NOT_FINITE}: {why}, or give other weights")
         for view in sorted({view for view, _, _ in batch}):
             rows = [row for row, entry in enumerate(batch) if entry[0] == view and is_finite[row]]
+            found = [(batch[row][1], vectors[row]) for row in rows]
+            if self._pages:
+                found = [entry for key, vector in found for entry in self._of_all_pages(view, key, vector)]
             self._writers[view].expect(vectors.shape[1])
-            self._writers[view].append([batch[row][1] for row in rows], vectors[rows])
+            rows_found = np.stack([vector for _, vector in found]) if found else vectors[:0]
+            self._writers[view].append([key for key, _ in found], rows_found)
+
+    def _of_all_pages(self, view: int, key: bytes, vector: FloatArray) -> Iterator[tuple[bytes, FloatArray]]:
+        """Yield the vector of a picture once the last of its pages has come; of one with a single page at once."""
+        pages = self._pages.get((view, key))
+        if pages is None:
+            yield key, vector
+        elif pages.add(vector):
+            del self._pages[view, key]
+            yield key, pages.mean()
 
     def _run(self, engine: Engine, pixels: list[Pixels]) -> FloatArray:
         start = time.perf_counter()
@@ -156,6 +173,24 @@ class Embedder:
                     _logger.warning("%s: going on with batches of %d", error, half)
                     self._size = half
         return np.concatenate([self._embed(engine, pixels[:half]), self._embed(engine, pixels[half:])])
+
+
+class _Pages:
+    """The vectors of a file's pages, added up as they come."""
+
+    def __init__(self, n: int) -> None:
+        self._n = self._left = n
+        self._sum: npt.NDArray[np.float64] | float = 0.0
+
+    def add(self, vector: FloatArray) -> bool:
+        """Add the vector of the next page, and tell whether it is the last."""
+        self._sum = self._sum + vector.astype(np.float64)
+        self._left -= 1
+        return self._left == 0
+
+    def mean(self) -> FloatArray:
+        """Return the mean of all pages' vectors."""
+        return np.asarray(self._sum / self._n, np.float32)
 
 
 def _succeeded(future: Future[FloatArray]) -> bool:

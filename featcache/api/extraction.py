@@ -266,6 +266,7 @@ def _summary(
         label_from=options.label_from,
         names_encoding=options.names_encoding,
         classes=_sizes(work.rows),
+        reading=backbone.spec.reading,
         skipped=dict(dataset.skipped),
     )
 

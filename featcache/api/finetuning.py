@@ -23,6 +23,7 @@ from featcache.process import after_forks_too
 from featcache.records import Progress, Source
 from featcache.records.experiments import Score
 from featcache.records.finetuning import EpochRow, FinetuneSummary, Training, points_a_minute, short
+from featcache.records.reading import ALL, Reading
 from featcache.render.tables import records_csv
 from featcache.sources import CLOSED
 from featcache.splits import Plan, Rows, check_seed, digest, hold_out
@@ -72,6 +73,12 @@ def finetune(
             raise DatasetError(
                 f"{experiment.root} was imported, and what it names is not opened: extract the folder that its "
                 "pictures are in, of which nothing is computed again, and fine-tune that; or unfreeze the head alone"
+            )
+        is_of_pages = Reading.of(experiment.spec.reading).page == ALL
+        if is_of_pages and (training.unfreeze, training.augment) != ("head", "none"):
+            raise TrainingError(
+                f"the features of {experiment.root} are means over all pages of a file, and a network is trained on "
+                "one picture at a time: extract one page, or unfreeze the head alone"
             )
         backbone = scratch_cnn.untrained(seed) if is_scratch else _backbone(experiment)
         with experiment.run("finetune") as run:

@@ -29,7 +29,7 @@ WINDOW = 64
 class Picture:
     """One file as read: without a key it could not be read, with key and reason not decoded.
 
-    `views` holds the number of each view whose vector is wanted, with its pixels.
+    `views` holds the number of each view whose vector is wanted, with its pixels, once for each page that is taken.
     """
 
     path: str
@@ -96,13 +96,13 @@ class Reader:
             found: tuple[tuple[int, Pixels], ...] = ()
             reason = look = None
             try:
-                pixels, look = self._decode(data, wanted)
-                found = tuple(zip(wanted, pixels, strict=True))
+                pages, look = self._decode(data, wanted)
+                found = tuple(entry for pixels in pages for entry in zip(wanted, pixels, strict=True))
             except PictureError as error:
                 reason = str(error)
             return Picture(path, key, stat, found, reason, (took, time.perf_counter() - start), read_ns, look)
 
-    def _decode(self, data: bytes, wanted: Sequence[int]) -> tuple[list[Pixels], Look]:
+    def _decode(self, data: bytes, wanted: Sequence[int]) -> tuple[list[list[Pixels]], Look]:
         spec = self._specs[0]  # they differ in the view only
         views = [self._specs[number].view for number in wanted]
         return decode_and_look(data, spec.preprocess, views, draft=spec.decoding is not None, reading=spec.reading)

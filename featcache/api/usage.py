@@ -252,7 +252,7 @@ def _features(cache: Cache, run: Run) -> str:
         spec = cache.spec(run.fingerprint)
         words = [f" --backbone {spec.backbone}", f" --precision {spec.precision}" if spec.precision != "fp32" else ""]
         said = Reading.of(spec.reading)
-        words += [f" --range {said.limits}"] * bool(said.limits) + [f" --pages {said.page}"] * (said.page > 1)
+        words += [f" --range {said.limits}"] * bool(said.limits) + [f" --pages {said.page}"] * (said.page != 1)
         words += [f" --channels {','.join(map(str, said.channels))}"] * bool(said.channels)
         return "".join([*words, " --draft" if spec.decoding else ""])
     return ""

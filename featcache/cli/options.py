@@ -158,7 +158,7 @@ pixel_options = several(
         "--pages",
         default="first",
         show_default=True,
-        help="The page of TIFF, or frame of DICOM, to take: first, or 2, 3 ...",
+        help="The page of TIFF, or frame of DICOM, to take: first, 2, 3 ... or all, whose vectors' mean is the file's.",
     ),
 )
 running_options = several(
@@ -232,11 +232,6 @@ def reading_of(limits: str | None, channels: str | None, pages: str | None) -> s
     """Return the text of how pictures are read, `None` where nothing is said; raises `UsageError`."""
     from featcache.records.reading import Reading
 
-    if pages == "all":
-        raise UsageError(
-            "--pages all: a file is one picture here, and its pages would be torn apart by splits: give a number, or "
-            "save each page as a file"
-        )
     parts = [f"range {limits}"] if limits else []
     parts += [f"channels {channels.replace(' ', '')}"] if channels else []
     parts += [f"page {pages}"] if pages not in (None, "first") else []

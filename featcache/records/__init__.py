@@ -285,9 +285,9 @@ class ExtractSummary:
 
     Counts and seconds are those of the original view; `views` tells of the further ones that were asked for. Of a
     `shard` (number, how many there are) all of it is about that part of the dataset. `plain` pictures are one colour
-    all over as decoded, `paged` ones are the first page of several. `classes` counts the readable pictures of each
-    label in each split; the empty text stands for none. `skipped` counts what systems leave in folders, by kind; it is
-    not among what was found.
+    all over as decoded, `paged` ones have several pages, of which `reading` (see `records.reading`) says what is taken.
+    `classes` counts the readable pictures of each label in each split; the empty text stands for none. `skipped` counts
+    what systems leave in folders, by kind; it is not among what was found.
     """
 
     dataset: str
@@ -317,6 +317,7 @@ class ExtractSummary:
     shard: tuple[int, int] | None = None
     plain: int | None = None
     paged: int | None = None
+    reading: str | None = None
     label_from: str | None = None
     names_encoding: str | None = None
     classes: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from tabulate import tabulate
 from featcache.errors import one_line
 from featcache.records import ExtractSummary, PrecisionCheck, SplitSummary
 from featcache.records.experiments import DemoSummary, OnnxSummary, PredictSummary, RunDetail
+from featcache.records.reading import ALL, Reading
 from featcache.render.auditing import audit_page
 from featcache.render.cache import exchange_text
 from featcache.render.experiments import SHOWN_CLASSES, bench_page, compare_page, confusions_page, fit_page
@@ -42,7 +43,10 @@ def extract_text(summary: ExtractSummary) -> str:
     if summary.plain:
         lines.append(f"one colour   {summary.plain:,}, all over, as decoded: `featcache audit` names them")
     if summary.paged:
-        lines.append(f"pages        {summary.paged:,} files have several, of which one is taken: --pages says which")
+        taken = "one is taken: --pages says which, or all"
+        if Reading.of(summary.reading).page == ALL:
+            taken = "all are taken: the mean of their vectors is the file's"
+        lines.append(f"pages        {summary.paged:,} files have several, of which {taken}")
     if summary.skipped:
         kinds = ", ".join(f"{kind} {times:,}" for kind, times in summary.skipped.items())
         lines.append(f"skipped      {sum(summary.skipped.values()):,} that systems leave in folders: {kinds}")

@@ -128,17 +128,20 @@ class Catalog:
                 "INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?)",
                 ((_seen(key, reading), found.width, found.height, found.flat) for key, found in looks.items()),
             )
-            several = ((key, found.pages) for key, found in looks.items() if found.pages > 1)
+            several = ((_seen(key, reading), found.pages) for key, found in looks.items() if found.pages > 1)
             db.executemany("INSERT OR REPLACE INTO pages VALUES (?, ?)", several)
 
     def plain_and_paged(self, root: str, reading: str | None = None) -> tuple[int, int]:
-        """Return how many pictures of a dataset are one colour as `reading` reads them, and how many have pages."""
+        """Return how many pictures of a dataset are one colour, and how many have pages, as `reading` reads them."""
         with self._transaction() as db:
             db.create_function("seen", 1, lambda key: _seen(key, reading) if isinstance(key, bytes) else None)
             seen = "key" if reading is None else "seen(key)"  # which asks Python once a picture
-            kinds = (f"{seen} IN (SELECT key FROM looks WHERE flat = 1)", "key IN (SELECT key FROM pages)")
+            kinds = ("looks WHERE flat = 1", "pages")
             found = [
-                db.execute(f"SELECT COUNT(*) {_READABLE} AND {kind}", (_text(root),)).fetchone()[0] for kind in kinds
+                db.execute(
+                    f"SELECT COUNT(*) {_READABLE} AND {seen} IN (SELECT key FROM {kind})", (_text(root),)
+                ).fetchone()[0]
+                for kind in kinds
             ]
         return found[0], found[1]
 

@@ -18,7 +18,7 @@ from PIL import Image
 from tiff_layouts import Layout, samples_of, written
 
 from featcache.backbones import weights
-from featcache.decode import decode, look
+from featcache.decode import decode, decode_and_look, look
 from featcache.discover import discover
 from featcache.errors import PictureError
 from featcache.records import Features, FeatureSpec, FileStat, Item, Preprocess
@@ -92,7 +92,7 @@ def decode_file(path: Path) -> object:
     return decode(path.read_bytes(), STEPS), look(path.read_bytes())
 
 
-READINGS = ("range percentile", "range -9,200; page 2", "channels 0", "channels 2,1,0; page 2", "page 3")
+READINGS = ("range percentile", "range -9,200; page 2", "channels 0", "channels 2,1,0; page 2", "page 3", "page all")
 """What may be said of pictures that do not say it themselves."""
 
 
@@ -101,7 +101,7 @@ def decode_as_said(path: Path) -> object:
     found, raised = [], PictureError("none")
     for said in READINGS:
         try:
-            found.append(decode(path.read_bytes(), STEPS, reading=said))
+            found.append(decode_and_look(path.read_bytes(), STEPS, ["original"], reading=said))
         except PictureError as error:
             raised = error
     if not found:
@@ -110,7 +110,7 @@ def decode_as_said(path: Path) -> object:
 
 
 def tiffs_of_pages() -> list[bytes]:
-    """TIFF files of three pages: floats, 12 bits in tiles, and planes."""
+    """TIFF files of three pages: floats, 12 bits in tiles, planes, and pages that are channels."""
     import tifffile
 
     found = []
@@ -122,6 +122,12 @@ def tiffs_of_pages() -> list[bytes]:
     ):
         out = io.BytesIO()
         tifffile.imwrite(out, values, **({"photometric": "minisblack"} | options), metadata=None)
+        found.append(out.getvalue())
+    for kind in ("ome", "imagej"):
+        out = io.BytesIO()
+        tifffile.imwrite(
+            out, np.stack([noise] * 2), photometric="minisblack", metadata={"axes": "ZCYX"}, **{kind: True}
+        )
         found.append(out.getvalue())
     return found
 
