@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import product
 from xml.etree import ElementTree
 
-from featcache.directories import MAX_PAGES, Directory, directories_of, is_full
+from featcache.directories import MAX_PAGES, Directory, directories_of, is_full, page_of
 from featcache.errors import PictureError
 from featcache.layout import Layout, layout_of
 from featcache.records.reading import Reading
@@ -27,46 +28,71 @@ Plane = tuple[int, int, int]
 """A channel, a depth and a time, from 0."""
 
 
-def layout_asked(data: bytes, reading: Reading) -> tuple[Layout, Reading]:
-    """Return the layout of the page of a TIFF that is asked for, and how it is read; raises `PictureError`.
+class Stack:
+    """The pages of a TIFF, whose directories and description are gone through once."""
 
-    Where channels are asked for that are pages, these pages are the planes of one picture.
-    """
-    positions = positions_of(data) if reading.channels else []
-    if not positions:
-        return layout_of(data, reading.first, is_chosen=bool(reading.channels)), reading
-    if reading.first > len(positions):
-        raise PictureError(f"TIFF of {len(positions):,} pages of several channels, which has no page {reading.first:,}")
-    pages = positions[reading.first - 1]
-    if max(reading.channels) >= len(pages):
-        raise PictureError(f"TIFF of {len(pages)} channels, from 0 on, which has no channel {max(reading.channels)}")
-    planes = [layout_of(data, pages[channel], is_chosen=True) for channel in reading.channels]
-    return _together(planes), replace(reading, channels=tuple(range(len(planes))))
+    def __init__(self, data: bytes) -> None:
+        self.data = data
 
+    @cached_property
+    def directories(self) -> list[Directory]:
+        """What the pages are; raises `PictureError`."""
+        return directories_of(self.data)
 
-def positions_of(data: bytes) -> list[Position]:
-    """Return which pages are the channels of one picture, for each depth and time; empty where they are in one page.
+    @cached_property
+    def positions(self) -> list[Position]:
+        """Which pages are the channels of one picture, for each depth and time; empty where they are in one page.
 
-    Raises `PictureError` where the text that says so contradicts itself or the pages.
-    """
-    directories = directories_of(data)
-    text = _description(data, directories[0])
-    if text.startswith(b"ImageJ="):
-        positions = _of_imagej(text)
-    elif re.search(rb"<(\w+:)?OME[\s>]", text):
-        positions = _of_ome(text)
-    else:
-        return []
-    if not positions:
-        return []
-    if not all(is_full(data, directory) for directory in directories):
-        raise PictureError(
-            "TIFF whose channels are pages, some of them in a lower resolution: save the full ones alone"
-        )
-    last = max(max(pages) for pages in positions)
-    if last > len(directories):
-        raise PictureError(f"TIFF of {len(directories):,} pages, of which its description names the {last:,}th")
-    return positions
+        Raises `PictureError` where the text that says so contradicts itself or the pages.
+        """
+        text = _description(self.data, self.directories[0])
+        if text.startswith(b"ImageJ="):
+            positions = _of_imagej(text)
+        elif re.search(rb"<(\w+:)?OME[\s>]", text):
+            positions = _of_ome(text)
+        else:
+            return []
+        if not positions:
+            return []
+        if not all(is_full(self.data, directory) for directory in self.directories):
+            raise PictureError("TIFF whose channels are pages, some in a lower resolution: save the full ones alone")
+        last = max(max(pages) for pages in positions)
+        if last > len(self.directories):
+            raise PictureError(
+                f"TIFF of {len(self.directories):,} pages, of which its description names the {last:,}th"
+            )
+        return positions
+
+    def count(self, reading: Reading) -> int:
+        """Return how many pictures there are, those that are channels of one counted once; raises `PictureError`."""
+        of_channels = len(self.positions) if reading.channels else 0
+        return of_channels or sum(is_full(self.data, directory) for directory in self.directories)
+
+    def layout_asked(self, reading: Reading) -> tuple[Layout, Reading]:
+        """Return the layout of the page that is asked for, and how it is read; raises `PictureError`.
+
+        Where channels are asked for that are pages, these pages are the planes of one picture.
+        """
+        if not reading.channels or not self.positions:
+            return self._layout(reading.first, bool(reading.channels)), reading
+        if reading.first > len(self.positions):
+            raise PictureError(
+                f"TIFF of {len(self.positions):,} pages of several channels, which has no page {reading.first:,}"
+            )
+        pages = self.positions[reading.first - 1]
+        if max(reading.channels) >= len(pages):
+            raise PictureError(
+                f"TIFF of {len(pages)} channels, from 0 on, which has no channel {max(reading.channels)}"
+            )
+        planes = [self._layout(pages[channel], is_chosen=True) for channel in reading.channels]
+        return _together(planes), replace(reading, channels=tuple(range(len(planes))))
+
+    def page(self, number: int) -> bytes:
+        """Return a TIFF of one page, counted from 1; raises `PictureError`."""
+        return page_of(self.data, self.directories, number)
+
+    def _layout(self, page: int, is_chosen: bool) -> Layout:
+        return layout_of(self.data, page, is_chosen=is_chosen, directories=self.directories)
 
 
 def _description(data: bytes, directory: Directory) -> bytes:
@@ -128,6 +154,7 @@ def _pages(
         planes.append((place["C"], place["Z"], place["T"]))
     numbers = {plane: number for number, plane in enumerate(planes)}
     found: dict[Plane, int] = {}
+    named = 0
     for element in pixels:
         if not _named(element, "TiffData"):
             continue
@@ -141,6 +168,9 @@ def _pages(
         count = int(element.get("PlaneCount", "1" if is_one else str(len(planes) - first)))
         if min(page, count) < 0 or first + count > len(planes):
             raise ValueError(f"{count:,} planes from channel {channel}, depth {depth}, time {time} on")
+        named += count
+        if named > len(planes):
+            raise ValueError(f"pages for more than its {len(planes):,} planes")
         found |= {plane: page + at + 1 for at, plane in enumerate(planes[first : first + count])}
     if not found:
         return {plane: number + 1 for plane, number in numbers.items()}
@@ -156,7 +186,7 @@ def _named(element: ElementTree.Element, name: str) -> bool:
 def _together(planes: Sequence[Layout]) -> Layout:
     """Return the layout of one picture of several pages, each a plane."""
     first = planes[0]
-    alike = {replace(plane, offsets=(), counts=(), orientation=1, pages=1) for plane in planes}
+    alike = {replace(plane, offsets=(), counts=(), orientation=1) for plane in planes}
     if len(alike) > 1 or first.samples != 1:
         raise PictureError("TIFF whose channels are pages of different sizes or kinds: save them as one RGB picture")
     return replace(

@@ -17,12 +17,11 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, fe
 
 from featcache.augment import draw
 from featcache.bounds import MAX_PIXELS, Asked, bounded, check_exif, check_opened, check_scans
-from featcache.channels import layout_asked, positions_of
+from featcache.channels import Stack
 from featcache.dicom import frames_of, is_dicom
-from featcache.directories import entries_of, page_of
 from featcache.errors import PictureError, UsageError
 from featcache.frames import frame_image
-from featcache.layout import check_no_raw, is_tiff, layout_of
+from featcache.layout import check_no_raw, is_tiff
 from featcache.raster import by_range, image_of, is_asked_of
 from featcache.records import ORIGINAL, Look, Preprocess, is_drawn
 from featcache.records.reading import ALL, Reading
@@ -59,9 +58,8 @@ MAX_ASPECT = 256
 
 LOOKED_AT = 32
 MAX_TAKEN = 1_000
-MAX_GONE_THROUGH = 2**24
 MAX_PIXELS_OF_PAGES = 2**30
-"""So many pages of a file are taken, with so many entries to go through in all, and so many pixels."""
+"""So many pages of a file are taken, with so many pixels in all."""
 
 SAME_COLOUR = 12
 """A picture is looked at in so many pixels a side; colours no further apart than this in any channel are the same."""
@@ -117,10 +115,11 @@ def decode_and_look(
     Where `reading` does not ask for all pages there is one, as `decode_views` returns it. Raises `PictureError`.
     """
     asked = Reading.of(reading)
-    n_pages = _pages(data, asked)
+    stack = Stack(data) if is_tiff(data) and not is_dicom(data) else None
+    n_pages = _pages(data, asked, stack)
     pages = range(1, n_pages + 1) if asked.page == ALL else [asked.first]
-    if len(pages) > 1:
-        _check_pages(data, len(pages))
+    if len(pages) > MAX_TAKEN:
+        raise PictureError(f"{n_pages:,} pages, of which at most {MAX_TAKEN:,} are all taken: take one of them")
     found: list[list[Pixels]] = []
     looks: list[Look] = []
 
@@ -129,7 +128,7 @@ def decode_and_look(
         looks.append(replace(_look(image, size), pages=n_pages))
 
     for page in pages:
-        _opened(data, preprocess.resize if draft else None, both, replace(asked, page=page).text)
+        _opened(data, preprocess.resize if draft else None, both, replace(asked, page=page).text, stack)
         if sum(seen.width * seen.height for seen in looks) > MAX_PIXELS_OF_PAGES:
             raise PictureError(
                 f"more than {MAX_PIXELS_OF_PAGES:,} pixels in the first {page:,} of {n_pages:,} pages: take one of them"
@@ -137,23 +136,13 @@ def decode_and_look(
     return found, replace(looks[0], flat=min(seen.flat for seen in looks))
 
 
-def _pages(data: bytes, reading: Reading) -> int:
-    """Return how many pages a file has that are pictures, those that are channels of one counted once."""
+def _pages(data: bytes, reading: Reading, stack: Stack | None) -> int:
     try:
         if is_dicom(data):
             return frames_of(data)
-        if not is_tiff(data):
-            return 1
-        return len(positions_of(data) if reading.channels else ()) or layout_of(data, is_chosen=True).pages
+        return 1 if stack is None else stack.count(reading)
     except PictureError:
         return 1  # decoding it says what is wrong
-
-
-def _check_pages(data: bytes, n_pages: int) -> None:
-    """Raise `PictureError` where to find each of the pages would take too long: all directories are gone through."""
-    entries = n_pages if is_dicom(data) else entries_of(data)
-    if n_pages > MAX_TAKEN or n_pages * entries > MAX_GONE_THROUGH:
-        raise PictureError(f"{n_pages:,} pages, of which at most {MAX_TAKEN:,} are all taken: take one of them")
 
 
 def look(data: bytes, reading: str | None = None) -> Look:
@@ -218,7 +207,11 @@ def _look(image: Image.Image, size: tuple[int, int]) -> Look:
 
 
 def _opened(
-    data: bytes, draft: int | None, use: Callable[[Image.Image, tuple[int, int]], Result], said: str | None = None
+    data: bytes,
+    draft: int | None,
+    use: Callable[[Image.Image, tuple[int, int]], Result],
+    said: str | None = None,
+    stack: Stack | None = None,
 ) -> Result:
     """Open a picture file's bytes and use it upright and in RGB, with its size in the file; raises `PictureError`.
 
@@ -227,7 +220,7 @@ def _opened(
     """
     try:
         reading = Reading.of(said)
-        with identified(data, reading) as image:
+        with identified(data, reading, stack) as image:
             size = image.size
             scale = 2 * draft / min(size) if draft is not None else 1.0
             if size[0] * size[1] > MAX_PIXELS:
@@ -248,10 +241,14 @@ def _opened(
         raise PictureError(f"broken picture: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-def identified(data: bytes, reading: Reading = Reading()) -> Image.Image:  # noqa: B008 - it is frozen
+def identified(
+    data: bytes,
+    reading: Reading = Reading(),  # noqa: B008 - it is frozen
+    stack: Stack | None = None,
+) -> Image.Image:
     """Open a picture of one of our `FORMATS`, a DICOM or a HEIC, that can be decoded in bounded time and memory.
 
-    Raises `PictureError` or `OSError`.
+    The pages of a TIFF may be known. Raises `PictureError` or `OSError`.
     """
     if is_dicom(data):
         return frame_image(data, reading)
@@ -267,11 +264,12 @@ def identified(data: bytes, reading: Reading = Reading()) -> Image.Image:  # noq
         check_opened(opened, file)
         return opened
     if is_tiff(data):
-        layout, reading = layout_asked(data, reading)
+        stack = stack or Stack(data)
+        layout, reading = stack.layout_asked(reading)
         if not layout.is_pillows or is_asked_of(reading, layout):
             return image_of(data, layout, reading)
         if reading.first > 1:
-            file = Asked(page_of(data, reading.first))
+            file = Asked(stack.page(reading.first))
     check_no_raw(data)
     if data.startswith(_EPS):
         raise PictureError("EPS is a program, not a photograph: convert it")

@@ -79,6 +79,8 @@ class Directory:
 
 def directories_of(data: bytes) -> list[Directory]:
     """Return all pages' directories, of the first one all entries, of others those that tell what they are."""
+    if data.startswith((b"MM*\0", b"II\0*")):
+        raise PictureError("broken TIFF: its first bytes contradict each other")
     found: list[Directory] = []
     seen: set[int] = set()
     taken = 0
@@ -136,11 +138,6 @@ def _number(data: bytes, at: int, kind: str) -> int:
     return found
 
 
-def entries_of(data: bytes) -> int:
-    """Return how many entries all directories of a TIFF have; raises `PictureError`."""
-    return sum(_number(data, each.at, each.order + ("Q" if each.is_big else "H")) for each in directories_of(data))
-
-
 def is_full(data: bytes, directory: Directory) -> bool:
     """Tell whether a page is no thumbnail, lower resolution or mask of another one."""
     return not directory.number(data, 254, 0) & 5
@@ -155,9 +152,9 @@ def page_in(data: bytes, directories: list[Directory], page: int) -> Directory:
     return directory_at(data, found.at, found.order, found.is_big, is_brief=False)[0]
 
 
-def page_of(data: bytes, page: int) -> bytes:
+def page_of(data: bytes, directories: list[Directory], page: int) -> bytes:
     """Return a TIFF of one page of a TIFF, with what tells its pixels and nothing else; raises `PictureError`."""
-    first = page_in(data, directories_of(data), page)
+    first = page_in(data, directories, page)
     places, sizes = (324, 325) if 324 in first.entries else (273, 279)
     offsets, counts = (first.numbers(data, tag, MAX_NUMBERS) for tag in (places, sizes))
     if len(offsets) != len(counts):

@@ -98,7 +98,7 @@ class Layout:
 
     `bits` are those a number has, `stored` those it takes, and `top` stands for white. A segment is a strip or tile of
     `across` x `down` pixels, of one sample where there are `planes`; `offsets` and `counts` (bytes) are in the order of
-    the file. `pages` counts full pictures.
+    the file.
     """
 
     width: int
@@ -123,7 +123,6 @@ class Layout:
     orientation: int
     palette: tuple[int, ...]
     subsampling: tuple[int, ...]
-    pages: int
     is_big_endian_bigtiff: bool
 
     @cached_property
@@ -193,14 +192,14 @@ MOST_SHARED = 2**26
 """Strips and tiles may lie over each other, where they are alike, and over the edge: by so much at most."""
 
 
-def layout_of(data: bytes, page: int = 1, *, is_chosen: bool = False) -> Layout:
-    """Return the layout of a full page of a TIFF, counted from 1.
+def layout_of(
+    data: bytes, page: int = 1, *, is_chosen: bool = False, directories: list[Directory] | None = None
+) -> Layout:
+    """Return the layout of a full page of a TIFF, counted from 1, whose `directories` may be known.
 
     Where channels are chosen it need not say what they are. Raises `PictureError` for what is not decoded.
     """
-    if data.startswith(_ODD_STARTS):
-        raise PictureError("broken TIFF: its first bytes contradict each other")
-    directories = directories_of(data)
+    directories = directories_of(data) if directories is None else directories
     _check_no_raw(data, directories)
     first = page_in(data, directories, page)
     of = first.number
@@ -251,7 +250,6 @@ def layout_of(data: bytes, page: int = 1, *, is_chosen: bool = False) -> Layout:
         orientation=of(data, 274, 1),
         palette=first.numbers(data, 320, 3 * 2**16),
         subsampling=first.numbers(data, 530),
-        pages=sum(is_full(data, directory) for directory in directories),
         is_big_endian_bigtiff=first.is_big and first.order == ">",
     )
     _check(layout, is_chosen)

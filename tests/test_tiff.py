@@ -531,6 +531,10 @@ WRONG = {
     ),
     "sizes": (described(OME.format(TWO.replace('"2"', '"0"'), "")), "sizes"),
     "many planes": (described(OME.format(TWO.replace('C="2"', 'C="99999999"'), "")), "more than 65,536 planes"),
+    "pages again and again": (
+        described(OME.format(TWO, '<TiffData PlaneCount="4"/>' * 2)),
+        "pages for more than its 4 planes",
+    ),
     "order": (described(OME.format(TWO.replace("CZT", "CCT"), "")), "in the order CCT"),
     "document type": (
         described('<!DOCTYPE a [<!ENTITY b "c">]>' + OME.format(TWO, "&b;")),
