@@ -133,7 +133,7 @@ def directory_at(data: bytes, at: int, order: str, is_big: bool, is_brief: bool)
 def _number(data: bytes, at: int, kind: str) -> int:
     try:
         found: int = struct.unpack_from(kind, data, at)[0]
-    except struct.error as error:
+    except (struct.error, OverflowError) as error:  # the places of a BigTIFF have 64 bits
         raise PictureError("broken TIFF: it ends before its directory does") from error
     return found
 

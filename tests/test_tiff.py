@@ -631,3 +631,11 @@ def test_a_network_is_not_trained_on_means_of_pages_but_a_head_is(tmp_path: Path
     refused = run("finetune", "--unfreeze", "last-block", "--epochs", "1")
     assert refused.code != 0
     assert "means over all pages of a file" in refused.err
+
+
+def test_a_place_beyond_all_files_is_one_beyond_the_end() -> None:
+    data = b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(64)
+    assert "ends before its directory" in reason(data)
+    assert content_key(data) != content_key(data[:-1])
+    with pytest.raises(PictureError, match="ends before its directory"):
+        stored(data, reading="channels 0; page all")
