@@ -279,18 +279,34 @@ class TestOtherFoldersBeside:
         assert len(dataset.items) == 3
         assert any("pictures of val have no labels" in notice for notice in dataset.notices)
 
-    def test_classes_that_hold_only_folders_are_said(self, tmp_path: Path) -> None:
-        names = ("a/abbey/1.jpg", "a/alley/2.jpg", "b/bar/3.jpg", "b/bay/4.jpg")  # as SUN397
+    @pytest.mark.parametrize(
+        ("names", "classes"),
+        [
+            (["cat/tabby/1.jpg", "cat/persian/2.jpg", "dog/pug/3.jpg"], {"tabby", "persian", "pug"}),
+            (["cat/home/1.jpg", "cat/wild/2.jpg", "dog/home/3.jpg"], {"cat/home", "cat/wild", "dog/home"}),
+            (["x/cat/a/1.jpg", "x/cat/b/2.jpg", "x/dog/b/c/3.jpg"], {"cat/a", "cat/b", "dog/b/c"}),
+        ],
+    )
+    def test_classes_that_hold_only_folders_are_said(self, tmp_path: Path, names: list[str], classes: set[str]) -> None:
         root = in_folder(tmp_path, *names)
-        (notice,) = discover(root).notices
-        assert "4 in all" in notice
+        notice = next(notice for notice in discover(root).notices if "hold folders" in notice)
+        assert "3 in all" in notice
         expression = notice.split("--label-from ")[1].strip("'")
-        assert {label for label, _ in found(discover(root, label_from=expression)).values()} == {
-            "abbey",
-            "alley",
-            "bar",
-            "bay",
-        }
+        assert {label for label, _ in found(discover(root, label_from=expression)).values()} == classes
+
+    @pytest.mark.parametrize("above", ["", "train/"])
+    def test_letters_that_classes_begin_with_are_passed_through(self, tmp_path: Path, above: str) -> None:
+        names = ("a/abbey/1.jpg", "a/apartment/in/2.jpg", "a/apartment/out/3.jpg", "b/bar/4.jpg")  # as SUN397, Places
+        more = ["val/a/abbey/5.jpg", "val/b/bar/6.jpg"] if above else []
+        dataset = discover(in_folder(tmp_path, *[above + name for name in names], *more))
+        assert {label for label, _ in found(dataset).values()} == {"abbey", "apartment/in", "apartment/out", "bar"}
+        assert "the folders a, b are letters that the classes in them begin with" in dataset.notices
+
+    def test_letters_that_are_the_classes_stay_so(self, tmp_path: Path) -> None:
+        dataset = discover(in_folder(tmp_path, "A/1.jpg", "B/2.jpg"))
+        assert {label for label, _ in found(dataset).values()} == {"A", "B"}
+        dataset = discover(in_folder(tmp_path / "by writer", "A/anna/1.jpg", "B/anna/2.jpg", "B/ben/2.jpg"))
+        assert {label for label, _ in found(dataset).values()} == {"A", "B"}
 
     def test_masks_among_the_pictures_are_said(self, tmp_path: Path) -> None:
         names = ("benign/benign (1).png", "benign/benign (1)_mask.png", "malignant/a.png", "malignant/b_mask.png")
@@ -766,7 +782,8 @@ class TestLists:
 
     def test_a_column_of_splits_that_is_not_used_is_said(self, tmp_path: Path) -> None:
         folder = self.listed(tmp_path, "labels.csv", "path,label,set\nimg/a.jpg,cat,train\nimg/b.jpg,dog,test\n")
-        assert "the column 'set' says test, train: for splits give --columns split=set" in discover(folder).notices
+        said = next(notice for notice in discover(folder).notices if "the column 'set' says test, train" in notice)
+        assert said.endswith("for splits give --columns path=path,label=label,split=set")
 
     @pytest.mark.parametrize(
         ("text", "said"),

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from featcache.discover.labels import Columns
-from featcache.discover.levels import count, holds_files, some
+from featcache.discover.levels import count, holds_files, holds_pictures, some
 from featcache.discover.manifests import (
     LISTS,
     PATHS,
@@ -25,10 +25,10 @@ from featcache.discover.manifests import (
     opened_text,
     path_and_label,
 )
-from featcache.discover.splitwords import exact_split, worded_split
+from featcache.discover.splitwords import exact_split, split_in, worded_split
 from featcache.discover.trees import Listing, Tree, looks_like_picture
 from featcache.errors import DatasetError
-from featcache.records import Dataset
+from featcache.records import Dataset, Item
 from featcache.sources.addresses import folder_of, is_remote, name_of
 from featcache.texts import LONGEST
 
@@ -62,6 +62,17 @@ def named_list(root: str, labelled: bool, columns: Columns) -> Dataset:
 
     Raises `DatasetError`.
     """
+    found = _named_list(root, labelled, columns)
+    names = [item.path.removeprefix(folder_of(root)) for item in found.items if item.split is None]
+    splits = _splits_of_folders(names) if len(names) == len(found.items) else []
+    said = [
+        f"its pictures are in folders for {', '.join(sorted(set(splits)))}, and it says no splits: for these name the "
+        "folder as SOURCE, or write a column `split`"
+    ]
+    return replace(found, notices=(*found.notices, *(said if splits else ())))
+
+
+def _named_list(root: str, labelled: bool, columns: Columns) -> Dataset:
     if not columns and labelled and root.lower().endswith(".csv") and not is_remote(root):
         try:
             with opened_text(root) as stream:
@@ -80,6 +91,7 @@ def named_list(root: str, labelled: bool, columns: Columns) -> Dataset:
 
 def _listed_in(root: str, tree: Tree, listing: Listing, columns: Columns) -> Dataset | None:
     folders, files = listing
+    folders = [(name, _inside(tree, path)) for name, path in folders]
     if any(holds_files(tree, path) for _, folder in folders for _, path in tree.glance(folder).folders):
         return None
     # most folders hold classes, and no list that would have their pictures looked through
@@ -118,7 +130,11 @@ def _listed_in(root: str, tree: Tree, listing: Listing, columns: Columns) -> Dat
             )
         found = [(word[0], *each[1:]) for word, each in zip(words, found, strict=True) if word]
     parts = [(split, list_dataset(address, True, known, finder)) for split, address, finder, known in found]
-    items = [replace(item, split=item.split or split) for split, part in parts for item in part.items]
+    items = _of_all(root, parts, [tree.name(address) for _, address, *_ in found])
+    names = [tree.name(item.path) for item in items if item.split is None]
+    of_folder = _splits_of_folders(names) if len(names) == len(items) else []
+    if of_folder:
+        items = [replace(item, split=split) for item, split in zip(items, of_folder, strict=True)]
     said = [
         f"labels from {tree.name(address)}"
         + (f", columns {', '.join(f'{name}={theirs}' for name, theirs in known.items())}" if known else "")
@@ -127,8 +143,42 @@ def _listed_in(root: str, tree: Tree, listing: Listing, columns: Columns) -> Dat
     listed = {item.path for item in items}
     others = [tree.name(address) for address in pictures if address not in listed]
     left_out = [f"{count(others, 'picture')} in no list left out: {some(others)}"] if others else []
-    notices = [*said, *left_out, *(notice for _, part in parts for notice in part.notices)]
+    by_folder = ["splits from the folders that the pictures are in"] if of_folder else []
+    notices = [*said, *by_folder, *left_out, *(notice for _, part in parts for notice in part.notices)]
     return Dataset(root, tuple(items), tuple(notices), skipped=tree.skipped)
+
+
+def _inside(tree: Tree, folder: str) -> str:
+    """Return the only folder in a folder where that is called `images` or the like, or the folder itself."""
+    below, kind = tree.glance(folder)
+    return below[0][1] if len(below) == 1 and kind is None and holds_pictures(below[0][0]) else folder
+
+
+def _of_all(root: str, parts: Sequence[tuple[str | None, Dataset]], names: Sequence[str]) -> list[Item]:
+    """Return the pictures of all lists, each once; raises `DatasetError` where two lists contradict each other."""
+    known: dict[str, tuple[Item, str]] = {}
+    for (split, part), name in zip(parts, names, strict=True):
+        for listed in part.items:
+            item = replace(listed, split=listed.split or split)
+            first, where = known.setdefault(item.path, (item, name))
+            if first != item:
+                before, now = (f"{each.label or 'no label'}, {each.split or 'no split'}" for each in (first, item))
+                raise DatasetError(
+                    f"{root}: {item.path} stands in {where} and in {name} with another label or split ({before}; "
+                    f"there {now}): take it out of one of them"
+                )
+    return [item for item, _ in known.values()]
+
+
+def _splits_of_folders(names: Sequence[str]) -> list[str]:
+    """Return the split that the folders of each of listed pictures say, where all are in one and some in `train`."""
+    found = []
+    for name in names:
+        splits = {split for part in name.split("/")[:-1] if (split := split_in(part))}
+        if len(splits) != 1:
+            return []
+        found.append(splits.pop())
+    return found if len(set(found)) > 1 and "train" in found else []
 
 
 def _may_list(name: str) -> bool:
@@ -209,10 +259,18 @@ def _of_json(address: str, lines: Sequence[str], finder: Finder, columns: Column
 
 
 def _path_column(cells: Mapping[str, Sequence[str]], finder: Finder) -> str | None:
-    """Return the column whose cells find most pictures: numbers of classes may be names of some, too."""
+    """Return the column whose cells find most pictures, one with whole names before others.
+
+    Numbers, of classes or of rows, may be names of some pictures, too.
+    """
     found = {name: len({cell for cell in column if is_found(finder, cell)}) for name, column in cells.items()}
-    most = max(found, key=lambda name: (found[name], name.strip().lower() in PATHS), default=None)
+    whole = {name: any(map(looks_like_picture, column)) for name, column in cells.items()}
+    most = max(found, key=lambda name: (found[name] > 0 and whole[name], found[name], _is_path(name)), default=None)
     return most if most is not None and found[most] else None
+
+
+def _is_path(name: str) -> bool:
+    return name.strip().lower() in PATHS
 
 
 def _chosen(address: str, cells: Mapping[str, Sequence[str]], path: str | None, columns: Columns) -> Columns | None:

@@ -16,11 +16,13 @@ from featcache.discover.levels import (
     files_of_class,
     holds_pictures,
     how_to_give,
+    is_called_beside,
     level_of,
     some,
+    stem_drawn_of,
 )
 from featcache.discover.splitwords import exact_split, worded_split
-from featcache.discover.toplevel import arrangement_of, through, without_copies
+from featcache.discover.toplevel import arrangement_of, through, without_copies, without_index
 from featcache.discover.trees import Tree, looks_like_picture, may_be_picture
 from featcache.errors import DatasetError
 from featcache.records import Dataset, Item
@@ -64,7 +66,7 @@ def folder_dataset(
     if files:
         left_out = some([name for name, _ in files])
         notices.append(f"{count(files, 'file')} beside the class folders left out: {left_out}")
-    folders = without_copies(root, tree, folders, notices)
+    folders = without_index(tree, without_copies(root, tree, folders, notices), notices)
     arranged = arrangement_of(root, tree, folders, notices)
     items: list[Item] = []
     beside: list[str] = []
@@ -138,7 +140,7 @@ def _split_items(
         notices.append(f"in {name}/ {count(level.without, 'folder')} without pictures left out: {some(level.without)}")
     if len(level.folders) == 1 and holds_pictures(level.folders[0][0]) and not _has_picture(level.files):
         level = level_of(tree, level.folders[0][1])
-    for label, path in level.folders:
+    for label, path in without_index(tree, level.folders, notices):
         for address in files_of_class(tree, path, beside):
             yield Item(address, label, split)
     loose, others = _sorted_out(level.files)
@@ -172,8 +174,10 @@ def _from_names(root: str, tree: Tree, label_from: str) -> tuple[tuple[Item, ...
     labels = Labels()
     items: list[Item] = []
     without: list[str] = []
+    names: list[str] = []
     for address in tree.files(tree.root):
         name = tree.name(address)
+        names.append(name)
         match = pattern.search(name)
         label = labels.read(match["label" if "label" in pattern.groupindex else 1], name) if match else None
         split = of_folder.get(name.partition("/")[0])
@@ -187,8 +191,21 @@ def _from_names(root: str, tree: Tree, label_from: str) -> tuple[tuple[Item, ...
         items.append(Item(address, label, split))
     if items and len(without) == len(items):
         raise DatasetError(f"{root}: --label-from {label_from!r} finds nothing in any path, as {some(without)}")
-    said = f"{len(without):,} of {len(items):,} without a label: --label-from finds none in {some(without)}"
-    return tuple(items), [*labels.notices(), *([said] if without else [])]
+    said = [f"{len(without):,} of {len(items):,} without a label: --label-from finds none in {some(without)}"]
+    masks = _masks(names, items)
+    left_out = [f"{count([*masks], 'file')} left out, in folders for masks or the like: {some(sorted(masks))}"]
+    kept = (item for name, item in zip(names, items, strict=True) if name not in masks)
+    return tuple(kept), [*labels.notices(), *(said if without else []), *(left_out if masks else [])]
+
+
+def _masks(names: Sequence[str], items: Sequence[Item]) -> set[str]:
+    """Return the files in folders for masks that are called as a picture elsewhere, and so got its label too."""
+    is_beside = [any(map(is_called_beside, name.split("/")[:-1])) for name in names]
+    if not any(is_beside):
+        return set()
+    called = [(stem_drawn_of(name), item.label) for name, item in zip(names, items, strict=True)]
+    pictures = {key for key, beside in zip(called, is_beside, strict=True) if not beside}
+    return {name for name, key, beside in zip(names, called, is_beside, strict=True) if beside and key in pictures}
 
 
 def _unlabelled(names: Sequence[str]) -> str:
@@ -215,20 +232,25 @@ def _flat_splits(items: Sequence[Item]) -> Iterator[str]:
 
 
 def _deeper(names: Sequence[str], items: Sequence[Item]) -> Iterator[str]:
-    """Yield that classes hold nothing but several folders, which could be the classes in their place."""
+    """Yield that classes hold nothing but folders, several in some, which could be the classes in their place."""
     inner: dict[str, set[str]] = {}
+    places: set[int] = set()
     for name, item in zip(names, items, strict=True):
         if item.label is not None:
             parts = name.split("/")
             at = parts.index(item.label) if item.label in parts else len(parts) - 2
-            inner.setdefault(item.label, set()).add("/".join(parts[at + 1 : -1][:1]))
-    if all("" not in folders and len(folders) > 1 for folders in inner.values()):
-        n = sum(map(len, inner.values()))
-        label, folders = next(iter(inner.items()))
-        yield (
-            f"the classes hold folders ({some([f'{label}/{name}' for name in sorted(folders)])}), {n:,} in all: for "
-            "these as the classes give --label-from '([^/]+)/[^/]+$'"
-        )
+            inner.setdefault(item.label, set()).add("/".join(parts[at + 1 : -1]))
+            places.add(at)
+    below = [folder for folders in inner.values() for folder in folders]
+    if "" in below or len(below) <= len(inner) or len(places) > 1:
+        return
+    is_plain = len(set(below)) == len(below) and not any("/" in folder for folder in below)
+    found = "([^/]+)" if is_plain else f"^{'[^/]+/' * places.pop()}(.+)"  # with the class, where they are called alike
+    label, folders = max(inner.items(), key=lambda each: len(each[1]))
+    yield (
+        f"the classes hold folders ({some([f'{label}/{name}' for name in sorted(folders)])}), {len(below):,} in all: "
+        f"for these as the classes give --label-from '{found}/[^/]+$'"
+    )
 
 
 def _sorted_out(files: Folders) -> tuple[Folders, list[str]]:

@@ -8,14 +8,14 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from numbers import Integral
 from textwrap import shorten
 from typing import Any
 
-from featcache.discover.splitwords import SPLIT_NAMES
+from featcache.discover.splitwords import SPLIT_NAMES, split_in, worded_split
 from featcache.errors import DatasetError, UsageError
 from featcache.records import Dataset
 from featcache.texts import LONGEST_LABEL, flaw, flaw_of_names
@@ -215,10 +215,63 @@ def _no_class(value: Any, where: str) -> DatasetError:
 
 def one_split(value: Any, where: str) -> str | None:
     """Return the name of a split that is used everywhere, `None` for none; raises `DatasetError`."""
-    text = str(value or "").strip().lower()
-    if text and text not in SPLIT_NAMES:
-        raise DatasetError(f"{where}: unknown split {text!r}: use one of {', '.join(SPLIT_NAMES)}")
-    return SPLIT_NAMES.get(text)
+    text = str(value or "").strip()
+    split = split_in(text)
+    if text and split is None:
+        raise DatasetError(f"{where}: unknown split {text.lower()!r:.60}: use one of {', '.join(SPLIT_NAMES)}")
+    return split
+
+
+def split_option(columns: Columns) -> str:
+    """Return the option that takes a column of splits besides those that are read, with {} for its name."""
+    return "--columns " + ",".join(f"{name}={theirs}" for name, theirs in {**columns, "split": "{}"}.items())
+
+
+class SplitColumns:
+    """Sees the columns of a list besides those that are read, and tells which of them say splits."""
+
+    def __init__(self, are_read: Collection[str | None]) -> None:
+        self._are_read = set(are_read)
+        self._splits: dict[str, set[str]] = {}
+        self._flags: dict[str, set[str]] = {}
+        self._others: set[str] = set()
+
+    def see(self, row: Mapping[Any, Any]) -> None:
+        """Look at the cells of one more row, by the names of their columns."""
+        for name, cell in row.items():
+            if name in self._are_read or name in self._others or not isinstance(name, str):
+                continue
+            text = "" if cell is None or cell != cell else str(cell).strip()
+            if not text:
+                continue
+            if (split := split_in(text)) is not None:
+                self._splits.setdefault(name, set()).add(split)
+            elif text.lower() in ("true", "false", "0", "1", "0.0", "1.0") and _is_flag_of_split(name):
+                self._flags.setdefault(name, set()).add(text)
+            else:
+                self._others.add(name)
+
+    def notices(self, option: str) -> list[str]:
+        """Return what is to be said of columns that say splits; `option` is how to take one, with {} for its name."""
+        said = [
+            f"the column {name!r} says {', '.join(sorted(splits))}, and is not read: for splits give "
+            + option.format(name)
+            for name, splits in self._splits.items()
+            if len(splits) > 1 and name not in self._others | self._flags.keys()
+        ]
+        said += [
+            f"the column {name!r} says which pictures are of a split, and is not read: for splits write train, val or "
+            "test of each into a column `split`"
+            for name, values in self._flags.items()
+            if len(values) > 1 and name not in self._others | self._splits.keys()
+        ]
+        return said
+
+
+def _is_flag_of_split(name: str) -> bool:
+    """Tell whether a column is called as one that says yes or no for a split: `is_valid`, `train`."""
+    found = worded_split(name)
+    return found is not None and set(found[1]) <= {"is"}
 
 
 def split_of(name: str) -> str | None:

@@ -73,6 +73,11 @@ def classes_in(tree: Tree, folder: str) -> list[str]:
     return [name for name in found if dict(folders)[name] != "others"]
 
 
+def is_called_beside(name: str) -> bool:
+    """Tell whether a folder is called as one with masks, labels or the like of the pictures in another."""
+    return bool(_BESIDE & {*_words(name), name.lower()})
+
+
 def holds_pictures(name: str) -> bool:
     """Tell whether a folder is called like one for pictures of all kinds, `images` or `train_images`."""
     words = _words(name)
@@ -107,6 +112,11 @@ def drawn_beside(names: Sequence[str]) -> list[str]:
     return [name for name, match in found if match and name[: match.start()] in stems]
 
 
+def stem_drawn_of(path: str) -> str:
+    """Return what a file is called without its ending, and without `_mask` or the like behind it."""
+    return _BEHIND.sub("", path.rpartition("/")[2].rpartition(".")[0])
+
+
 def _kind(tree: Tree, folder: str) -> str | None:
     """Tell whether a folder holds `pictures`, files that `may` be some, only `others`, or nothing."""
     folders, kind = tree.glance(folder)
@@ -122,7 +132,7 @@ def _kind(tree: Tree, folder: str) -> str | None:
 
 def _beside(names: Sequence[str], kinds: dict[str, str | None]) -> list[str]:
     """Return the folders for masks, labels and the like, where there is one for pictures, or only these hold none."""
-    found = [name for name in names if _BESIDE & {*_words(name), name.lower()}]
+    found = [name for name in names if is_called_beside(name)]
     has_pictures = any(holds_pictures(name) for name in names)
     without = [name for name in found if kinds.get(name, "pictures") != "pictures"]
     others = [name for name in names if name not in found and kinds.get(name) == "pictures"]

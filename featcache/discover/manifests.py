@@ -17,8 +17,8 @@ from itertools import chain, islice
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
-from featcache.discover.labels import Columns, Labels, check_path, one_split
-from featcache.discover.splitwords import exact_split, worded_split
+from featcache.discover.labels import Columns, Labels, SplitColumns, check_path, one_split, split_option
+from featcache.discover.splitwords import split_in, worded_split
 from featcache.discover.trees import LocalTree, Tree, looks_like_picture
 from featcache.errors import DatasetError, DatasetNotFoundError, PictureError
 from featcache.records import Dataset, Item
@@ -78,8 +78,10 @@ class Finder:
         if not found and "\\" in path:
             found = self._named(posixpath.normpath(path.replace("\\", "/")))
         found = found or self._absolute(path)
-        if len(found) > 1 and self._split is not None:
-            found = [each for each in found if self._split in _splits(each[0])] or found
+        if self._split is not None:
+            # a picture of another split is another picture that is called alike
+            own = [each for each in found if self._split in _splits(each[0])]
+            found = own or [each for each in found if not any(map(split_in, each[0].split("/")[:-1]))]
         if len(found) > 1:
             raise DatasetError(f"{path!r} could be {found[0][0]} or {found[1][0]}: write the path below the folder")
         if found and self.example is None and found[0][0] != path:
@@ -184,7 +186,7 @@ def list_dataset(root: str, labelled: bool, columns: Columns, finder: Finder | N
             if suffix == ".csv":
                 rows = _rows(root, stream, labelled, columns, labels, finder, said)
             else:
-                rows = _other_rows(root, suffix, stream, columns, labels, finder)
+                rows = _other_rows(root, suffix, stream, columns, labels, finder, said)
             items = tuple(listed(root, rows, finder=finder))
     except csv.Error as error:
         raise DatasetError(f"{root} is not a readable CSV file: {error}") from error
@@ -200,10 +202,18 @@ def list_dataset(root: str, labelled: bool, columns: Columns, finder: Finder | N
 
 
 def _other_rows(
-    root: str, suffix: str, stream: TextIO, columns: Columns, labels: Labels, finder: Finder | None
+    root: str,
+    suffix: str,
+    stream: TextIO,
+    columns: Columns,
+    labels: Labels,
+    finder: Finder | None,
+    said_of_all: list[str],
 ) -> Iterator[Row]:
     """Yield the rows of a list that is no CSV; raises `DatasetError` for a line of another form."""
     names: list[str] | None = None
+    others: SplitColumns | None = None
+    split_name = columns.get("split", "split")
     is_json = suffix in (".jsonl", ".ndjson")
     for number, line in enumerate(_lines(root, stream), 1):
         where, text = f"line {number}", line.strip("\r\n")
@@ -237,8 +247,11 @@ def _other_rows(
                 f"{said}: there is no {missing!r}, but {', '.join(map(str, row))}: say what they are called with "
                 "--columns path=...,label=..."
             )
+        others = others or SplitColumns((path_name, label_name, split_name))
+        others.see(row)
         value = labels.read(row[label_name], said)
-        yield where, row[path_name], value, one_split(row.get(columns.get("split", "split")), said)
+        yield where, row[path_name], value, one_split(row.get(split_name), said)
+    said_of_all += others.notices(split_option(columns)) if others and "split" not in columns else []
 
 
 def path_and_label(text: str, finder: Finder | None) -> tuple[str, str]:
@@ -347,16 +360,11 @@ def _rows(
                 f"{root} has no column {name!r}: its first line must name the columns path,label[,split], and says "
                 f"{found}; other names are given as --columns path=...,label=...,split=..."
             )
-    others = {name: set[str]() for name in rows.fieldnames or () if name not in (path, split, *label_columns)}
+    others = SplitColumns((path, split, *label_columns))
     for row in rows:
         where = f"line {rows.line_num}"
         said = f"{root}, {where}"
-        for name in list(others):
-            other_split = exact_split(str(row.get(name)).strip())
-            if other_split is None:
-                del others[name]
-            else:
-                others[name].add(other_split)
+        others.see(row)
         if None in row:
             n, most = len(rows.fieldnames or ()) + len(row[None]), len(rows.fieldnames or ())
             raise DatasetError(
@@ -365,11 +373,7 @@ def _rows(
         cells = [meant(cell) if isinstance(cell := row.get(name), str) else cell for name in (path, label, split)]
         value = labels.read(_flagged(row, flags, said) if flags else cells[1], f"{said}, column {label!r}")
         yield where, cells[0] or "", value, one_split(cells[2], said)
-    for name, splits in others.items():
-        if len(splits) > 1 and "split" not in columns:
-            said_of_all.append(
-                f"the column {name!r} says {', '.join(sorted(splits))}: for splits give --columns split={name}"
-            )
+    said_of_all += others.notices(split_option(columns)) if "split" not in columns else []
 
 
 def _flags(label: str, names: Sequence[str]) -> list[str]:

@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from featcache.decode import as_file, identified
-from featcache.discover.labels import Labels, check_names, check_path, one_split
+from featcache.discover.labels import Labels, SplitColumns, check_names, check_path, one_split
 from featcache.discover.manifests import Row, listed
+from featcache.discover.splitwords import is_of_splits
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Access, Dataset, FileStat, Item
 from featcache.sources import local
@@ -25,6 +26,8 @@ from featcache.sources.keys import content_key
 
 _LABELS = ("targets", "labels", "_labels", "y")
 _CLASSES = ("classes", "categories")
+_COLUMNS = ("path", "label", "split")
+"""Of a table of pandas."""
 
 
 def object_dataset(source: Any, split: str | None = None) -> Dataset:
@@ -51,7 +54,9 @@ def object_dataset(source: Any, split: str | None = None) -> Dataset:
     if isinstance(source, tuple | list) and source and _is_picture(source[0]):
         source = Pictures(source)
     labels = Labels()
-    given = _Given(HuggingFaceDataset(source) if hasattr(source, "column_names") else source, split, labels)
+    source = HuggingFaceDataset(source) if hasattr(source, "column_names") else source
+    given = _Given(source, split, labels)
+    said = source.notices if isinstance(source, HuggingFaceDataset) and split is None else []
     if given.has_paths:
         return Dataset(given.root, tuple(given.items), tuple(labels.notices()))
     places = {item.path: at for at, item in enumerate(given.items)}
@@ -64,7 +69,7 @@ def object_dataset(source: Any, split: str | None = None) -> Dataset:
         return data, content_key(data), None
 
     access = Access(read, lambda _: None)
-    return Dataset(given.root, tuple(given.items), tuple(labels.notices()), access)
+    return Dataset(given.root, tuple(given.items), (*labels.notices(), *said), access)
 
 
 def _is_arrays(source: Any) -> bool:
@@ -107,7 +112,11 @@ def _of_frame(frame: Any, split: str | None) -> Dataset:
             f"the table has no column 'path', but {', '.join(map(str, names))}: rename the one with the paths to path, "
             "and the one with the labels to label"
         )
-    columns = [frame[name].tolist() if name in names else [None] * len(frame) for name in ("path", "label", "split")]
+    columns = [frame[name].tolist() if name in names else [None] * len(frame) for name in _COLUMNS]
+    others = SplitColumns(_COLUMNS)
+    for name in names:
+        for cell in frame[name].tolist() if name not in _COLUMNS else ():
+            others.see({name: cell})
     labels, rows = Labels(), []
     for at, (path, label, own) in enumerate(zip(*columns, strict=True)):
         if not _is_path(path):
@@ -115,7 +124,8 @@ def _of_frame(frame: Any, split: str | None) -> Dataset:
         own = None if own != own else own  # nan, of an empty cell
         where = f"the table, row {at}"
         rows.append((f"row {at}", named(path), labels.read(label, where), one_split(own, where) or split))
-    return _of_rows(rows, labels, "the table")
+    found = _of_rows(rows, labels, "the table")
+    return replace(found, notices=(*found.notices, *others.notices("rename {} to split")))
 
 
 def _is_path(value: Any) -> bool:
@@ -205,6 +215,12 @@ class HuggingFaceDataset:
         self.targets = [None] * len(source) if label is None else list(source[label])
         self.classes = tuple(getattr(source.features.get(label), "names", ()))
         self.root, self.split = source._fingerprint, getattr(source, "split", None)
+        others = SplitColumns(())
+        for name, kind in source.features.items():
+            if getattr(kind, "dtype", None) in ("string", "bool") and is_of_splits(name):
+                for cell in source[name]:
+                    others.see({name: cell})
+        self.notices = others.notices("one dataset for each value of {}, as {{'train': ..., 'test': ...}}")
 
     def __len__(self) -> int:
         """Return how many pictures there are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 SPLIT_NAMES = {
     "train": "train",
@@ -34,8 +35,18 @@ _WORDS = SPLIT_NAMES | {
 _FILLERS = {
     *("set", "sets", "data", "dataset", "datasets", "image", "images", "img", "imgs", "picture", "pictures", "photo"),
     *("photos", "folder", "dir", "split", "sample", "samples", "the", "my", "new", "all", "small", "public", "private"),
+    *("final", "official", "full"),
 }
 """Words beside that of a split that say nothing."""
+
+_COLUMNS = {"split", "splits", "subset", "set", "usage", "partition", "phase", "stage"}
+"""What columns of splits are called."""
+
+_PARTS = {
+    *("part", "parts", "batch", "batches", "chunk", "chunks", "shard", "shards", "volume", "vol", "disk", "archive"),
+    *("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "folder", "dir", "data", "dataset"),
+}
+"""What folders are called that hold a part of something, each with a number."""
 
 _ASIDE = {
     *("pred", "predict", "prediction", "predictions", "inference", "unlabeled", "unlabelled", "unsup", "extra", "meta"),
@@ -64,6 +75,32 @@ def worded_split(name: str) -> tuple[str, tuple[str, ...]] | None:
         return None
     rest = (t for t in tokens if t not in _WORDS and t not in _FILLERS and not t.isdecimal())
     return splits.pop(), tuple(rest)
+
+
+def split_in(text: str) -> str | None:
+    """Return the split that a text says which is nothing else: `Training`, `test_set`, `PublicTest`; else `None`."""
+    found = worded_split(text) if len(text) <= 40 else None
+    return found[0] if found is not None and not found[1] else None
+
+
+def is_of_splits(name: str) -> bool:
+    """Tell whether a column may say splits by its name: `subset`, `Usage`, `is_valid`."""
+    return name.lower() in _COLUMNS or worded_split(name) is not None
+
+
+def is_part(name: str) -> bool:
+    """Tell whether a folder is called as a part of something, and says nothing else: `images_001`, `data_256`."""
+    tokens = [token.lower() for token in _TOKEN.findall(name)]
+    words = [token for token in tokens if not token.isdecimal()]
+    return len(words) < len(tokens) and bool(words) and _PARTS.issuperset(words)
+
+
+def is_numbered_part(names: Sequence[str]) -> bool:
+    """Tell whether folders are called alike but for numbers, as parts of something: `ham_images_part_1`, `_2`."""
+    tokens = [[token.lower() for token in _TOKEN.findall(name)] for name in names]
+    words = {tuple(token for token in each if not token.isdecimal()) for each in tokens}
+    has_numbers = all(any(token.isdecimal() for token in each) for each in tokens)
+    return len(names) > 1 and len(words) == 1 and has_numbers and bool(_PARTS & {*words.pop()})
 
 
 def is_put_aside(name: str) -> bool:

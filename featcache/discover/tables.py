@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.discover.labels import Columns, Labels, check_names, one_label, one_split
+from featcache.discover.labels import Columns, Labels, SplitColumns, check_names, one_label, one_split, split_option
 from featcache.discover.manifests import Row, listed
-from featcache.discover.splitwords import SPLIT_NAMES
+from featcache.discover.splitwords import SPLIT_NAMES, is_of_splits
 from featcache.errors import DatasetError
 from featcache.records import Dataset, Item
 from featcache.sources import table
@@ -27,7 +28,26 @@ def table_dataset(root: str, parts: Parts, labelled: bool, columns: Columns, not
     """Return the dataset of the rows of tables, in order; where the pictures are paths, a table is a manifest."""
     labels = Labels()
     items = [item for address, split in parts for item in _items(table(address), split, labelled, columns, labels)]
-    return Dataset(root, tuple(items), (*notices, *labels.notices()))
+    others = SplitColumns(())
+    if all(item.split is None for item in items):
+        for address, _ in parts:
+            _see_others(table(address), columns, others)
+    return Dataset(root, tuple(items), (*notices, *labels.notices(), *others.notices(split_option(columns))))
+
+
+def _see_others(rows: Table, columns: Columns, others: SplitColumns) -> None:
+    """Look at the columns of a table that may say splits by their names, and are not read."""
+    import pyarrow.types as kinds
+
+    are_read = {*columns.values(), "path", "image", "label", "split"}
+    for name in rows.schema.names:
+        kind = rows.schema.field(name).type if rows.schema.names.count(name) == 1 else None
+        is_text = kind is not None and (kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_boolean(kind))
+        if name in are_read or not is_text or not is_of_splits(name):
+            continue
+        with suppress(DatasetError):  # longer texts say no splits
+            for cell in rows.column(name, LONGEST_LABEL):
+                others.see({name: cell})
 
 
 def is_saved(root: str) -> bool:

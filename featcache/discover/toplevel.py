@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from featcache.discover.levels import Folders, classes_in, some
-from featcache.discover.splitwords import exact_split, is_put_aside, worded_split
+from featcache.discover.splitwords import (
+    exact_split,
+    is_numbered_part,
+    is_part,
+    is_put_aside,
+    split_in,
+    worded_split,
+)
 from featcache.discover.trees import Tree
 from featcache.errors import DatasetError
 
@@ -42,6 +49,29 @@ def without_copies(root: str, tree: Tree, folders: Folders, notices: list[str]) 
         notices.append(f"{name}/ left out, which holds the folders beside it once more ({names}), with the same files")
         return [each for each in folders if each[0] != name]
     return folders
+
+
+def without_index(tree: Tree, folders: Folders, notices: list[str]) -> Folders:
+    """Return the classes in folders that are the letters which these begin with, as `a/abbey`; else the folders.
+
+    A class that holds folders alone is several, as `apartment/indoor` and `apartment/outdoor`.
+    """
+    if len(folders) < 2 or not all(len(name) == 1 and name.isalpha() for name, _ in folders):
+        return folders
+    found: Folders = []
+    for letter, path in folders:
+        classes, kind = tree.glance(path)
+        if kind or not classes or not all(name.lower().startswith(letter.lower()) for name, _ in classes):
+            return folders
+        for name, inside in classes:
+            below, its_kind = tree.glance(inside)
+            if below and not its_kind:
+                found += [(f"{name}/{each}", there) for each, there in below]
+            else:
+                found.append((name, inside))
+    said = f"the folders {some([name for name, _ in folders])} are letters that the classes in them begin with"
+    notices += [] if said in notices else [said]
+    return found
 
 
 def _name_below(tree: Tree, address: str, folder: str) -> str:
@@ -96,8 +126,21 @@ def arrangement_of(root: str, tree: Tree, folders: Folders, notices: list[str]) 
             f"all folders of {root} ({some(names)}) hold the same sub-folders ({some(same)}), so they look like splits "
             f"or folds, and their names do not say which: {advice}"
         )
-    if exact:
-        (name,) = exact
+    plain = {name: split for name in names if (split := split_in(name))}
+    parts = [name for name in names if is_part(name) and name not in plain]
+    if plain and len(plain) + len(parts) == len(names):
+        raise DatasetError(
+            f"{root} mixes the split {some(list(plain))} with {some(parts)}, of which the name says nothing: call it "
+            "train, or name it alone as SOURCE"
+        )
+    if is_numbered_part(names):
+        raise DatasetError(
+            f"the folders of {root} ({some(names)}) are called as parts of one set, not as classes: if they are the "
+            "classes give --label-from '^([^/]+)/', if the classes are folders in them '^[^/]+/([^/]+)/'; if a list "
+            "has the labels, name it as SOURCE"
+        )
+    if len(plain) == 1:
+        (name,) = plain
         notices.append(f"the folder {name!r} is taken as a class, because {others[0]!r} beside it is no split")
     elif len(worded) == len(names):
         notices.append(f"the folders {some(names)} are taken as classes, since what is in them is not alike")
