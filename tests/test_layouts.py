@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import struct
 import tarfile
@@ -1002,3 +1003,246 @@ def test_a_folder_in_the_cache_of_datasets_is_read(tmp_path: Path) -> None:
     (tmp_path / "cached/dataset_info.json").write_text("{}")
     dataset = discover(tmp_path / "cached")
     assert sorted((item.label, item.split) for item in dataset.items) == [("leaf", "test"), ("leaf", "train")]
+
+
+BOTH = ("train", "test")
+
+
+class TestTakenForSomethingElse:
+    """Folders and lists that were once taken for something else, without a word."""
+
+    @staticmethod
+    def listed(tmp_path: Path, name: str, text: str, *pictures: str) -> Path:
+        folder = in_folder(tmp_path, *pictures)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+        return folder
+
+    @pytest.mark.parametrize("header", ["id,filename,label", "image_id,file_name,class", "nr,ID,label"])
+    def test_a_number_of_a_row_is_no_name_where_another_column_has_names(self, tmp_path: Path, header: str) -> None:
+        rows = "0,2.jpg,c\n1,0.jpg,a\n2,1.jpg,b\n"
+        folder = self.listed(tmp_path, "list.csv", f"{header}\n{rows}", "x/0.jpg", "x/1.jpg", "x/2.jpg")
+        for source in (folder, folder / "list.csv"):
+            assert {Path(i.path).name: i.label for i in discover(source).items} == {
+                "0.jpg": "a",
+                "1.jpg": "b",
+                "2.jpg": "c",
+            }
+
+    def test_a_picture_of_another_split_is_not_the_one_that_is_missing(self, tmp_path: Path) -> None:
+        folder = self.listed(
+            tmp_path, "trainLabels.csv", "id,label\n1,a\n2,b\n", "train/1.png", "test/1.png", "test/2.png"
+        )
+        for source in (folder, folder / "trainLabels.csv"):
+            with pytest.raises(DatasetError, match="no such file: 2"):
+                discover(source)
+
+    def test_listed_pictures_in_folders_of_splits_have_these_splits(self, tmp_path: Path) -> None:
+        text = "file_name,label\ntrain/0.jpg,a\ntrain/1.jpg,b\ntest/0.jpg,a\n"
+        folder = self.listed(tmp_path, "metadata.csv", text, "train/0.jpg", "train/1.jpg", "test/0.jpg")
+        dataset = discover(folder)
+        assert sorted(str(item.split) for item in dataset.items) == ["test", "train", "train"]
+        assert "splits from the folders that the pictures are in" in dataset.notices
+        named = discover(folder / "metadata.csv")
+        assert {item.split for item in named.items} == {None}
+        assert any("folders for test, train, and it says no splits" in notice for notice in named.notices)
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("l.tsv", "path\tlabel\tsubset\n0.jpg\ta\ttrain\n1.jpg\tb\ttest\n"),
+            ("l.jsonl", "".join(f'{{"path": "{n}.jpg", "label": "a", "subset": "{s}"}}\n' for n, s in enumerate(BOTH))),
+            ("l.csv", "path,label,subset\n0.jpg,a,Training\n1.jpg,b,PublicTest\n"),
+            ("l.csv", "path,label,subset\n0.jpg,a,train\n1.jpg,b,\n2.jpg,b,val\n"),
+        ],
+    )
+    def test_a_column_of_splits_is_said_in_every_kind_of_list_and_how_to_read_it(
+        self, tmp_path: Path, name: str, text: str
+    ) -> None:
+        folder = self.listed(tmp_path, name, text, "0.jpg", "1.jpg", "2.jpg")
+        notice = next(notice for notice in discover(folder / name).notices if "is not read" in notice)
+        (mapping,) = re.findall(r"--columns (\S+)", notice)
+        columns = dict(part.split("=") for part in mapping.split(","))
+        assert {item.split for item in discover(folder / name, columns=columns).items} > {"train"}
+
+    def test_the_advice_for_a_column_of_splits_holds_where_columns_were_found(self, tmp_path: Path) -> None:
+        text = "Image,Label,subset\n0.jpg,a,train\n1.jpg,b,test\n"
+        folder = self.listed(tmp_path, "l.csv", text, "0.jpg", "1.jpg")
+        notice = next(notice for notice in discover(folder / "l.csv").notices if "is not read" in notice)
+        assert notice.endswith("--columns path=Image,label=Label,split=subset")
+        for columns in ({"path": "Image", "label": "Label", "split": "subset"}, {"split": "subset"}):
+            dataset = discover(folder / "l.csv", columns=columns)
+            assert [(item.label, item.split) for item in dataset.items] == [("a", "train"), ("b", "test")]
+
+    def test_a_column_that_says_yes_or_no_for_a_split_is_said(self, tmp_path: Path) -> None:
+        text = "path,label,is_valid\n0.jpg,a,False\n1.jpg,b,True\n"
+        folder = self.listed(tmp_path, "l.csv", text, "0.jpg", "1.jpg")
+        assert any("'is_valid' says which pictures are of a split" in n for n in discover(folder / "l.csv").notices)
+
+    def test_two_lists_that_contradict_each_other_are_refused(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "train.txt", "x/0.jpg a\nx/1.jpg b\n", "x/0.jpg", "x/1.jpg", "x/2.jpg")
+        (folder / "val.txt").write_text("x/1.jpg a\nx/2.jpg b\n")
+        with pytest.raises(DatasetError, match=r"1\.jpg stands in train\.txt and in val\.txt with another label"):
+            discover(folder)
+
+    @pytest.mark.parametrize(
+        ("names", "said"),
+        [
+            (["images_001/images/0.png", "images_002/images/1.png"], "parts of one set"),
+            (["HAM_images_part_1/0.jpg", "HAM_images_part_2/1.jpg"], "parts of one set"),
+            (["data_256/a/abbey/0.jpg", "data_256/b/bar/1.jpg", "val_256/2.jpg"], "mixes the split val_256 with"),
+            (["Set (Aug)/train/a/0.jpg", "Set (Aug)/valid/a/1.jpg", "test/2.jpg"], "holds splits"),
+        ],
+    )
+    def test_folders_that_are_no_classes_by_their_names_are_refused(
+        self, tmp_path: Path, names: list[str], said: str
+    ) -> None:
+        root = in_folder(tmp_path, *names)
+        with pytest.raises(DatasetError, match=re.escape(said)):
+            discover(root)
+
+    def test_folders_with_numbers_are_classes_where_their_words_may_be(self, tmp_path: Path) -> None:
+        dataset = discover(in_folder(tmp_path, "grade 1/0.jpg", "grade 2/1.jpg"))
+        assert {item.label for item in dataset.items} == {"grade 1", "grade 2"}
+
+    def test_pictures_in_parts_of_parts_are_found_by_their_list(self, tmp_path: Path) -> None:
+        names = ("images_001/images/0.png", "images_002/images/1.png")
+        folder = self.listed(tmp_path, "Data.csv", "Image Index,label\n0.png,a\n1.png,b\n", *names)
+        assert {Path(i.path).name: i.label for i in discover(folder).items} == {"0.png": "a", "1.png": "b"}
+
+    def test_a_final_test_without_classes_is_a_split_without_labels(self, tmp_path: Path) -> None:
+        names = ("Training/0/0.ppm", "Training/1/1.ppm", "Final_Test/Images/2.ppm")  # GTSRB
+        dataset = discover(in_folder(tmp_path, *names))
+        assert {(i.label, i.split) for i in dataset.items} == {("0", "train"), ("1", "train"), (None, "test")}
+
+    def test_masks_do_not_get_the_labels_in_the_names_of_their_pictures(self, tmp_path: Path) -> None:
+        names = [f"images/{name}_{at}.jpg" for name in ("cat", "dog") for at in range(3)]
+        masks = [f"annotations/trimaps/{Path(name).stem}.png" for name in names]
+        root = in_folder(tmp_path, *names, *masks, "annotations/list.txt")  # as Oxford's pets
+        notice = next(notice for notice in discover(root).notices if "--label-from" in notice)
+        (expression,) = re.findall("--label-from '(.*)'", notice)
+        dataset = discover(root, label_from=expression)
+        assert sorted(Path(item.path).suffix for item in dataset.items) == [".jpg"] * 6
+        assert {item.label for item in dataset.items} == {"cat", "dog"}
+        # who wants the folders as classes gets all of them
+        every = discover(root, label_from="^([^/]+)/")
+        assert {item.label for item in every.items} == {"images", "annotations"}
+
+    def test_expressions_that_are_advised_count_from_the_source(self, tmp_path: Path) -> None:
+        names = [f"wrap/{kind}/{label}/0.jpg" for kind in ("color", "grey") for label in ("ok", "rust")]
+        root = in_folder(tmp_path, *names)  # as PlantVillage
+        with pytest.raises(DatasetError) as caught:
+            discover(root)
+        classes = [
+            {item.label for item in discover(root, label_from=expression).items}
+            for expression in re.findall("--label-from '(.*?)'", str(caught.value))
+        ]
+        assert classes == [{"ok", "rust"}, {"color", "grey"}]
+
+    def test_a_copy_of_all_is_left_out_with_an_expression_too(self, tmp_path: Path) -> None:
+        names = [f"{patient}/{label}/{patient}{label}.png" for patient in ("8863", "8864") for label in "01"]
+        root = in_folder(tmp_path, *names, *[f"copy/{name}" for name in names])
+        dataset = discover(root, label_from="^[^/]+/([^/]+)/")
+        assert {item.label for item in dataset.items} == {"0", "1"}
+        assert any("copy/ left out" in notice for notice in dataset.notices)
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("notes.txt", "0.jpg looks odd\n1.jpg is fine\n"),
+            ("0.txt", "0 0.5 0.5 1 1\n"),
+            ("list_eval_partition.txt", "0.jpg 0\n1.jpg 2\n"),
+        ],
+    )
+    def test_texts_of_other_things_are_no_labels(self, tmp_path: Path, name: str, text: str) -> None:
+        assert {i.label for i in discover(self.listed(tmp_path, name, text, "0.jpg", "1.jpg")).items} == {None}
+
+    def test_what_was_looked_for_to_find_the_columns_is_not_said_to_be_found(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "l.csv", "file,class_id\nx/0.jpg,1\nx/1.jpg,0\n", "x/0.jpg", "x/1.jpg")
+        assert not any("looked for" in notice for notice in discover(folder / "l.csv").notices)
+
+    def test_a_column_for_each_class_with_splits_and_pictures_of_none(self, tmp_path: Path) -> None:
+        text = "image,cat,dog,split\n0.jpg,1,0,train\n1.jpg,0,1,test\n2.jpg,0,0,train\n"
+        folder = self.listed(tmp_path, "l.csv", text, "0.jpg", "1.jpg", "2.jpg")
+        dataset = discover(folder / "l.csv")
+        assert [(i.label, i.split) for i in dataset.items] == [("cat", "train"), ("dog", "test"), (None, "train")]
+
+    @pytest.mark.parametrize("text", ["sep=;\npath;label\n0.jpg;a\n1.jpg;b\n", "path , label \n0.jpg ,a\n1.jpg ,b\n"])
+    def test_lists_as_spreadsheets_leave_them(self, tmp_path: Path, text: str) -> None:
+        folder = self.listed(tmp_path, "l.csv", text, "0.jpg", "1.jpg")
+        for source in (folder, folder / "l.csv"):
+            assert [item.label for item in discover(source).items] == ["a", "b"]
+
+    def test_a_text_that_programs_write_for_no_value_is_said_where_it_is_a_class(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "l.csv", "path,label\n0.jpg,nan\n1.jpg,b\n", "0.jpg", "1.jpg")
+        assert any("'nan'" in notice and "is taken as a class" in notice for notice in discover(folder).notices)
+
+    def test_a_list_without_labels_for_the_test_is_left_out(self, tmp_path: Path) -> None:
+        text = "id,species,width\n0,oak,0.1\n1,elm,0.2\n"
+        folder = self.listed(tmp_path, "train.csv", text, "images/0.jpg", "images/1.jpg")
+        (folder / "test.csv").write_text("id,width,height\n2,0.1,0.2\n")
+        (folder / "images" / "2.jpg").touch()
+        dataset = discover(folder)
+        assert {Path(item.path).name: item.label for item in dataset.items} == {"0.jpg": "oak", "1.jpg": "elm"}
+        assert any(notice.startswith("test.csv left out") for notice in dataset.notices)
+
+    def test_paths_that_begin_with_the_name_of_the_folder_are_found(self, tmp_path: Path) -> None:
+        folder = self.listed(tmp_path, "train.csv", "", "train/p1/v.jpg", "train/p2/v.jpg")
+        (folder / "train.csv").write_text(f"Path,Ill\n{folder.name}/train/p1/v.jpg,1\n{folder.name}/train/p2/v.jpg,0\n")
+        dataset = discover(folder / "train.csv", columns={"path": "Path", "label": "Ill"})
+        assert [item.label for item in dataset.items] == ["1", "0"]
+
+    def test_a_list_that_names_pictures_in_class_folders_is_said(self, tmp_path: Path) -> None:
+        text = "file,age\ntrain/a/0.jpg,1\ntrain/b/1.jpg,2\n"
+        folder = self.listed(tmp_path, "ages.csv", text, "train/a/0.jpg", "train/b/1.jpg")
+        assert any("ages.csv names the pictures" in notice for notice in discover(folder).notices)
+
+
+class TestSplitLists:
+    CLASSES = tuple(f"images/{label}/{at}.jpg" for label in ("pie", "soup") for at in range(4))
+
+    @pytest.mark.parametrize("ending", ["", ".jpg"])
+    @pytest.mark.parametrize("where", ["", "meta/"])
+    def test_lists_of_paths_beside_class_folders_are_the_splits(self, tmp_path: Path, where: str, ending: str) -> None:
+        root = in_folder(tmp_path, *self.CLASSES)  # as Food-101 and MIT's indoor scenes
+        (root / "meta").mkdir()
+        for name, numbers in (("train", "012"), ("test", "3")):
+            lines = [f"{label}/{at}{ending}\n" for label in ("pie", "soup") for at in numbers]
+            (root / f"{where}{name}.txt").write_text("".join(lines))
+        dataset = discover(root)
+        assert {Path(item.path).stem: item.split for item in dataset.items} == {
+            "0": "train",
+            "1": "train",
+            "2": "train",
+            "3": "test",
+        }
+        assert {item.label for item in dataset.items} == {"pie", "soup"}
+        assert any("splits from" in notice for notice in dataset.notices)
+
+    def test_pictures_in_none_of_the_lists_are_left_out_and_said(self, tmp_path: Path) -> None:
+        root = in_folder(tmp_path, *self.CLASSES)
+        (root / "TrainImages.txt").write_text("pie/0.jpg\nsoup/0.jpg\n")
+        (root / "TestImages.txt").write_text("pie/1.jpg\nsoup/1.jpg\n")
+        dataset = discover(root)
+        assert len(dataset.items) == 4
+        assert any("4 pictures in none of these lists left out" in notice for notice in dataset.notices)
+
+    @pytest.mark.parametrize(
+        ("train", "test"), [("pie/0\nsoup/9\n", "pie/1\n"), ("pie/0\nsoup/0\n", "pie/0\n"), ("pie/0\n", "two words\n")]
+    )
+    def test_lists_that_name_other_things_or_one_picture_twice_are_left_alone(
+        self, tmp_path: Path, train: str, test: str
+    ) -> None:
+        root = in_folder(tmp_path, *self.CLASSES)
+        (root / "train.txt").write_text(train)
+        (root / "test.txt").write_text(test)
+        dataset = discover(root)
+        assert {item.split for item in dataset.items} == {None}
+        assert any("left out" in notice for notice in dataset.notices)
+
+    def test_lists_of_several_folds_are_left_alone(self, tmp_path: Path) -> None:
+        root = in_folder(tmp_path, *self.CLASSES)  # as DTD
+        for fold in "12":
+            (root / f"train{fold}.txt").write_text("pie/0.jpg\nsoup/0.jpg\n")
+            (root / f"test{fold}.txt").write_text("pie/1.jpg\nsoup/1.jpg\n")
+        assert {item.split for item in discover(root).items} == {None}

@@ -21,6 +21,7 @@ from featcache.discover.manifests import (
     is_flag,
     is_found,
     is_picture,
+    is_separator,
     list_dataset,
     opened_text,
     path_and_label,
@@ -36,6 +37,9 @@ LOOKED_AT = 20
 """So many lines of a file tell whether it lists the pictures beside it."""
 
 MOST_BYTES = 2**16
+
+_NO_LABELS = {"readme", "notes", "note", "license", "licence", "changelog", "partition", "bbox", "landmarks", "credits"}
+"""Words in the names of texts in which something else than labels stands behind the names of pictures."""
 
 LABELS = ("label", "labels", "class", "class_name", "classname", "category", "breed", "species", "target", "tag")
 """What the column of labels is called in lists that have more columns than two."""
@@ -73,14 +77,17 @@ def named_list(root: str, labelled: bool, columns: Columns) -> Dataset:
 
 
 def _named_list(root: str, labelled: bool, columns: Columns) -> Dataset:
-    if not columns and labelled and root.lower().endswith(".csv") and not is_remote(root):
+    if labelled and root.lower().endswith(".csv") and not is_remote(root):
         try:
             with opened_text(root) as stream:
                 first = stream.readline(LONGEST)
+                first = stream.readline(LONGEST) if is_separator(first) else first
         except UnicodeError:
             first = ""  # which is said where it is read
-        names = next(csv.reader([first], **dialect_of(first)._asdict()), [])
-        if not {"path", "label"} <= set(names):
+        names = [name.strip() for name in next(csv.reader([first], **dialect_of(first)._asdict()), [])]
+        wanted = {name: columns.get(name, name).strip() for name in ("path", "label")}
+        # what is given is as it is given, and is named where it is not there
+        if any(name not in columns and theirs not in names for name, theirs in wanted.items()):
             finder = Finder(folder_of(root)).of_list(root)
             if known := _columns(root, finder, columns):
                 found = list_dataset(root, labelled, known, finder)
@@ -91,7 +98,7 @@ def _named_list(root: str, labelled: bool, columns: Columns) -> Dataset:
 
 def _listed_in(root: str, tree: Tree, listing: Listing, columns: Columns) -> Dataset | None:
     folders, files = listing
-    folders = [(name, _inside(tree, path)) for name, path in folders]
+    folders = [(name, _inside(tree, name, path)) for name, path in folders]
     if any(holds_files(tree, path) for _, folder in folders for _, path in tree.glance(folder).folders):
         return None
     # most folders hold classes, and no list that would have their pictures looked through
@@ -118,7 +125,17 @@ def _listed_in(root: str, tree: Tree, listing: Listing, columns: Columns) -> Dat
                 lists.append((split, address, Finder(tree.root, own, tree)))
             elif (not name or not own) and "submission" not in _stem(each):
                 lists.append((None, address, finder.of_list(each)))
-    found = [(split, a, f, known) for split, a, f in lists if (known := _columns(a, f, columns)) is not None]
+    found: list[tuple[str | None, str, Finder, Columns]] = []
+    unclear: dict[str, DatasetError] = {}
+    for split, address, finder in lists:
+        try:
+            if (known := _columns(address, finder, columns)) is not None:
+                found.append((split, address, finder, known))
+        except DatasetError as error:
+            unclear[address] = error
+    for address, why in unclear.items():
+        if not found or split_in(_stem(tree.name(address))) != "test":  # one without labels lies beside that of train
+            raise why
     if not found:
         return None
     if len(found) > 1 and any(split is None for split, *_ in found):
@@ -144,14 +161,16 @@ def _listed_in(root: str, tree: Tree, listing: Listing, columns: Columns) -> Dat
     others = [tree.name(address) for address in pictures if address not in listed]
     left_out = [f"{count(others, 'picture')} in no list left out: {some(others)}"] if others else []
     by_folder = ["splits from the folders that the pictures are in"] if of_folder else []
-    notices = [*said, *by_folder, *left_out, *(notice for _, part in parts for notice in part.notices)]
+    left = [f"{tree.name(address)} left out, in which no column is the label" for address in unclear]
+    notices = [*said, *left, *by_folder, *left_out, *(notice for _, part in parts for notice in part.notices)]
     return Dataset(root, tuple(items), tuple(notices), skipped=tree.skipped)
 
 
-def _inside(tree: Tree, folder: str) -> str:
-    """Return the only folder in a folder where that is called `images` or the like, or the folder itself."""
+def _inside(tree: Tree, name: str, folder: str) -> str:
+    """Return the only folder in one where it is called `images` or the like, or as the one around it; else that."""
     below, kind = tree.glance(folder)
-    return below[0][1] if len(below) == 1 and kind is None and holds_pictures(below[0][0]) else folder
+    is_same = len(below) == 1 and kind is None and (holds_pictures(below[0][0]) or below[0][0].lower() == name.lower())
+    return below[0][1] if is_same else folder
 
 
 def _of_all(root: str, parts: Sequence[tuple[str | None, Dataset]], names: Sequence[str]) -> list[Item]:
@@ -181,6 +200,10 @@ def _splits_of_folders(names: Sequence[str]) -> list[str]:
     return found if len(set(found)) > 1 and "train" in found else []
 
 
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).replace("-", "", 1).isdecimal()
+
+
 def _may_list(name: str) -> bool:
     """Tell whether a file may list pictures by its name."""
     return Path(name).suffix.lower() in (*LISTS, ".json", ".xml")
@@ -208,12 +231,17 @@ def _columns(address: str, finder: Finder, columns: Columns) -> Columns | None:
             raise _unknown(address, "it is no list of lines: make a CSV with the columns path,label of it")
         return None
     lines = text.splitlines(keepends=True)
-    lines = lines[: -1 if len(text) == MOST_BYTES and len(lines) > 1 else None][: LOOKED_AT + 1]
+    lines = lines[: -1 if len(text) == MOST_BYTES and len(lines) > 1 else None]
+    lines = lines[1:] if lines and is_separator(lines[0]) else lines
+    lines = lines[: LOOKED_AT + 1]
     if suffix in (".jsonl", ".ndjson"):
         return _of_json(address, lines, finder, columns)
     if suffix not in (".csv", ".tsv"):
-        # lines of nothing but a path give no labels
-        return {} if any(label and finder.find(path) for path, label in _pairs(lines, finder)) else None
+        # lines of nothing but a path give no labels, and a path with several numbers is of a box, or the like
+        pairs = [(path, label) for path, label in _pairs(lines, finder) if label and is_found(finder, path)]
+        are_boxes = all(len(label.split()) > 1 and all(map(_is_number, label.split())) for _, label in pairs)
+        has_labels = pairs and not are_boxes and _NO_LABELS.isdisjoint(_stem(address).replace("-", "_").split("_"))
+        return {} if has_labels else None
     try:
         dialect = dialect_of(lines[0] if lines else "") if suffix == ".csv" else Dialect("\t", False)
         rows = list(islice(csv.reader(io.StringIO("".join(lines)), **dialect._asdict()), LOOKED_AT + 1))
@@ -225,17 +253,22 @@ def _columns(address: str, finder: Finder, columns: Columns) -> Columns | None:
         if suffix == ".tsv" or len(rows[0]) == 2:
             return {}
         raise _unknown(address, "its first line names no columns: write path,label above it")
-    cells = {name: [row[at] for row in rows[1:] if len(row) > at] for at, name in enumerate(rows[0])}
+    rows[0] = [name.strip() for name in rows[0]]
+    cells = {name: [row[at].strip() for row in rows[1:] if len(row) > at] for at, name in enumerate(rows[0])}
     path = columns.get("path") or _path_column(cells, finder)
     flags = [
         name.strip()
         for at, name in enumerate(rows[0])
         if name != path and all(len(row) > at and is_flag(row[at]) for row in rows[1:])
     ]
-    is_one_of = all(sum(cell.strip().startswith("1") for cell in row[1:]) == 1 for row in rows[1:])
+    of_classes = [at for at, name in enumerate(rows[0]) if name.strip() in flags]
+    ones = [sum(len(row) > at and row[at].strip().startswith("1") for at in of_classes) for row in rows[1:]]
     is_named = "label" in columns or any(name.lower() in LABELS for name in flags)
-    if path is not None and not is_named and len(flags) == len(rows[0]) - 1 > 1 and is_one_of:
-        return {"path": path, "label": "+".join(flags)}
+    rest = {name for name in rows[0] if name.strip() not in flags} - {path, "split", columns.get("split")}
+    rest = {name for name in rest if not all(split_in(cell) or not cell for cell in cells[name])}
+    if path is not None and not is_named and len(flags) > 1 and not rest and 1 in ones and max(ones) == 1:
+        chosen = {"path": path, "label": "+".join(flags)}
+        return chosen | ({"split": columns["split"]} if "split" in columns else {})
     return _chosen(address, cells, path, columns)
 
 

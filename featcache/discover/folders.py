@@ -14,6 +14,7 @@ from featcache.discover.levels import (
     count,
     drawn_beside,
     files_of_class,
+    folder_expression,
     holds_pictures,
     how_to_give,
     is_called_beside,
@@ -21,6 +22,8 @@ from featcache.discover.levels import (
     some,
     stem_drawn_of,
 )
+from featcache.discover.manifests import LISTS
+from featcache.discover.splitlists import unused_lists, with_listed_splits
 from featcache.discover.splitwords import exact_split, worded_split
 from featcache.discover.toplevel import arrangement_of, through, without_copies, without_index
 from featcache.discover.trees import Tree, looks_like_picture, may_be_picture
@@ -48,8 +51,9 @@ def folder_dataset(
     if not labelled:
         return Dataset(root, tuple(Item(a) for a in tree.files(tree.root)), tuple(said), skipped=tree.skipped)
     inside: list[str] = []
-    level = _enter(tree, inside)
-    notices = [*_left_out(level)]
+    lists: list[tuple[str, str]] = []
+    level = _enter(tree, inside, lists)
+    notices = [*_left_out(tree, level)]
     folders, files = level.folders, level.files
     if not folders:
         pictures, others = _sorted_out(files)
@@ -85,7 +89,10 @@ def folder_dataset(
     for label in dict.fromkeys(item.label for item in items if item.label is not None):
         if (flawed := flaw(label, LONGEST_LABEL)) is not None:
             raise DatasetError(f"{root}: the folder {label!r:.60} cannot be a label, {flawed}: rename it")
+    if all(item.split is None for item in items):
+        items = with_listed_splits(tree, items, lists, notices)
     names = [tree.name(item.path) for item in items]
+    notices += unused_lists(names, lists)
     if all(item.label is None for item in items):
         notices.append(_unlabelled(names))
     else:
@@ -99,14 +106,17 @@ def folder_dataset(
     return Dataset(root, tuple(items), (*notices, *inside, *said), skipped=tree.skipped)
 
 
-def _enter(tree: Tree, inside: list[str]) -> Level:
+def _enter(tree: Tree, inside: list[str], lists: list[tuple[str, str]]) -> Level:
     """Return what is in the root of the tree, or in a folder around all others, which becomes the root.
 
     That has folders in it, no picture beside it or directly in it, and is not called a split; or it is the only one
-    with pictures and called `images` or the like.
+    with pictures and called `images` or the like. `lists` gets the texts on the way, those in folders of their own too.
     """
     while True:
         level = level_of(tree, tree.root)
+        folders = dict(tree.listing(tree.root)[0])
+        inner = [file for name in (*level.without, *level.beside) for file in tree.listing(folders[name])[1]]
+        lists += [(name, address) for name, address in (*level.files, *inner) if _is_list(name)]
         if len(level.folders) != 1 or exact_split(level.folders[0][0]) or _has_picture(level.files):
             return level
         name, path = level.folders[0]
@@ -119,7 +129,11 @@ def _enter(tree: Tree, inside: list[str]) -> Level:
         tree.root = path
 
 
-def _left_out(level: Level) -> Iterator[str]:
+def _is_list(name: str) -> bool:
+    return f".{name.rpartition('.')[2].lower()}" in LISTS
+
+
+def _left_out(tree: Tree, level: Level) -> Iterator[str]:
     if level.empty:
         yield f"{count(level.empty, 'empty folder')} left out: {some(level.empty)}"
     if level.without:
@@ -127,7 +141,7 @@ def _left_out(level: Level) -> Iterator[str]:
     if level.beside:
         yield (
             f"{some(level.beside)} left out: by its name it holds masks, labels or the like of the pictures beside it; "
-            "if it is a class, give --label-from '^([^/]+)/'"
+            f"if it is a class, give --label-from '{folder_expression(tree)}'"
         )
 
 
@@ -175,8 +189,13 @@ def _from_names(root: str, tree: Tree, label_from: str) -> tuple[tuple[Item, ...
     items: list[Item] = []
     without: list[str] = []
     names: list[str] = []
-    for address in tree.files(tree.root):
-        name = tree.name(address)
+    copied, copies = _copies(root, tree)
+    files, others = _sorted_out([(tree.name(address), address) for address in tree.files(tree.root)])
+    if others:
+        copies.append(f"{count(others, 'file')} that {be(others)} no picture left out: {some(others)}")
+    for name, address in files:
+        if copied and name.startswith(copied):
+            continue
         names.append(name)
         match = pattern.search(name)
         label = labels.read(match["label" if "label" in pattern.groupindex else 1], name) if match else None
@@ -195,7 +214,21 @@ def _from_names(root: str, tree: Tree, label_from: str) -> tuple[tuple[Item, ...
     masks = _masks(names, items)
     left_out = [f"{count([*masks], 'file')} left out, in folders for masks or the like: {some(sorted(masks))}"]
     kept = (item for name, item in zip(names, items, strict=True) if name not in masks)
-    return tuple(kept), [*labels.notices(), *(said if without else []), *(left_out if masks else [])]
+    return tuple(kept), [*labels.notices(), *(said if without else []), *(left_out if masks else []), *copies]
+
+
+def _copies(root: str, tree: Tree) -> tuple[str, list[str]]:
+    """Return the folder that holds those beside it once more, and what is to be said of it; empty where none does."""
+    top, notices = tree.root, list[str]()
+    try:
+        folders = _enter(tree, [], []).folders
+        kept = without_copies(root, tree, folders, notices)
+        left = [path for _, path in folders if path not in dict(kept).values()]
+        return (tree.folder_name(left[0]) + "/", notices) if left else ("", [])
+    except DatasetError:  # they hold other files, too
+        return "", []
+    finally:
+        tree.root = top
 
 
 def _masks(names: Sequence[str], items: Sequence[Item]) -> set[str]:

@@ -28,6 +28,9 @@ COLUMNS = ("path", "label", "split")
 SEPARATORS = (",", ";", "|", None)
 """What stands between several labels in one field; `None` is white space."""
 
+_NONES = {"nan", "none", "null", "n/a", "#n/a", "<na>"}
+"""What programs write where there is no value."""
+
 _FRACTION = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 
@@ -146,6 +149,11 @@ class Labels:
         said = []
         if self._first and self._empty:
             said.append(f"{len(self._empty):,} without a label, the first in {self._empty[0]}")
+        if nones := [label for label in self._first if label.lower() in _NONES]:
+            said.append(
+                f"{' and '.join(map(repr, nones))}, as {self._first[nones[0]]} has it, is taken as a class: leave the "
+                "field empty where there is no label"
+            )
         if self._pointed:
             said.append(
                 f"{self._pointed:,} labels are whole numbers written with a point, and 1.0 is taken as the class 1"

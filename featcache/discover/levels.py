@@ -112,6 +112,13 @@ def drawn_beside(names: Sequence[str]) -> list[str]:
     return [name for name, match in found if match and name[: match.start()] in stems]
 
 
+def folder_expression(tree: Tree, depth: int = 0) -> str:
+    """Return what finds the folders so deep below the root in paths below SOURCE, which may lie further out."""
+    inside = tree.folder_name(tree.root).strip("/")
+    outside = len(inside.split("/")) if inside and inside != "." else 0
+    return f"^{'[^/]+/' * (outside + depth)}([^/]+)/"
+
+
 def stem_drawn_of(path: str) -> str:
     """Return what a file is called without its ending, and without `_mask` or the like behind it."""
     return _BEHIND.sub("", path.rpartition("/")[2].rpartition(".")[0])

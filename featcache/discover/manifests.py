@@ -47,6 +47,9 @@ LABELS = ("label", "labels", "class", "category")
 """What path and label are called in the first line of a list with tabs, and in JSON lines."""
 
 
+_SEPARATOR = re.compile(r"sep=.\s*", re.IGNORECASE)
+
+
 class Finder:
     """Finds pictures by names that are short of their folder or their ending, as lists of competitions have them.
 
@@ -77,6 +80,9 @@ class Finder:
         found = self._named(posixpath.normpath(path))
         if not found and "\\" in path:
             found = self._named(posixpath.normpath(path.replace("\\", "/")))
+        above = f"{posixpath.basename((self._folder or '').rstrip('/'))}/"
+        if not found and len(above) > 1 and path.startswith(above):  # as seen from where the list's folder is
+            found = self._named(posixpath.normpath(path.removeprefix(above)))
         found = found or self._absolute(path)
         if self._split is not None:
             # a picture of another split is another picture that is called alike
@@ -131,11 +137,14 @@ def is_picture(finder: Finder, cell: str) -> bool:
 
 
 def is_found(finder: Finder, cell: str) -> bool:
-    """Tell whether a cell names a picture, or several."""
+    """Tell whether a cell names a picture, or several; that it was looked for is not kept as an example."""
+    example = finder.example
     try:
         return finder.find(cell) is not None
     except DatasetError:  # two of this name
         return True
+    finally:
+        finder.example = example
 
 
 def opened_list(address: str) -> BinaryIO:
@@ -163,6 +172,11 @@ class Dialect(NamedTuple):
 
     delimiter: str
     skipinitialspace: bool
+
+
+def is_separator(line: str) -> bool:
+    """Tell whether a line is one that a spreadsheet writes above the names of columns, `sep=;`."""
+    return _SEPARATOR.fullmatch(line) is not None
 
 
 def dialect_of(line: str) -> Dialect:
@@ -289,6 +303,9 @@ def listed(root: str, rows: Iterable[Row], folder: str | None = None, finder: Fi
             raise DatasetError(f"{root}, {where}: the path is empty")
         check_path(path, f"{root}, {where}")
         address = finder.find(path) if finder is not None else None
+        if address is None and finder is not None and path != path.strip():
+            path = path.strip()
+            address = finder.find(path)
         if address is None:
             address = joined(above, path)
             if scheme(root) in CONTAINERS or not exists(address):
@@ -328,12 +345,14 @@ def _rows(
 ) -> Iterator[Row]:
     lines = _lines(root, stream)
     first = next(lines, "")
+    first = next(lines, "") if is_separator(first) else first
     dialect = dialect_of(first)
     names = next(csv.reader([first], **dialect._asdict()), []) if not columns else []
     has_no_names = len(names) == 2 and finder is not None and is_picture(finder, names[0])
     rows = csv.DictReader(
         chain([first], lines), ["path", "label"] if has_no_names else None, strict=True, **dialect._asdict()
     )
+    rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
     if dialect.delimiter != ",":
         said_of_all.append(f"its fields are taken as separated by {dialect.delimiter!r}")
     if has_no_names:
@@ -345,7 +364,7 @@ def _rows(
         raise DatasetError(
             f"{root}, line {rows.line_num}: the column {twice[0]!r} is there twice: name one of them anew"
         )
-    path, label, split = (columns.get(name, name) for name in ("path", "label", "split"))
+    path, label, split = (columns.get(name, name).strip() for name in ("path", "label", "split"))
     flags = _flags(label, rows.fieldnames or ())
     label_columns = flags or [label]
     needed = [

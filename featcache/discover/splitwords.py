@@ -35,7 +35,7 @@ _WORDS = SPLIT_NAMES | {
 _FILLERS = {
     *("set", "sets", "data", "dataset", "datasets", "image", "images", "img", "imgs", "picture", "pictures", "photo"),
     *("photos", "folder", "dir", "split", "sample", "samples", "the", "my", "new", "all", "small", "public", "private"),
-    *("final", "official", "full"),
+    *("final", "official", "full", "list", "lists"),
 }
 """Words beside that of a split that say nothing."""
 

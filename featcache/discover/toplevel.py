@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from featcache.discover.levels import Folders, classes_in, some
+from featcache.discover.levels import Folders, classes_in, folder_expression, some
 from featcache.discover.splitwords import (
     exact_split,
     is_numbered_part,
@@ -120,12 +120,14 @@ def arrangement_of(root: str, tree: Tree, folders: Folders, notices: list[str]) 
             f"name one as SOURCE, as {folders[0][1]}"
             if are_splits
             else "call them train, val or test; or, if the sub-folders are the classes and there is no split, give "
-            "--label-from '^[^/]+/([^/]+)/', and if the folders are the classes, --label-from '^([^/]+)/'"
+            f"--label-from '{folder_expression(tree, 1)}', and if the folders are the classes, --label-from "
+            f"'{folder_expression(tree)}'"
         )
         raise DatasetError(
             f"all folders of {root} ({some(names)}) hold the same sub-folders ({some(same)}), so they look like splits "
             f"or folds, and their names do not say which: {advice}"
         )
+    _check_no_splits_in_one(root, tree, folders)
     plain = {name: split for name in names if (split := split_in(name))}
     parts = [name for name in names if is_part(name) and name not in plain]
     if plain and len(plain) + len(parts) == len(names):
@@ -136,8 +138,8 @@ def arrangement_of(root: str, tree: Tree, folders: Folders, notices: list[str]) 
     if is_numbered_part(names):
         raise DatasetError(
             f"the folders of {root} ({some(names)}) are called as parts of one set, not as classes: if they are the "
-            "classes give --label-from '^([^/]+)/', if the classes are folders in them '^[^/]+/([^/]+)/'; if a list "
-            "has the labels, name it as SOURCE"
+            f"classes give --label-from '{folder_expression(tree)}', if the classes are folders in them "
+            f"'{folder_expression(tree, 1)}'; if a list has the labels, name it as SOURCE"
         )
     if len(plain) == 1:
         (name,) = plain
@@ -145,6 +147,23 @@ def arrangement_of(root: str, tree: Tree, folders: Folders, notices: list[str]) 
     elif len(worded) == len(names):
         notices.append(f"the folders {some(names)} are taken as classes, since what is in them is not alike")
     return Arrangement()
+
+
+def _check_no_splits_in_one(root: str, tree: Tree, folders: Folders) -> None:
+    """Raise `DatasetError` where one of several folders holds splits, as a dataset does, and the others none."""
+    holding = {}
+    for name, path in folders:
+        inside = through(name, path, tree)
+        below = [each for each, _ in tree.glance(inside).folders if exact_split(each)]
+        if len({exact_split(each) for each in below}) > 1:
+            holding[name] = inside, below
+    if len(holding) == 1 < len(folders):
+        ((name, (inside, below)),) = holding.items()
+        others = some([each for each, _ in folders if each != name])
+        raise DatasetError(
+            f"{root}: {name!r} holds splits ({some(below)}), and {others} beside it none: name {inside} as SOURCE, or "
+            f"if the folders are the classes give --label-from '{folder_expression(tree)}'"
+        )
 
 
 def _splits_among(tree: Tree, folders: Folders, worded: Mapping[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
