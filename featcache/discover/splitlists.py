@@ -62,6 +62,8 @@ def with_listed_splits(tree: Tree, items: list[Item], lists: Lists, notices: lis
 
 def unused_lists(names: Sequence[str], lists: Lists) -> list[str]:
     """Return what is to be said of lists that name the pictures in class folders, and are not used."""
+    if not lists:
+        return []
     known = {part for name in names for part in _ends(name)}
     used = [name for name, address in lists if any(map(known.__contains__, _cells(address)))]
     return [
