@@ -298,7 +298,11 @@ def test_columns_of_a_csv_are_mapped(run: Run, plain: Path, tmp_path: Path, know
     path = as_csv(plain, plain.parent / "mapped.csv", ("file", "what is it", "fold"))
     said = run("extract", path, "--columns", "path=file,label=what is it,split=fold", "--json", network=True).json
     assert (said["found"], said["columns"]) == (12, {"path": "file", "label": "what is it", "split": "fold"})
-    with pytest.raises(DatasetError, match=r"is not clear \(what is it, fold\).*--columns path=file,label="):
+    found = discover(path).notices  # of two columns one says splits
+    assert "columns path=file, label=what is it" in found
+    assert any(notice.endswith("for splits give --columns path=file,label=what is it,split=fold") for notice in found)
+    path.write_text(path.read_text().replace("fold", "size").replace("train", "1").replace("test", "2"))
+    with pytest.raises(DatasetError, match=r"is not clear \(what is it, size\).*--columns path=file,label="):
         discover(path)
     with pytest.raises(UsageError, match="unknown column 'breed': map path, label, split"):
         discover(path, columns={"breed": "label"})
