@@ -301,7 +301,7 @@ def test_columns_of_a_csv_are_mapped(run: Run, plain: Path, tmp_path: Path, know
     found = discover(path).notices  # of two columns one says splits
     assert "columns path=file, label=what is it" in found
     assert any(notice.endswith("for splits give --columns path=file,label=what is it,split=fold") for notice in found)
-    path.write_text(path.read_text().replace("fold", "size").replace("train", "1").replace("test", "2"))
+    path.write_text(path.read_text().replace("fold", "size").replace(",train", ",1").replace(",test", ",2"))
     with pytest.raises(DatasetError, match=r"is not clear \(what is it, size\).*--columns path=file,label="):
         discover(path)
     with pytest.raises(UsageError, match="unknown column 'breed': map path, label, split"):
