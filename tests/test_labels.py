@@ -158,6 +158,19 @@ def test_whole_numbers_with_a_point_are_the_same_classes_everywhere(kind: str, t
     ]
 
 
+@pytest.mark.parametrize("kind", TEXTS)
+def test_what_is_true_or_false_is_the_same_classes_everywhere(kind: str, tmp_path: Path) -> None:
+    found = discover(TEXTS[kind](tmp_path, [True, False, True]))
+    assert ([item.label for item in found.items], found.notices) == (["True", "False", "True"], ())
+
+
+def test_a_name_that_stands_twice_in_a_line_of_json_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, 1)
+    (tmp_path / "list.jsonl").write_text('{"path": "0.png", "label": "a", "label": "b"}\n')
+    with pytest.raises(DatasetError, match=r"line 1: it is no JSON \(it has 'label' twice\)"):
+        discover(tmp_path / "list.jsonl")
+
+
 @pytest.mark.parametrize("kind", ["parquet", "pairs", "object"])
 def test_a_number_that_is_none_is_no_label(kind: str, tmp_path: Path) -> None:
     found = discover(TEXTS[kind](tmp_path, [1.0, float("nan"), 2.0]))

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -164,7 +165,8 @@ class Labels:
 def one_label(value: Any, where: str, names: Sequence[str] = ()) -> str | None:
     """Return a label as text, a number among `names` as its name; `None` and negative numbers of those are no label.
 
-    A whole number that is written with a point, 1.0, is the class 1, and one that is none (nan) is no label. Raises
+    A whole number that is written with a point, 1.0, is the class 1, and one that is none (nan) is no label; what is
+    true or false is the class True or False, as Python and tables write it. Raises
     `DatasetError` for several labels, also as the text of a list, and for a number with a fraction.
     """
     if isinstance(value, bytes):
@@ -173,6 +175,8 @@ def one_label(value: Any, where: str, names: Sequence[str] = ()) -> str | None:
         if (said := flaw(value, LONGEST_LABEL)) is not None:
             raise DatasetError(f"{where}: the label {value!r:.60} cannot be kept, {said}: write it anew")
         return _of_text(value.strip(), where) or None
+    if isinstance(value, bool) and not names:
+        return str(value)
     if value is None or (isinstance(value, float | Decimal) and math.isnan(value)):
         return None
     if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
@@ -219,6 +223,19 @@ def _no_class(value: Any, where: str) -> DatasetError:
         f"{where}: {value} is no class, which is a text or a whole number: featcache classifies; say where the class "
         "is with --columns label=NAME, or give ranges of the number names"
     )
+
+
+def json_object(text: str) -> Any:
+    """Return what a text says in JSON; raises `ValueError` where one name stands twice, of which one would be lost."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+            raise ValueError(f"it has {twice!r:.60} twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=once)
 
 
 def one_split(value: Any, where: str) -> str | None:

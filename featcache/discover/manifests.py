@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 import os
 import posixpath
 import re
@@ -17,7 +16,7 @@ from itertools import chain, islice
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
-from featcache.discover.labels import Columns, Labels, SplitColumns, check_path, one_split, split_option
+from featcache.discover.labels import Columns, Labels, SplitColumns, check_path, json_object, one_split, split_option
 from featcache.discover.splitwords import split_in, worded_split
 from featcache.discover.trees import LocalTree, Tree, looks_like_picture
 from featcache.errors import DatasetError, DatasetNotFoundError, PictureError
@@ -282,7 +281,7 @@ def path_and_label(text: str, finder: Finder | None) -> tuple[str, str]:
 
 def _json_row(said: str, text: str) -> dict[str, Any]:
     try:
-        row = json.loads(text)
+        row = json_object(text)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{said}: it is no JSON ({error}): one object a line is expected") from error
     if not isinstance(row, dict):
