@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from featcache.decode import as_file, identified
-from featcache.discover.beside import LABELS
 from featcache.discover.labels import Labels, SplitColumns, check_names, check_path, one_split
 from featcache.discover.levels import some
 from featcache.discover.manifests import Row, listed
@@ -33,7 +32,10 @@ _CLASSES = ("classes", "categories")
 _COLUMNS = ("path", "label", "split")
 """Of a table of pandas."""
 
-_CALLED = {*LABELS, "classes", "categories", "targets", "tags"}
+_CALLED = {
+    *("label", "labels", "class", "classes", "classname", "category", "categories", "breed", "species", "target"),
+    *("targets", "tag", "tags"),
+}
 """Words in the names of columns that may hold labels."""
 
 
