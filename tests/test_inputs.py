@@ -326,6 +326,38 @@ def test_a_path_with_two_labels_is_named_and_refused(tmp_path: Path) -> None:
         discover(path)
 
 
+def test_a_path_with_two_labels_or_splits_in_two_manifests_of_a_folder_is_refused(tmp_path: Path) -> None:
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    parquet(folder / "a.parquet", path=["../1.png", "../2.png"], label=["a", "b"])
+    parquet(folder / "b.parquet", path=["../1.png"], label=["b"])
+    with pytest.raises(DatasetError, match=r"1\.png stands in .*a\.parquet and in .*b\.parquet .*a, no split; there b"):
+        discover(folder)
+    parquet(folder / "b.parquet", path=["../1.png"], label=["a"])
+    assert labels(folder) == ["a", "b"]
+    for name in ("a", "b"):
+        (folder / f"{name}.parquet").rename(folder / f"{'train' if name == 'a' else 'test'}.parquet")
+    with pytest.raises(DatasetError, match=r"1\.png .* another label or split \(a, test; there a, train\): keep one"):
+        discover(folder)
+
+
+def test_a_path_with_two_labels_in_an_object_that_knows_its_paths_is_refused(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("1.png", "2.png")]
+    given = Given([(pixel(1), 0), (pixel(2), 1), (pixel(1), 1)])
+    given.samples, given.classes = [(paths[0], 0), (paths[1], 1), (paths[0], 1)], ["ant", "bee"]
+    with pytest.raises(DatasetError, match=r"1\.png stands in entry 0 and in entry 2 .* \(ant, no split; there bee"):
+        discover(given)
+    given.samples[2] = (paths[0], 0)
+    assert labels(given) == ["ant", "bee"]
+
+
+def test_two_datasets_of_one_split_are_refused() -> None:
+    with pytest.raises(DatasetError, match="the datasets 'val' and 'validation' are both of the split val: give one"):
+        discover({"val": Given([(pixel(1), 0)]), "validation": Given([(pixel(2), 1)])})
+
+
 def test_a_manifest_that_lists_what_is_not_there_is_refused(tmp_path: Path) -> None:
     for path in ("3.png", "zip://a.png::gone.zip", "object://x/1"):
         with pytest.raises(DatasetNotFoundError, match=f"line 2: no such file: {path}"):
@@ -370,6 +402,15 @@ def test_which_columns_of_several_is_said_or_asked_for(tmp_path: Path) -> None:
     path = parquet(tmp_path / "y.parquet", label=["x"], **{"a.b/c": [{"bytes": b"3", "path": None}]})
     (item,) = discover(path, columns={"path": "a.b/c"}).items
     assert read(item.path)[0] == b"3"
+
+
+def test_a_column_called_label_counts_more_than_one_with_names_of_classes(tmp_path: Path) -> None:
+    noted = {"image": IMAGE, "sex": {"_type": "ClassLabel", "names": ["f", "m"]}}
+    made = {"image": [b"1", b"2", b"3"], "sex": [0, 0, 1]}
+    assert labels(parquet(tmp_path / "a.parquet", noted, **made, label=[1, 0, 7])) == ["1", "0", "7"]
+    assert labels(parquet(tmp_path / "b.parquet", noted, **made, label=["x", "y", "x"])) == ["x", "y", "x"]
+    assert labels(parquet(tmp_path / "c.parquet", noted, **made, other=[1, 0, 7])) == ["f", "f", "m"]
+    assert labels(tmp_path / "a.parquet", columns={"label": "sex"}) == ["f", "f", "m"]
 
 
 def test_rows_without_a_picture_are_counted_and_paths_in_rows_are_followed(tmp_path: Path) -> None:
@@ -524,6 +565,54 @@ def test_what_the_library_saves_is_read_as_it_reads_it(library: Any, plain: Path
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(read(item.path)[0]))), np.asarray(row["image"]))
     whole.to_parquet(tmp_path / "x.parquet")
     assert labels(tmp_path / "x.parquet") == [label for _, label in own]
+
+
+def test_labels_of_the_library_are_the_column_label_or_the_one_of_classes(library: Any) -> None:
+    kinds = {"image": library.Image(), "sex": library.ClassLabel(names=["f", "m"])}
+
+    def given(label: Any = None, values: Any = None, **more: Any) -> Any:
+        columns = {"image": [Image.fromarray(pixel(at)) for at in (1, 2)], "sex": [0, 1], **more}
+        features = kinds | dict.fromkeys(more, kinds["sex"])
+        if label is not None:
+            columns, features = columns | {"label": values}, features | {"label": label}
+        return library.Dataset.from_dict(columns, features=library.Features(features))
+
+    assert labels(given(library.Value("int64"), [4, 0])) == ["4", "0"]
+    assert labels(given(library.Value("string"), ["x", "y"])) == ["x", "y"]
+    assert labels(given(library.ClassLabel(names=["y", "x"]), [1, 0])) == ["x", "y"]
+    assert labels(given()) == ["f", "m"]
+    assert labels(given(library.Value("string"), ["x", "y"], hand=[0, 0])) == ["x", "y"]
+    with pytest.raises(DatasetError, match="has the columns image, sex, hand: leave one of pictures in it, and one "):
+        discover(given(hand=[0, 0]))
+
+
+@pytest.mark.parametrize("kind", ["datasets", "pandas"])
+def test_labels_in_a_column_that_is_called_otherwise_are_asked_for_and_other_columns_said(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    library = request.getfixturevalue("library") if kind == "datasets" else None
+    paths = []
+    for at in (1, 2):
+        Image.fromarray(pixel(at)).save(tmp_path / f"{at}.png")
+        paths.append(str(tmp_path / f"{at}.png"))
+
+    def given(**columns: Any) -> Any:
+        if library is None:
+            return pandas.DataFrame({"path": paths, **columns})
+        return library.Dataset.from_dict({"image": paths, **columns}).cast_column("image", library.Image())
+
+    for name in ("labels", "Class", "fine_label", "species"):
+        with pytest.raises(DatasetError, match=rf"has no column 'label', but {name}: rename .* or leave it out for"):
+            discover(given(width=[7, 7], **{name: ["a", "b"]}))
+    assert [item.label for item in discover(given(labels=["a", "b"]), labelled=False).items] == [None, None]
+    found = discover(given(width=[7, 7], page=[1, 2]))
+    assert [item.label for item in found.items] == [None, None]
+    (said,) = found.notices
+    assert said.startswith("no labels, since")
+    assert said.endswith("has no column 'label', but width, page")
+    assert discover(given()).notices == ()
+    assert discover(given(label=["a", "b"], labels=["c", "d"])).notices == ()
 
 
 def test_a_saved_dataset_that_is_not_whole_or_elsewhere_is_refused(memory: Any, plain: Path, tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def test_lists_that_are_not_clear_are_refused_by_name(folder: Path) -> None:
         ([folder / "here"], r"is a folder, and a list is of pictures: .*\"train\": FOLDER"),
         ([(one, "a"), (one, "b")], "entry 1: .* stands on entry 0 with another label"),
         ({"train": [one], "val": [one]}, "is given as train and as val: take one away"),
-        ({"train": folder / "here"}, "has splits of its own, and is given as 'train'"),
+        ({"val": folder / "here"}, "has splits of its own, and is given as 'val'"),
         ({"ants": [one]}, "unknown split 'ants'"),
         ({"train": 3}, "int is no dataset: name a folder or a manifest"),
     ]

@@ -20,15 +20,14 @@ from featcache.discover.labels import (
     check_path,
     one_a_look,
     one_split,
-    split_of,
 )
 from featcache.discover.levels import how_to_give
 from featcache.discover.litter import is_skipped
 from featcache.discover.manifests import LISTS
 from featcache.discover.objects import object_dataset
 from featcache.discover.shards import archive_or_shard, shards_dataset
-from featcache.discover.splitwords import SPLIT_NAMES, exact_split
-from featcache.discover.tables import is_saved, saved_dataset, table_dataset
+from featcache.discover.splitwords import SPLIT_NAMES
+from featcache.discover.tables import is_saved, saved_dataset, table_dataset, tables_dataset
 from featcache.discover.trees import LocalTree, NamesTree, Tree, may_be_picture
 from featcache.errors import DatasetError, DatasetNotFoundError, UsageError
 from featcache.records import Access, Dataset, Item
@@ -88,7 +87,7 @@ def discover(
         return _checked(_of_splits(source, how), source)
     if not isinstance(source, str | os.PathLike):
         how.check_no_names("an object in Python")
-        return _checked(object_dataset(source), source)
+        return _checked(object_dataset(source, labelled=how.labelled), source)
     root = check_path(named(source), "the dataset")
     look_again()
     try:
@@ -117,19 +116,23 @@ def discover(
 def _of_splits(source: Mapping[Any, Any], how: _How) -> Dataset:
     """Return one dataset of several, each of them a split; raises `DatasetError` where one has splits of its own."""
     parts: list[Dataset] = []
-    split_of_path: dict[str, str | None] = {}
+    known: dict[str, Item] = {}
+    names: dict[str | None, Any] = {}
     for name, part in source.items():
         split = one_split(name, "the datasets")
+        if names.setdefault(split, name) != name:
+            raise DatasetError(f"the datasets {names[split]!r} and {name!r} are both of the split {split}: give one")
         if isinstance(part, str | os.PathLike):
             found = discover(part, **how._asdict())
-            if any(item.split for item in found.items):
+            if {item.split for item in found.items} not in ({None}, {split}):
                 raise DatasetError(f"{found.root} has splits of its own, and is given as {name!r}: give it alone")
         else:
-            found = object_dataset(part, split)
-        for item in found.items:
-            if split_of_path.setdefault(item.path, split) != split:
-                raise DatasetError(f"{item.path} is given as {split_of_path[item.path]} and as {split}: take one away")
-        parts.append(replace(found, items=tuple(replace(item, split=split) for item in found.items)))
+            found = object_dataset(part, split, how.labelled)
+        items = tuple(replace(item, split=split) for item in found.items)
+        for item in items:
+            if (first := known.setdefault(item.path, item)).split != split:
+                raise DatasetError(f"{item.path} is given as {first.split} and as {split}: take one away")
+        parts.append(replace(found, items=items))
     root = " + ".join(part.root for part in parts)
     return Dataset(
         root=root if scheme(root) == GIVEN else f"{GIVEN}://{root}",
@@ -178,26 +181,17 @@ def _folder(root: str, tree: Tree, how: _How) -> Dataset:
     if isinstance(tree, LocalTree) and is_saved(root):
         return saved_dataset(root, how.labelled, how.columns)
     kind, files = _kind(tree) if how.label_from is None else (None, [])
-    if kind == ".arrow" and isinstance(tree, LocalTree):
-        return table_dataset(root, [(file, _split_in(file)) for file in files], how.labelled, how.columns)
-    if kind == ".arrow":
+    if kind == ".arrow" and not isinstance(tree, LocalTree):
         raise DatasetError(f"{root} is what `datasets` saved, which is read on this computer only: copy it here")
-    parts = [(file, split_of(file.removeprefix(root).strip("/"))) for file in files]
     if kind == ".tar":
-        return shards_dataset(root, parts, how.columns)
-    if kind == ".parquet":
-        return table_dataset(root, parts, how.labelled, how.columns)
+        return shards_dataset(root, files, how.columns)
+    if kind in (".arrow", ".parquet"):
+        return tables_dataset(root, files, how.labelled, how.columns)
     is_listed = how.label_from is None and how.labelled
     if is_listed and (found := listed_beside(root, tree, how.columns)) is not None:
         return found
     check_no_columns(root, how.columns)
     return folder_dataset(root, tree, label_from=how.label_from, labelled=how.labelled)
-
-
-def _split_in(file: str) -> str | None:
-    """Return the split in the name of a file of the cache of `datasets`, `imagefolder-train-00000-of-00002.arrow`."""
-    found = {split for word in PurePosixPath(file).stem.split("-") if (split := exact_split(word))}
-    return found.pop() if len(found) == 1 else None
 
 
 def _kind(tree: Tree) -> tuple[str | None, list[str]]:

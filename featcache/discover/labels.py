@@ -297,10 +297,3 @@ def _is_flag_of_split(name: str) -> bool:
     """Tell whether a column is called as one that says yes or no for a split: `is_valid`, `train`."""
     found = worded_split(name)
     return found is not None and set(found[1]) <= {"is"}
-
-
-def split_of(name: str) -> str | None:
-    """Return the split that the name of a shard begins with, or the folder it is in: `train-00001.tar`, `val/7.tar`."""
-    *folders, file = name.lower().split("/")
-    words = [file.replace("_", "-").replace(".", "-").split("-")[0], *reversed(folders)]
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)

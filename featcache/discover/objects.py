@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +17,9 @@ from PIL import Image, ImageOps
 
 from featcache.decode import as_file, identified
 from featcache.discover.labels import Labels, SplitColumns, check_names, check_path, one_split
+from featcache.discover.levels import some
 from featcache.discover.manifests import Row, listed
+from featcache.discover.once import each_once
 from featcache.discover.splitwords import is_of_splits
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Access, Dataset, FileStat, Item
@@ -29,8 +32,14 @@ _CLASSES = ("classes", "categories")
 _COLUMNS = ("path", "label", "split")
 """Of a table of pandas."""
 
+_CALLED = {
+    *("label", "labels", "class", "classes", "classname", "category", "categories", "breed", "species", "target"),
+    *("targets", "tag", "tags"),
+}
+"""Words in the names of columns that may hold labels."""
 
-def object_dataset(source: Any, split: str | None = None) -> Dataset:
+
+def object_dataset(source: Any, split: str | None = None, labelled: bool = True) -> Dataset:
     """Return the dataset of an object, all of it in one split.
 
     It is a list of paths, a list of pairs of path and label or of path, label and split, a list of `PIL.Image`s or
@@ -39,10 +48,11 @@ def object_dataset(source: Any, split: str | None = None) -> Dataset:
     with their labels, a `datasets.Dataset` with one column of pictures, or has a length and (picture, label) by number.
      Where it knows the paths of its pictures (`ImageFolder`), they are the items.
     Else its pictures must be `PIL.Image`s, so it must have no transform, and their vectors are kept under the pixels.
-    Raises `DatasetError`.
+    With `labelled=False` a column of labels that is called otherwise than `label` is not asked for. Raises
+    `DatasetError`.
     """
     if hasattr(source, "columns") and hasattr(source, "to_dict"):
-        return _of_frame(source, split)
+        return _of_frame(source, split, labelled)
     if _is_arrays(source):
         source = Arrays(*source)
     elif getattr(source, "ndim", 0) > 2:
@@ -54,11 +64,14 @@ def object_dataset(source: Any, split: str | None = None) -> Dataset:
     if isinstance(source, tuple | list) and source and _is_picture(source[0]):
         source = Pictures(source)
     labels = Labels()
-    source = HuggingFaceDataset(source) if hasattr(source, "column_names") else source
+    said: list[str] = []
+    if hasattr(source, "column_names"):
+        source = HuggingFaceDataset(source, labelled)
+        said = [*source.unlabelled, *(source.notices if split is None else ())]
     given = _Given(source, split, labels)
-    said = source.notices if isinstance(source, HuggingFaceDataset) and split is None else []
     if given.has_paths:
-        return Dataset(given.root, tuple(given.items), tuple(labels.notices()))
+        placed = ((f"entry {row}", item) for row, item in zip(given.rows, given.items, strict=True))
+        return Dataset(given.root, tuple(each_once(given.root, placed)), tuple(labels.notices()))
     places = {item.path: at for at, item in enumerate(given.items)}
     lock = threading.Lock()
 
@@ -102,7 +115,7 @@ class Arrays:
         return Image.fromarray(self._pictures[at]), self.targets[at]
 
 
-def _of_frame(frame: Any, split: str | None) -> Dataset:
+def _of_frame(frame: Any, split: str | None, labelled: bool) -> Dataset:
     """Return the dataset of a table of pandas; its name is a digest of the paths and labels in it."""
     names = list(frame.columns)
     if twice := [name for name in names if names.count(name) > 1]:
@@ -112,11 +125,13 @@ def _of_frame(frame: Any, split: str | None) -> Dataset:
             f"the table has no column 'path', but {', '.join(map(str, names))}: rename the one with the paths to path, "
             "and the one with the labels to label"
         )
+    others = [str(name) for name in names if name not in _COLUMNS]
+    lacking = _without_labels(others, "the table") if labelled and "label" not in names else []
     columns = [frame[name].tolist() if name in names else [None] * len(frame) for name in _COLUMNS]
-    others = SplitColumns(_COLUMNS)
+    splits = SplitColumns(_COLUMNS)
     for name in names:
         for cell in frame[name].tolist() if name not in _COLUMNS else ():
-            others.see({name: cell})
+            splits.see({name: cell})
     labels, rows = Labels(), []
     for at, (path, label, own) in enumerate(zip(*columns, strict=True)):
         if not _is_path(path):
@@ -125,7 +140,20 @@ def _of_frame(frame: Any, split: str | None) -> Dataset:
         where = f"the table, row {at}"
         rows.append((f"row {at}", named(path), labels.read(label, where), one_split(own, where) or split))
     found = _of_rows(rows, labels, "the table")
-    return replace(found, notices=(*found.notices, *others.notices("rename {} to split")))
+    return replace(found, notices=(*lacking, *found.notices, *splits.notices("rename {} to split")))
+
+
+def _without_labels(others: Sequence[str], what: str) -> list[str]:
+    """Return what is to be said of pictures that have no column `label`, and others; raises `DatasetError`.
+
+    That is for columns which are called as those of labels are.
+    """
+    if called := [name for name in others if not _CALLED.isdisjoint(re.split(r"[\W\d_]+", name.lower()))]:
+        raise DatasetError(
+            f"{what} has no column 'label', but {some(called)}: rename the one with the labels to label, or leave "
+            f"{'it' if len(called) == 1 else 'them'} out for pictures without labels"
+        )
+    return [f"no labels, since {what} has no column 'label', but {some(others, 6)}"] if others else []
 
 
 def _is_path(value: Any) -> bool:
@@ -199,15 +227,17 @@ def _of_rows(rows: Sequence[Row], labels: Labels, name: str) -> Dataset:
 class HuggingFaceDataset:
     """A `datasets.Dataset` as pictures and labels by number; raises `DatasetError` where it is not clear which."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, labelled: bool) -> None:
         kinds = {name: type(kind).__name__ for name, kind in source.features.items()}
         pictures, classes = ([name for name in kinds if kinds[name] == kind] for kind in ("Image", "ClassLabel"))
-        label = classes[0] if len(classes) == 1 else "label" if "label" in kinds else None
+        label = "label" if "label" in kinds else classes[0] if len(classes) == 1 else None
         if len(pictures) != 1 or (label is None and len(classes) > 1):
             raise DatasetError(
                 f"this datasets.Dataset has the columns {', '.join(kinds)}: leave one of pictures in it, and one called"
                 " label, with select_columns and rename_column"
             )
+        others = [name for name in kinds if name != pictures[0]]
+        self.unlabelled = _without_labels(others, "this datasets.Dataset") if labelled and label is None else []
         self._source, self._picture = source, pictures[0]
         kind = source.features[self._picture]
         self._mode = kind.mode
@@ -215,12 +245,12 @@ class HuggingFaceDataset:
         self.targets = [None] * len(source) if label is None else list(source[label])
         self.classes = tuple(getattr(source.features.get(label), "names", ()))
         self.root, self.split = source._fingerprint, getattr(source, "split", None)
-        others = SplitColumns(())
+        splits = SplitColumns(())
         for name, kind in source.features.items():
             if getattr(kind, "dtype", None) in ("string", "bool") and is_of_splits(name):
                 for cell in source[name]:
-                    others.see({name: cell})
-        self.notices = others.notices("one dataset for each value of {}, as {{'train': ..., 'test': ...}}")
+                    splits.see({name: cell})
+        self.notices = splits.notices("one dataset for each value of {}, as {{'train': ..., 'test': ...}}")
 
     def __len__(self) -> int:
         """Return how many pictures there are."""
@@ -238,7 +268,7 @@ class HuggingFaceDataset:
 
 class _Given:
     def __init__(self, source: Any, split: str | None, found: Labels) -> None:
-        self._source, self._rows = _without_subsets(source)
+        self._source, self.rows = _without_subsets(source)
         dataset = self._source
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise DatasetError(
@@ -256,17 +286,17 @@ class _Given:
             said = " ".join(f"{type(error).__name__} {error}".split())
             raise DatasetError(f"{self.root} gives no (picture, label) by number: {said}") from error
         names = self._names()
-        labels = [found.read(v, f"{self.root}/{row}", names) for row, v in zip(self._rows, values, strict=True)]
+        labels = [found.read(v, f"{self.root}/{row}", names) for row, v in zip(self.rows, values, strict=True)]
         given = self.root if split is None else f"{self.root}/{split}"
         paths = [
             check_path(named(samples[row][0]), f"{self.root}/{row}") if self.has_paths else f"{given}/{row}"
-            for row in self._rows
+            for row in self.rows
         ]
         self.items = [Item(path, label, split) for path, label in zip(paths, labels, strict=True)]
 
     def picture(self, at: int) -> Any:
         try:
-            return self._source[self._rows[at]][0]
+            return self._source[self.rows[at]][0]
         except Exception as error:  # a dataset may raise anything
             raise PictureError(f"the dataset cannot give it: {' '.join(str(error).split())}") from error
 
@@ -285,10 +315,10 @@ class _Given:
         if self.has_paths:
             known = [sample[1] for sample in samples]
         if len(known) != len(self._source):
-            values = [self._source[row][1] for row in self._rows]
+            values = [self._source[row][1] for row in self.rows]
         else:
             transform = getattr(self._source, "target_transform", None) or (lambda value: value)
-            values = [transform(known[row]) for row in self._rows]
+            values = [transform(known[row]) for row in self.rows]
         return [value.item() if getattr(value, "ndim", None) == 0 else value for value in values]
 
 

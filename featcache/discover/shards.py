@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from featcache.discover.beside import listed_beside
+from featcache.discover.filesplits import splits_of_files
 from featcache.discover.folders import folder_dataset
 from featcache.discover.labels import Columns, Labels, check_no_columns
 from featcache.discover.levels import count, some
@@ -35,7 +36,7 @@ def archive_or_shard(
     found = archive(root, encoding)
     label = columns.get("label", "cls").split(".")[0]
     if label_from is None and isinstance(found, TarArchive) and any(name.endswith(f".{label}") for name in found.names):
-        return shards_dataset(root, [(root, None)], columns)
+        return _of_shards(root, [(root, None)], columns)
     kind = "zip" if isinstance(found, ZipArchive) else "tar"
     tree = NamesTree(found.names, f"{kind}://", f"{CHAIN}{root}")
     if label_from is None and labelled and (listed := listed_beside(root, tree, columns)) is not None:
@@ -44,11 +45,17 @@ def archive_or_shard(
     return folder_dataset(root, tree, _said(found), label_from, labelled)
 
 
-def shards_dataset(root: str, parts: Parts, columns: Columns) -> Dataset:
-    """Return the dataset of WebDataset shards, in the order of the shards and of the samples in them."""
+def shards_dataset(root: str, files: Sequence[str], columns: Columns) -> Dataset:
+    """Return the dataset of the WebDataset shards in a folder, with the splits that their names say."""
+    splits, said = splits_of_files([file.removeprefix(root).strip("/") for file in files])
+    return _of_shards(root, list(zip(files, splits, strict=True)), columns, said)
+
+
+def _of_shards(root: str, parts: Parts, columns: Columns, said: Sequence[str] = ()) -> Dataset:
+    """Return the dataset of shards, in the order of the shards and of the samples in them."""
     items: list[Item] = []
     labels = Labels()
-    notices: list[str] = []
+    notices = [*said]
     without: list[str] = []
     unlabelled = 0
     for address, split in parts:
@@ -68,11 +75,11 @@ def shards_dataset(root: str, parts: Parts, columns: Columns) -> Dataset:
     if without:
         notices.append(f"{count(without, 'sample')} without a picture left out: {some(without)}")
     if unlabelled:
-        said = f"{unlabelled:,} of {len(items):,} samples without a label: it is looked for in KEY."
-        said += columns.get("label", "cls").partition(".")[0]
+        ending = columns.get("label", "cls").partition(".")[0]
+        lacking = f"{unlabelled:,} of {len(items):,} samples without a label: it is looked for in KEY.{ending}"
         if "label" in columns and unlabelled == len(items):
-            raise DatasetError(f"{root}: {said}: --columns label={columns['label']} names another ending or field")
-        notices.append(said)
+            raise DatasetError(f"{root}: {lacking}: --columns label={columns['label']} names another ending or field")
+        notices.append(lacking)
     return Dataset(root, tuple(items), (*notices, *labels.notices()))
 
 

@@ -69,12 +69,17 @@ def worded_split(name: str) -> tuple[str, tuple[str, ...]] | None:
     `training_set`, `test1` and `TrainImages` leave none; of `seg_train` it is `seg`. `None` where no word says a split,
     or several say different ones.
     """
-    tokens = [part for token in _TOKEN.findall(name) for part in _parts(token.lower())]
-    splits = {_WORDS[token] for token in tokens if token in _WORDS}
+    tokens = _tokens(name)
+    splits = splits_said(name)
     if len(splits) != 1:
         return None
     rest = (t for t in tokens if t not in _WORDS and t not in _FILLERS and not t.isdecimal())
     return splits.pop(), tuple(rest)
+
+
+def splits_said(name: str) -> set[str]:
+    """Return all splits that the words of a name say."""
+    return {_WORDS[token] for token in _tokens(name) if token in _WORDS}
 
 
 def split_in(text: str) -> str | None:
@@ -106,6 +111,10 @@ def is_numbered_part(names: Sequence[str]) -> bool:
 def is_put_aside(name: str) -> bool:
     """Tell whether a name is one for pictures beside the splits, to be predicted or without labels."""
     return not _ASIDE.isdisjoint(token.lower() for token in _TOKEN.findall(name))
+
+
+def _tokens(name: str) -> list[str]:
+    return [part for token in _TOKEN.findall(name) for part in _parts(token.lower())]
 
 
 def _parts(token: str) -> tuple[str, ...]:

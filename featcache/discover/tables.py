@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from featcache.discover.filesplits import splits_of_files
 from featcache.discover.labels import Columns, Labels, SplitColumns, check_names, one_label, one_split, split_option
 from featcache.discover.manifests import Row, listed
-from featcache.discover.splitwords import SPLIT_NAMES, is_of_splits
+from featcache.discover.once import each_once
+from featcache.discover.splitwords import exact_split, is_of_splits, split_in
 from featcache.errors import DatasetError
 from featcache.records import Dataset, Item
 from featcache.sources import table
@@ -27,7 +29,10 @@ Parts = Sequence[tuple[str, str | None]]
 def table_dataset(root: str, parts: Parts, labelled: bool, columns: Columns, notices: Sequence[str] = ()) -> Dataset:
     """Return the dataset of the rows of tables, in order; where the pictures are paths, a table is a manifest."""
     labels = Labels()
-    items = [item for address, split in parts for item in _items(table(address), split, labelled, columns, labels)]
+    placed = (
+        (address, item) for address, split in parts for item in _items(table(address), split, labelled, columns, labels)
+    )
+    items = list(each_once(root, placed))
     others = SplitColumns(())
     if all(item.split is None for item in items):
         for address, _ in parts:
@@ -50,6 +55,13 @@ def _see_others(rows: Table, columns: Columns, others: SplitColumns) -> None:
                 others.see({name: cell})
 
 
+def tables_dataset(root: str, files: Sequence[str], labelled: bool, columns: Columns) -> Dataset:
+    """Return the dataset of the tables in a folder, with the splits that a column of each says, or their names."""
+    splits, said = splits_of_files([file.removeprefix(root).strip("/") for file in files])
+    has_names = any(columns.get("split", "split") not in table(file).schema.names for file in files)
+    return table_dataset(root, list(zip(files, splits, strict=True)), labelled, columns, said if has_names else ())
+
+
 def is_saved(root: str) -> bool:
     """Tell whether a folder is what `datasets` saved with `save_to_disk`."""
     names = ("dataset_dict.json", "state.json")
@@ -63,14 +75,22 @@ def saved_dataset(root: str, labelled: bool, columns: Columns) -> Dataset:
         if (folder / "state.json").is_file():
             return table_dataset(root, _saved_parts(folder, None), labelled, columns)
         names = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
-        known = [name for name in names if name.lower() in SPLIT_NAMES]
-        parts = [part for name in known for part in _saved_parts(folder / name, SPLIT_NAMES[name.lower()])]
+        exact = {split for name in names if (split := exact_split(name))}
+        known = {name: split for name in names if (split := exact_split(name) or _other_split(name, exact))}
+        parts = [part for name, split in known.items() for part in _saved_parts(folder / name, split)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{root} is no whole dataset of `save_to_disk` ({error}): save it again") from error
-    others = [name for name in names if name not in known]
-    return table_dataset(root, parts, labelled, columns, [f"the split {name!r} left out" for name in others])
+    said = [f"the split {name!r} is taken as {split}" for name, split in known.items() if exact_split(name) is None]
+    said += [f"the split {name!r} left out" for name in names if name not in known]
+    return table_dataset(root, parts, labelled, columns, said)
+
+
+def _other_split(name: str, exact: Collection[str]) -> str | None:
+    """Return the split that a name says in other words, `training`, where none is called so exactly."""
+    split = split_in(name)
+    return None if split in exact else split
 
 
 def _saved_parts(folder: Path, split: str | None) -> Parts:
@@ -124,7 +144,8 @@ def _path_column(rows: Table, columns: Columns) -> str:
 
 def _label_column(rows: Table, labelled: bool, columns: Columns) -> _Column | None:
     classes = _of_type(rows, "ClassLabel")
-    wanted = columns.get("label") or (classes[0] if len(classes) == 1 else "label")
+    is_other = len(classes) == 1 and "label" not in rows.schema.names
+    wanted = columns.get("label") or (classes[0] if is_other else "label")
     if "label" in columns or labelled:
         _check(rows, wanted, "label")
     return _column(rows, wanted)
