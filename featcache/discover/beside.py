@@ -12,10 +12,11 @@ from featcache.discover.columns import columns_of, may_list
 from featcache.discover.labels import Columns
 from featcache.discover.levels import Folders, count, holds_files, holds_pictures, some
 from featcache.discover.manifests import Finder, dialect_of, is_separator, list_dataset, opened_text
+from featcache.discover.once import each_once
 from featcache.discover.splitwords import exact_split, split_in, worded_split
 from featcache.discover.trees import Listing, Tree, looks_like_picture
 from featcache.errors import DatasetError
-from featcache.records import Dataset, Item
+from featcache.records import Dataset
 from featcache.sources.addresses import folder_of, is_remote
 from featcache.texts import LONGEST
 
@@ -158,7 +159,12 @@ def _with_splits(root: str, tree: Tree, lists: list[_List]) -> list[_List]:
 
 def _joined(root: str, tree: Tree, lists: Sequence[_List], pictures: Sequence[str], notices: list[str]) -> Dataset:
     parts = [(each.split, list_dataset(each.address, True, each.columns, each.finder)) for each in lists]
-    items = _of_all(root, parts, [tree.name(each.address) for each in lists])
+    placed = [
+        (tree.name(each.address), replace(item, split=item.split or split))
+        for each, (split, part) in zip(lists, parts, strict=True)
+        for item in part.items
+    ]
+    items = list(each_once(root, placed))
     names = [tree.name(item.path) for item in items if item.split is None]
     said = []
     for each in lists:
@@ -183,22 +189,6 @@ def _inside(tree: Tree, name: str, folder: str) -> str:
     below, kind = tree.glance(folder)
     is_same = len(below) == 1 and kind is None and (holds_pictures(below[0][0]) or below[0][0].lower() == name.lower())
     return below[0][1] if is_same else folder
-
-
-def _of_all(root: str, parts: Sequence[tuple[str | None, Dataset]], names: Sequence[str]) -> list[Item]:
-    """Return the pictures of all lists, each once; raises `DatasetError` where two lists contradict each other."""
-    known: dict[str, tuple[Item, str]] = {}
-    for (split, part), name in zip(parts, names, strict=True):
-        for listed in part.items:
-            item = replace(listed, split=listed.split or split)
-            first, where = known.setdefault(item.path, (item, name))
-            if first != item:
-                before, now = (f"{each.label or 'no label'}, {each.split or 'no split'}" for each in (first, item))
-                raise DatasetError(
-                    f"{root}: {item.path} stands in {where} and in {name} with another label or split ({before}; "
-                    f"there {now}): take it out of one of them"
-                )
-    return [item for item, _ in known.values()]
 
 
 def _splits_of_folders(names: Sequence[str]) -> list[str]:
