@@ -301,7 +301,12 @@ class TestOtherFoldersBeside:
         more = ["val/a/abbey/5.jpg", "val/b/bar/6.jpg"] if above else []
         dataset = discover(in_folder(tmp_path, *[above + name for name in names], *more))
         assert {label for label, _ in found(dataset).values()} == {"abbey", "apartment/in", "apartment/out", "bar"}
-        assert "the folders a, b are letters that the classes in them begin with" in dataset.notices
+        (notice,) = (notice for notice in dataset.notices if "the folders a, b are letters" in notice)
+        (expression,) = re.findall("--label-from '(.*)'", notice)
+        letters = discover(dataset.root, label_from=expression)
+        assert {(item.label, item.split) for item in letters.items} == {
+            (letter, split) for letter in "ab" for split in (("train", "val") if above else (None,))
+        }
 
     def test_letters_that_are_the_classes_stay_so(self, tmp_path: Path) -> None:
         dataset = discover(in_folder(tmp_path, "A/1.jpg", "B/2.jpg"))
@@ -1246,3 +1251,116 @@ class TestSplitLists:
             (root / f"train{fold}.txt").write_text("pie/0.jpg\nsoup/0.jpg\n")
             (root / f"test{fold}.txt").write_text("pie/1.jpg\nsoup/1.jpg\n")
         assert {item.split for item in discover(root).items} == {None}
+
+
+class TestWhatLiesBesideClasses:
+    @staticmethod
+    def classes(root: Path, *more: str) -> Path:
+        return in_folder(root, *(f"{label}/{at}.jpg" for label in ("cat", "dog") for at in range(3)), *more)
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("label_map.csv", "id,name\n0,cat\n1,dog\n"),
+            ("labels.txt", "0 cat\n1 dog\n"),
+            ("history.csv", "epoch,loss,val_loss\n1,0.5,0.6\n2,0.4,0.5\n"),
+            ("corrupted.csv", "path,reason\ncat/0.jpg,truncated\ndog/1.jpg,empty\n"),
+            ("credits.csv", "file,author\ncat/0.jpg,Ann\ndog/0.jpg,Bob\n"),
+            ("sizes.csv", "file,width,height\ncat/0.jpg,3,4\ndog/0.jpg,4,5\n"),
+            ("info.json", '{"image": "logo1.jpg"}'),
+            ("boxes.json", '[{"file_name": "cat/0.jpg"}]'),
+        ],
+    )
+    def test_class_folders_stay_classes_whatever_else_is_listed_beside_them(
+        self, tmp_path: Path, name: str, text: str
+    ) -> None:
+        root = self.classes(tmp_path)
+        (root / name).write_text(text)
+        dataset = discover(root)
+        assert [item.label for item in dataset.items] == ["cat"] * 3 + ["dog"] * 3
+        assert any(name in notice for notice in dataset.notices)
+
+    def test_a_list_of_labels_of_most_pictures_counts_more_than_the_folders(self, tmp_path: Path) -> None:
+        root = in_folder(tmp_path, *(f"{site}/{at}{site}.jpg" for site in ("north", "south") for at in range(2)))
+        rows = "".join(
+            f"{site}/{at}{site}.jpg,{'fox' if at else 'owl'}\n" for site in ("north", "south") for at in (0, 1)
+        )
+        (root / "labels.csv").write_text(f"path,label\n{rows}")  # camera traps by site
+        dataset = discover(root)
+        assert {item.label for item in dataset.items} == {"fox", "owl"}
+        assert "labels from labels.csv, columns path=path, label=label" in dataset.notices
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["images/0.png", "ground_truth/0.png"],
+            ["Original/0.png", "Ground Truth/0.png"],
+            ["0.png", "masks/0.png"],
+        ],
+    )
+    def test_masks_by_any_name_are_no_class(self, tmp_path: Path, names: list[str]) -> None:
+        dataset = discover(in_folder(tmp_path, *names))
+        assert [(Path(item.path).parent.name, item.label) for item in dataset.items] in (
+            [("images", None)],
+            [("Original", "Original")],
+            [("data", None)],
+        )
+        assert any("left out" in notice for notice in dataset.notices)
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["a/0.png", "a/masks/0_mask.png", "b/1.png"],
+            ["a/Data/Images/0.png", "a/Data/Masks/0.png", "b/Data/Images/1.png"],  # VisA
+            ["a/Train/0.png", "a/Train/Label/0_label.png", "a/Test/1.png", "b/Train/1.png", "b/Test/2.png"],  # DAGM
+        ],
+    )
+    def test_masks_deep_in_a_class_are_no_pictures_of_it(self, tmp_path: Path, names: list[str]) -> None:
+        dataset = discover(in_folder(tmp_path, *names))
+        assert not any("ask" in item.path.removeprefix(str(tmp_path)) or "Label" in item.path for item in dataset.items)
+        assert {item.label for item in dataset.items} == {"a", "b"}
+        assert any("masks or the like" in notice for notice in dataset.notices)
+
+    def test_a_copy_with_a_text_beside_it_is_one_too(self, tmp_path: Path) -> None:
+        copied = [f"rps/{label}/{at}.jpg" for label in ("cat", "dog") for at in range(3)]
+        dataset = discover(self.classes(tmp_path, *copied, "rps/README.txt"))
+        assert {item.label for item in dataset.items} == {"cat", "dog"}
+        assert any(notice.startswith("rps/ left out") for notice in dataset.notices)
+
+    def test_a_copy_with_one_class_more_is_refused(self, tmp_path: Path) -> None:
+        copied = [f"all/{label}/0.jpg" for label in ("cat", "dog", "fox")]
+        with pytest.raises(DatasetError, match="has folders twice .*'all', which holds others too"):
+            discover(self.classes(tmp_path, *copied))
+
+    def test_a_dataset_beside_a_folder_of_other_pictures_is_said(self, tmp_path: Path) -> None:
+        root = in_folder(tmp_path, "dataset/cat/0.jpg", "dataset/dog/1.jpg", "results/plot.png")
+        assert any("name" in notice and "dataset as SOURCE" in notice for notice in discover(root).notices)
+
+    @pytest.mark.parametrize(
+        "names", [("bounding_box_train", "bounding_box_test", "query"), ("Training", "Testing", "Gallery")]
+    )
+    def test_flat_splits_beside_another_folder_are_refused(self, tmp_path: Path, names: tuple[str, ...]) -> None:
+        root = in_folder(tmp_path, *(f"{name}/{at}.jpg" for name in names for at in range(2)))
+        with pytest.raises(DatasetError, match="called as splits") as caught:
+            discover(root)
+        (expression,) = re.findall("--label-from '(.*)'", str(caught.value))
+        assert {item.label for item in discover(root, label_from=expression).items} == set(names)
+
+    @pytest.mark.parametrize("above", ["", "pets/"])
+    @pytest.mark.parametrize("splits", [("train", "val"), ("seg_train", "seg_test")])
+    def test_an_expression_for_labels_keeps_the_splits_of_folders(
+        self, tmp_path: Path, above: str, splits: tuple[str, str]
+    ) -> None:
+        names = [f"{above}{split}/{label}.{at}.jpg" for split in splits for label in ("cat", "dog") for at in range(2)]
+        root = in_folder(tmp_path, *names, f"{above}annotations/a.json")
+        dataset = discover(root, label_from=r"([a-z]+)\.\d")
+        assert {(item.label, item.split) for item in dataset.items} == {
+            (label, split.removeprefix("seg_")) for label in ("cat", "dog") for split in splits
+        }
+
+    @pytest.mark.parametrize("cells", [("train", "test", "unused"), ("train", "val", "nan")])
+    def test_a_column_of_splits_with_other_words_in_it_is_said(self, tmp_path: Path, cells: tuple[str, ...]) -> None:
+        root = in_folder(tmp_path, *(f"{at}.jpg" for at in range(3)))
+        rows = "".join(f"{at}.jpg,a{at},{cell}\n" for at, cell in enumerate(cells))
+        (root / "l.csv").write_text(f"path,label,subset\n{rows}")
+        assert any("the column 'subset' says" in notice for notice in discover(root / "l.csv").notices)

@@ -8,17 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from featcache.discover.columns import columns_of, may_list
+from featcache.discover.columns import LABELS, columns_of, first_paths, may_list
 from featcache.discover.labels import Columns
 from featcache.discover.levels import Folders, count, holds_files, holds_pictures, some
 from featcache.discover.manifests import Finder, dialect_of, is_separator, list_dataset, opened_text
 from featcache.discover.once import each_once
-from featcache.discover.splitwords import exact_split, split_in, worded_split
+from featcache.discover.splitwords import exact_split, is_numbered_part, is_part, split_in, worded_split
 from featcache.discover.trees import Listing, Tree, looks_like_picture
 from featcache.errors import DatasetError
 from featcache.records import Dataset
 from featcache.sources.addresses import folder_of, is_remote
 from featcache.texts import LONGEST
+
+_OF_LABELS = {"label", "labels", "train", "val", "valid", "validation", "test", "metadata", "classes", "annotations"}
+"""Words in the names of lists of labels, and of splits with labels."""
 
 
 class _List(NamedTuple):
@@ -100,8 +103,34 @@ def _listed_in(root: str, tree: Tree, listing: Listing, columns: Columns) -> Dat
     if not pictures:
         return None
     notices: list[str] = []
-    lists = _with_splits(root, tree, _lists_among(tree, flat, pictures, columns, notices))
-    return _joined(root, tree, lists, pictures, notices) if lists else None
+    if columns or not _are_classes(tree, folders):
+        lists = _with_splits(root, tree, _lists_among(tree, flat, pictures, columns, notices))
+        return _joined(root, tree, lists, pictures, notices) if lists else None
+    try:
+        lists = _with_splits(root, tree, _lists_among(tree, flat, pictures, columns, notices))
+        lists = [each for each in lists if _is_of_labels(each)]
+        joined = _joined(root, tree, lists, pictures, notices) if lists else None
+    except DatasetError:
+        return None  # the folders say the classes, and that a list is not used is said with them
+    return joined if joined is not None and 2 * len(joined.items) > len(pictures) else None
+
+
+def _are_classes(tree: Tree, folders: Folders) -> bool:
+    """Tell whether there are several folders of pictures that may be classes by their names."""
+    names = [name for name, path in folders if tree.glance(path).kind == "pictures"]
+    plain = [name for name in names if not (worded_split(name) or is_part(name) or holds_pictures(name))]
+    return len(plain) > 1 and not is_numbered_part(names)
+
+
+def _is_of_labels(found: _List) -> bool:
+    """Tell whether a list names its pictures whole, and calls something labels, itself or a column of it.
+
+    Beside class folders there are lists of much else, and of the names of the classes by their numbers.
+    """
+    words = set(_stem(found.address).replace("-", "_").split("_"))
+    label = found.columns.get("label", "")
+    is_called = bool(words & _OF_LABELS or label.lower() in LABELS or "+" in label)
+    return is_called and all(looks_like_picture(path) for path in first_paths(found.address, found.columns))
 
 
 def _lists_among(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -55,7 +56,8 @@ def columns_of(address: str, finder: Finder, columns: Columns) -> Columns | None
     Only files that name pictures beside them are lists. Raises `DatasetError` where the label in one cannot be told.
     """
     suffix = Path(name_of(address)).suffix.lower()
-    if not may_list(name_of(address)):
+    words = set(Path(name_of(address)).stem.lower().replace("-", "_").split("_"))
+    if not may_list(name_of(address)) or words & _NO_LABELS:
         return None
     try:
         with opened_text(address) as file:
@@ -73,16 +75,15 @@ def columns_of(address: str, finder: Finder, columns: Columns) -> Columns | None
     if suffix in (".jsonl", ".ndjson"):
         return _of_json(address, lines, finder, columns)
     if suffix not in (".csv", ".tsv"):
-        return {} if _has_labels(address, lines, finder) else None
+        return {} if _has_labels(lines, finder) else None
     return _of_table(address, suffix, lines, finder, columns)
 
 
-def _has_labels(address: str, lines: Sequence[str], finder: Finder) -> bool:
+def _has_labels(lines: Sequence[str], finder: Finder) -> bool:
     """Tell whether labels stand behind the paths in lines; several numbers are a box, or the like."""
     pairs = [(path, label) for path, label in _pairs(lines, finder) if label and is_found(finder, path)]
     are_boxes = all(len(label.split()) > 1 and all(map(_is_number, label.split())) for _, label in pairs)
-    words = Path(name_of(address)).stem.lower().replace("-", "_").split("_")
-    return bool(pairs) and not are_boxes and _NO_LABELS.isdisjoint(words)
+    return bool(pairs) and not are_boxes
 
 
 def _pairs(lines: Sequence[str], finder: Finder) -> Iterator[tuple[str, str]]:
@@ -106,6 +107,22 @@ def _of_json(address: str, lines: Sequence[str], finder: Finder, columns: Column
     names = list(rows[0]) if rows else []
     cells = {name: [value for row in rows if isinstance(value := row.get(name), str)] for name in names}
     return _chosen(address, cells, columns.get("path") or _path_column(cells, finder), columns)
+
+
+def first_paths(address: str, columns: Columns) -> list[str]:
+    """Return what stands for the pictures in the first lines of a list that was found to be one."""
+    with opened_text(address) as file:
+        lines = file.read(MOST_BYTES).splitlines()[: LOOKED_AT + 1]
+    suffix = Path(name_of(address)).suffix.lower()
+    if suffix in (".jsonl", ".ndjson"):
+        return [str(json.loads(line).get(columns.get("path", "path"))) for line in lines if line.strip()]
+    if suffix not in (".csv", ".tsv") or not columns:
+        return [re.split(r"[\s,;]", line.strip())[0] for line in lines if line.strip()]
+    lines = lines[1:] if is_separator(lines[0]) else lines
+    dialect = dialect_of(lines[0]) if suffix == ".csv" else Dialect("\t", False)
+    names, *rows = csv.reader(lines, **dialect._asdict())
+    at = [name.strip() for name in names].index(columns["path"])
+    return [row[at].strip() for row in rows if len(row) > at]
 
 
 def _of_table(address: str, suffix: str, lines: Sequence[str], finder: Finder, columns: Columns) -> Columns | None:

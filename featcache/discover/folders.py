@@ -79,7 +79,7 @@ def folder_dataset(
             if name in arranged.split_of:
                 items += _split_items(name, path, arranged.split_of[name], tree, notices, beside)
         elif arranged.are_splits_below:
-            items += _class_items(name, path, tree, notices)
+            items += _class_items(name, path, tree, notices, beside)
         else:
             items += [Item(address, name) for address in files_of_class(tree, path, beside)]
     if beside:
@@ -98,12 +98,17 @@ def folder_dataset(
     else:
         notices += _flat_splits(items)
         notices += [] if arranged.are_splits_below else _deeper(names, items)
+    notices += _drawn(names)
+    return Dataset(root, tuple(items), (*notices, *inside, *said), skipped=tree.skipped)
+
+
+def _drawn(names: Sequence[str]) -> Iterator[str]:
+    """Yield that files are called as masks of others, and are taken as pictures."""
     if drawn := drawn_beside(names):
-        notices.append(
+        yield (
             f"{count(drawn, 'file')} called as another with _mask or the like behind it, as {drawn[0]}: taken as "
             "pictures too; if they are none, move them away, or list the pictures in a CSV manifest"
         )
-    return Dataset(root, tuple(items), (*notices, *inside, *said), skipped=tree.skipped)
 
 
 def _enter(tree: Tree, inside: list[str], lists: list[tuple[str, str]]) -> Level:
@@ -139,9 +144,10 @@ def _left_out(tree: Tree, level: Level) -> Iterator[str]:
     if level.without:
         yield f"{count(level.without, 'folder')} without pictures left out: {some(level.without)}"
     if level.beside:
+        any_folder = tree.listing(tree.root)[0][0][1]
         yield (
             f"{some(level.beside)} left out: by its name it holds masks, labels or the like of the pictures beside it; "
-            f"if it is a class, give --label-from '{folder_expression(tree)}'"
+            f"if it is a class, give --label-from '{folder_expression(tree, any_folder)}'"
         )
 
 
@@ -166,13 +172,13 @@ def _split_items(
         yield Item(address, None, split)
 
 
-def _class_items(label: str, folder: str, tree: Tree, notices: list[str]) -> Iterator[Item]:
+def _class_items(label: str, folder: str, tree: Tree, notices: list[str], beside: list[str]) -> Iterator[Item]:
     below, loose = tree.listing(folder)
     for name, path in below:
         found = worded_split(name)
         if found is None or found[1]:
             raise DatasetError(f"{label}/ holds splits, and {name!r}, which is none: move it out, or call it a split")
-        for address in tree.files(path):
+        for address in files_of_class(tree, path, beside):
             yield Item(address, label, found[0])
     if loose:
         notices.append(f"{count(loose, 'file')} in {label}/ outside its split folders left out")
@@ -182,7 +188,9 @@ def _from_names(root: str, tree: Tree, label_from: str) -> tuple[tuple[Item, ...
     """Return the pictures with the labels, and perhaps splits, that an expression finds in their paths."""
     pattern = re.compile(label_from)
     tops = {name: worded_split(name) for name, path in tree.listing(tree.root)[0] if next(tree.files(path), None)}
-    # Without splits of their own they have those of the folders at the top, where all of these are plainly splits.
+    # Without splits of their own they have those that they have without the expression, or else of the folders at the
+    # top, where all of these are plainly splits.
+    known = _splits_without(root, tree) if "split" not in pattern.groupindex else {}
     of_folder = {name: found[0] for name, found in tops.items() if found is not None and not found[1]}
     of_folder = of_folder if len(of_folder) == len(tops) and "split" not in pattern.groupindex else {}
     labels = Labels()
@@ -199,7 +207,7 @@ def _from_names(root: str, tree: Tree, label_from: str) -> tuple[tuple[Item, ...
         names.append(name)
         match = pattern.search(name)
         label = labels.read(match["label" if "label" in pattern.groupindex else 1], name) if match else None
-        split = of_folder.get(name.partition("/")[0])
+        split = known.get(address) or of_folder.get(name.partition("/")[0])
         if match and "split" in pattern.groupindex:
             found = worded_split(match["split"] or "")
             if found is None:
@@ -214,7 +222,25 @@ def _from_names(root: str, tree: Tree, label_from: str) -> tuple[tuple[Item, ...
     masks = _masks(names, items)
     left_out = [f"{count([*masks], 'file')} left out, in folders for masks or the like: {some(sorted(masks))}"]
     kept = (item for name, item in zip(names, items, strict=True) if name not in masks)
-    return tuple(kept), [*labels.notices(), *(said if without else []), *(left_out if masks else []), *copies]
+    return tuple(kept), [
+        *labels.notices(),
+        *(said if without else []),
+        *(left_out if masks else []),
+        *copies,
+        *_drawn(names),
+    ]
+
+
+def _splits_without(root: str, tree: Tree) -> dict[str, str | None]:
+    """Return the splits that pictures have by their folders where no expression is given, if all have some."""
+    top = tree.root
+    try:
+        items = folder_dataset(root, tree).items
+    except DatasetError:
+        return {}
+    finally:
+        tree.root = top
+    return {item.path: item.split for item in items} if all(item.split for item in items) else {}
 
 
 def _copies(root: str, tree: Tree) -> tuple[str, list[str]]:

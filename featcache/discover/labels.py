@@ -16,7 +16,7 @@ from numbers import Integral
 from textwrap import shorten
 from typing import Any
 
-from featcache.discover.splitwords import SPLIT_NAMES, split_in, worded_split
+from featcache.discover.splitwords import SPLIT_NAMES, is_of_splits, split_in, worded_split
 from featcache.errors import DatasetError, UsageError
 from featcache.records import Dataset
 from featcache.texts import LONGEST_LABEL, flaw, flaw_of_names
@@ -31,6 +31,8 @@ SEPARATORS = (",", ";", "|", None)
 
 _NONES = {"nan", "none", "null", "n/a", "#n/a", "<na>"}
 """What programs write where there is no value."""
+
+_FLAGS = {"true", "false", "0", "1", "0.0", "1.0", "yes", "no", "y", "n", "t", "f"}
 
 _FRACTION = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
@@ -271,9 +273,9 @@ class SplitColumns:
                 continue
             if (split := split_in(text)) is not None:
                 self._splits.setdefault(name, set()).add(split)
-            elif text.lower() in ("true", "false", "0", "1", "0.0", "1.0") and _is_flag_of_split(name):
+            elif text.lower() in _FLAGS and _is_flag_of_split(name):
                 self._flags.setdefault(name, set()).add(text)
-            else:
+            elif not is_of_splits(name):  # one that is called so may say `unused` of some pictures
                 self._others.add(name)
 
     def notices(self, option: str) -> list[str]:

@@ -47,7 +47,9 @@ def level_of(tree: Tree, folder: str) -> Level:
     """Sort out what is in a folder of a tree."""
     folders, files = tree.listing(folder)
     kinds = {name: _kind(tree, path) for name, path in folders}
-    beside = _beside([name for name, _ in folders if kinds[name] is not None], kinds)
+    has_files = any(looks_like_picture(name) for name, _ in files)
+    beside = _beside([name for name, _ in folders if kinds[name] is not None], kinds, has_files)
+    beside = beside or _drawn_of_the_other(tree, [each for each in folders if kinds[each[0]] == "pictures"])
     kept = [name for name, _ in folders if kinds[name] is not None and name not in beside]
     # where nothing looks like a picture, all are taken, and decoding tells
     taken = [name for name in kept if kinds[name] != "others"] or kept
@@ -58,6 +60,15 @@ def level_of(tree: Tree, folder: str) -> Level:
         without=[name for name in kept if name not in set(taken)],
         beside=beside,
     )
+
+
+def _drawn_of_the_other(tree: Tree, folders: Folders) -> list[str]:
+    """Return which of two folders is called as one for masks, and holds files that are called as those in the other."""
+    called = [name for name, _ in folders if is_called_beside(name)]
+    if len(folders) != 2 or len(called) != 1:
+        return []
+    stems = [{stem_drawn_of(name) for name, _ in tree.listing(path)[1]} for _, path in folders]
+    return called if stems[0] and stems[0] == stems[1] else []
 
 
 def holds_files(tree: Tree, folder: str) -> bool:
@@ -75,7 +86,8 @@ def classes_in(tree: Tree, folder: str) -> list[str]:
 
 def is_called_beside(name: str) -> bool:
     """Tell whether a folder is called as one with masks, labels or the like of the pictures in another."""
-    return bool(_BESIDE & {*_words(name), name.lower()})
+    words = [word.lower() for word in _WORD.findall(name)]
+    return bool(_BESIDE & {*_words(name), name.lower(), "".join(words)})
 
 
 def holds_pictures(name: str) -> bool:
@@ -86,13 +98,28 @@ def holds_pictures(name: str) -> bool:
 
 def files_of_class(tree: Tree, folder: str, beside: list[str]) -> Iterator[str]:
     """Yield all files below the folder of a class, but those in folders of masks and the like, which are told."""
+    above = tree.folder_name(folder).strip("/")
+    known: dict[str, bool] = {}
+    for address in tree.files(folder):
+        parts = tree.name(address).removeprefix(above).strip("/").split("/")[:-1]
+        masks = [at for at, part in enumerate(parts) if is_called_beside(part)]
+        left_out = False
+        for at in masks:
+            inner = "/".join(parts[: at + 1])
+            if inner not in known:
+                known[inner] = parts[at] in _left_out_in(tree, folder, parts[:at])
+                beside += [f"{folder.rstrip('/').rpartition('/')[2]}/{inner}"] if known[inner] else []
+            left_out = left_out or known[inner]
+        if not left_out:
+            yield address
+
+
+def _left_out_in(tree: Tree, folder: str, names: Sequence[str]) -> list[str]:
+    """Return the folders for masks and the like in the folder that is reached by these names."""
+    for name in names:
+        folder = dict(tree.listing(folder)[0]).get(name, folder)
     folders, files = tree.listing(folder)
-    yield from (address for _, address in files)
-    left_out = _beside([name for name, _ in folders], {}) if folders else []
-    beside += [f"{folder.rstrip('/').rpartition('/')[2]}/{name}" for name in left_out]
-    for name, path in folders:
-        if name not in left_out:
-            yield from tree.files(path)
+    return _beside([name for name, _ in folders], {}, any(looks_like_picture(name) for name, _ in files))
 
 
 def how_to_give(names: Sequence[str]) -> str:
@@ -112,11 +139,10 @@ def drawn_beside(names: Sequence[str]) -> list[str]:
     return [name for name, match in found if match and name[: match.start()] in stems]
 
 
-def folder_expression(tree: Tree, depth: int = 0) -> str:
-    """Return what finds the folders so deep below the root in paths below SOURCE, which may lie further out."""
-    inside = tree.folder_name(tree.root).strip("/")
-    outside = len(inside.split("/")) if inside and inside != "." else 0
-    return f"^{'[^/]+/' * (outside + depth)}([^/]+)/"
+def folder_expression(tree: Tree, folder: str, deeper: int = 0) -> str:
+    """Return what finds the name of a folder, or of those so much deeper, in paths below SOURCE."""
+    above = tree.folder_name(folder).strip("/").count("/") + deeper
+    return f"^{'[^/]+/' * above}([^/]+)/"
 
 
 def stem_drawn_of(path: str) -> str:
@@ -137,10 +163,13 @@ def _kind(tree: Tree, folder: str) -> str | None:
     return kind
 
 
-def _beside(names: Sequence[str], kinds: dict[str, str | None]) -> list[str]:
-    """Return the folders for masks, labels and the like, where there is one for pictures, or only these hold none."""
+def _beside(names: Sequence[str], kinds: dict[str, str | None], has_files: bool = False) -> list[str]:
+    """Return the folders for masks, labels and the like, where pictures lie beside them, or only these hold none.
+
+    The pictures are in a folder that is called like one for them, or in the same folder (`has_files`).
+    """
     found = [name for name in names if is_called_beside(name)]
-    has_pictures = any(holds_pictures(name) for name in names)
+    has_pictures = has_files or any(holds_pictures(name) for name in names)
     without = [name for name in found if kinds.get(name, "pictures") != "pictures"]
     others = [name for name in names if name not in found and kinds.get(name) == "pictures"]
     return found if has_pictures else without if others else []

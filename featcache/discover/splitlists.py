@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from featcache.discover.levels import count, some
+from featcache.discover.levels import be, count, some
 from featcache.discover.manifests import LISTS, opened_text
 from featcache.discover.splitwords import split_in
 from featcache.discover.trees import Tree, looks_like_picture
@@ -66,9 +66,12 @@ def unused_lists(names: Sequence[str], lists: Lists) -> list[str]:
         return []
     known = {part for name in names for part in _ends(name)}
     used = [name for name, address in lists if any(map(known.__contains__, _cells(address)))]
-    return [
-        f"{some(used)} names the pictures in these folders, and is not used: for the labels in a list name it as SOURCE"
-    ] * bool(used)
+    if not used:
+        return []
+    is_table = any(name.lower().endswith((".csv", ".tsv", ".jsonl")) for name in used)
+    advice = ": for labels in a table name it as SOURCE" if is_table else ""
+    verb = "names" if len(used) == 1 else "name"
+    return [f"{some(used)} {verb} the pictures in these folders, and {be(used)} not used{advice}"]
 
 
 def _split_of_list(name: str) -> str | None:

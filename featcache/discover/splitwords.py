@@ -43,8 +43,8 @@ _COLUMNS = {"split", "splits", "subset", "set", "usage", "partition", "phase", "
 """What columns of splits are called."""
 
 _PARTS = {
-    *("part", "parts", "batch", "batches", "chunk", "chunks", "shard", "shards", "volume", "vol", "disk", "archive"),
-    *("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "folder", "dir", "data", "dataset"),
+    *("part", "parts", "batch", "batches", "chunk", "chunks", "shard", "shards"),
+    *("image", "images", "img", "imgs", "pictures", "photos", "data", "dataset"),
 }
 """What folders are called that hold a part of something, each with a number."""
 

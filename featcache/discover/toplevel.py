@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from featcache.discover.levels import Folders, classes_in, folder_expression, some
@@ -14,7 +14,7 @@ from featcache.discover.splitwords import (
     split_in,
     worded_split,
 )
-from featcache.discover.trees import Tree
+from featcache.discover.trees import Tree, may_be_picture
 from featcache.errors import DatasetError
 
 
@@ -35,11 +35,17 @@ def without_copies(root: str, tree: Tree, folders: Folders, notices: list[str]) 
     paths = dict(folders)
     for name, path in folders:
         below, kind = tree.glance(path)
-        if len(below) < 2 or kind or any(each == name or each not in paths for each, _ in below):
+        shared = [each for each, _ in below if each != name and each in paths]
+        if len(shared) < 2 or kind not in (None, "others"):
             continue
+        if len(shared) < len(below):
+            raise DatasetError(
+                f"{root} has folders twice ({some(shared)}), at the top and in {name!r}, which holds others too: name "
+                f"{name!r} or what lies beside it as SOURCE, each alone, or put them together"
+            )
         for each, inner in below:
             there = {_name_below(tree, address, paths[each]) for address in tree.files(paths[each])}
-            other = next((a for a in tree.files(inner) if _name_below(tree, a, inner) not in there), None)
+            other = next((a for a in _pictures_in(tree, inner) if _name_below(tree, a, inner) not in there), None)
             if other is not None:
                 raise DatasetError(
                     f"{root} has the folder {each!r} twice, at the top and in {name!r}, which has {tree.name(other)} "
@@ -49,6 +55,10 @@ def without_copies(root: str, tree: Tree, folders: Folders, notices: list[str]) 
         notices.append(f"{name}/ left out, which holds the folders beside it once more ({names}), with the same files")
         return [each for each in folders if each[0] != name]
     return folders
+
+
+def _pictures_in(tree: Tree, folder: str) -> Iterator[str]:
+    return (address for address in tree.files(folder) if may_be_picture(address))
 
 
 def without_index(tree: Tree, folders: Folders, notices: list[str]) -> Folders:
@@ -69,7 +79,10 @@ def without_index(tree: Tree, folders: Folders, notices: list[str]) -> Folders:
                 found += [(f"{name}/{each}", there) for each, there in below]
             else:
                 found.append((name, inside))
-    said = f"the folders {some([name for name, _ in folders])} are letters that the classes in them begin with"
+    said = (
+        f"the folders {some([name for name, _ in folders])} are letters that the classes in them begin with; for the "
+        f"letters as the classes give --label-from '{folder_expression(tree, folders[0][1])}'"
+    )
     notices += [] if said in notices else [said]
     return found
 
@@ -116,18 +129,20 @@ def arrangement_of(root: str, tree: Tree, folders: Folders, notices: list[str]) 
         if are_splits and not _same_two_below(tree, folders):
             notices.append(f"{some(names)}: taken as classes, and the folders in each ({some(same)}) as splits")
             return Arrangement(are_splits_below=True)
+        outer, inner = (folder_expression(tree, folders[0][1], deeper) for deeper in (0, 1))
         advice = (
             f"name one as SOURCE, as {folders[0][1]}"
             if are_splits
             else "call them train, val or test; or, if the sub-folders are the classes and there is no split, give "
-            f"--label-from '{folder_expression(tree, 1)}', and if the folders are the classes, --label-from "
-            f"'{folder_expression(tree)}'"
+            f"--label-from '{inner}', and if the folders are the classes, --label-from '{outer}'"
         )
         raise DatasetError(
             f"all folders of {root} ({some(names)}) hold the same sub-folders ({some(same)}), so they look like splits "
             f"or folds, and their names do not say which: {advice}"
         )
     _check_no_splits_in_one(root, tree, folders)
+    _check_no_flat_splits(root, worded, folders)
+    notices += _uneven(tree, folders)
     plain = {name: split for name in names if (split := split_in(name))}
     parts = [name for name in names if is_part(name) and name not in plain]
     if plain and len(plain) + len(parts) == len(names):
@@ -138,8 +153,8 @@ def arrangement_of(root: str, tree: Tree, folders: Folders, notices: list[str]) 
     if is_numbered_part(names):
         raise DatasetError(
             f"the folders of {root} ({some(names)}) are called as parts of one set, not as classes: if they are the "
-            f"classes give --label-from '{folder_expression(tree)}', if the classes are folders in them "
-            f"'{folder_expression(tree, 1)}'; if a list has the labels, name it as SOURCE"
+            f"classes give --label-from '{folder_expression(tree, folders[0][1])}', if the classes are folders in them "
+            f"'{folder_expression(tree, folders[0][1], 1)}'; if a list has the labels, name it as SOURCE"
         )
     if len(plain) == 1:
         (name,) = plain
@@ -153,7 +168,9 @@ def _check_no_splits_in_one(root: str, tree: Tree, folders: Folders) -> None:
     """Raise `DatasetError` where one of several folders holds splits, as a dataset does, and the others none."""
     holding = {}
     for name, path in folders:
-        inside = through(name, path, tree)
+        inside = path
+        while len(tree.glance(inside).folders) == 1 and tree.glance(inside).kind != "pictures":
+            inside = tree.glance(inside).folders[0][1]
         below = [each for each, _ in tree.glance(inside).folders if exact_split(each)]
         if len({exact_split(each) for each in below}) > 1:
             holding[name] = inside, below
@@ -162,8 +179,37 @@ def _check_no_splits_in_one(root: str, tree: Tree, folders: Folders) -> None:
         others = some([each for each, _ in folders if each != name])
         raise DatasetError(
             f"{root}: {name!r} holds splits ({some(below)}), and {others} beside it none: name {inside} as SOURCE, or "
-            f"if the folders are the classes give --label-from '{folder_expression(tree)}'"
+            f"if the folders are the classes give --label-from '{folder_expression(tree, folders[0][1])}'"
         )
+
+
+def _check_no_flat_splits(root: str, worded: Mapping[str, tuple[str, tuple[str, ...]]], folders: Folders) -> None:
+    """Raise `DatasetError` where some of several folders are called as splits of one thing, and hold no classes."""
+    for rest in dict.fromkeys(rest for _, rest in worded.values()):
+        alike = {name: split for name, (split, words) in worded.items() if words == rest}
+        others = [name for name, _ in folders if name not in alike]
+        if {"train", "test"} <= set(alike.values()) and others:
+            raise DatasetError(
+                f"{root} mixes folders that are called as splits ({some(list(alike))}) with {some(others)}: move those "
+                "out, list the pictures in a CSV manifest, or, if the folders are the classes, give --label-from "
+                "'([^/]+)/[^/]+$'"
+            )
+
+
+def _uneven(tree: Tree, folders: Folders) -> Iterator[str]:
+    """Yield that one of the folders that are taken as classes holds several folders, and others pictures alone."""
+    below = {name: classes_in(tree, path) for name, path in folders if tree.glance(path).kind != "pictures"}
+    nested = {name: inner for name, inner in below.items() if len(inner) > 1}
+    flat = [name for name, path in folders if tree.glance(path).kind == "pictures"]
+    aside = [name for name in flat if is_put_aside(name)]
+    if flat and len(nested) == 1:
+        ((name, inner),) = nested.items()
+        yield (
+            f"{name!r} holds folders ({some(inner)}), and {some(flat)} beside it pictures: taken as classes; if those "
+            f"in it are the classes name {dict(folders)[name]} as SOURCE"
+        )
+    elif aside and len(aside) < len(folders):
+        yield f"{some(aside)} is taken as a class; if it is none, move it out"
 
 
 def _splits_among(tree: Tree, folders: Folders, worded: Mapping[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
