@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from featcache.codestreams import boxes
 from featcache.errors import PictureError
 
+MAX_BOX = 2**12
+"""So many bytes of a box are looked at."""
+
+_TELLING = {b"ihdr", b"colr", b"pclr", b"cdef"}
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _START = b"\0\0\0\x0cjP  "
 _CMYK, _GREY, _YCC = 12, 17, 18
@@ -72,7 +76,10 @@ def channels_of(data: bytes) -> Channels | None:
     header: dict[bytes, bytes] | None = None
     for name, at, end in boxes(data):
         if name == b"jp2h" and header is None:
-            header = {inner: data[first : min(last, first + 2**16)] for inner, first, last in boxes(data, at, end)}
+            header = {}
+            for inner, first, last in boxes(data, at, end):
+                if inner in _TELLING:
+                    header.setdefault(inner, data[first : min(last, first + MAX_BOX)])  # OpenJPEG takes the first
         elif name == b"jp2c" and header is not None:
             return _channels(data, at, header)
     raise PictureError("broken picture: a JPEG 2000 without a header or a codestream")
