@@ -299,6 +299,25 @@ def avif(depth: int) -> bytes:
     return bytes(data)
 
 
+def heic(depth: int) -> bytes:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    out = io.BytesIO()
+    words = ramp(depth, 3).astype(np.uint16) << (16 - depth)
+    pillow_heif.from_bytes("RGB;16", (SIZE, SIZE), words.tobytes()).save(out)
+    return out.getvalue()
+
+
+def dds() -> bytes:
+    """Floating colours packed as BC6H."""
+    start = b"DDS " + struct.pack("<7I", 124, 0x81007, SIZE, SIZE, 256, 0, 1) + bytes(44)
+    kind = struct.pack("<2I4s10I", 32, 4, b"DX10", *5 * [0], 0x1000, *4 * [0])
+    return start + kind + struct.pack("<5I", 95, 3, 0, 1, 0) + bytes(256)
+
+
+def icon(inside: bytes) -> bytes:
+    return struct.pack("<3H4B2H2I", 0, 1, 1, SIZE, SIZE, 0, 0, 1, 32, len(inside), 22) + inside
+
+
 RGB16 = ramp(16, 3)
 CUT: dict[str, bytes] = {
     "PNG, RGB": bytes(imagecodecs.png_encode(RGB16)),
@@ -310,6 +329,8 @@ CUT: dict[str, bytes] = {
     "SGI": struct.pack(">hBBHHHH", 474, 0, 2, 2, SIZE, SIZE, 1).ljust(512, b"\0") + G16.astype(">u2").tobytes(),
     "AVIF of 10 bits": avif(10),
     "AVIF of 12 bits": avif(12),
+    "DDS": dds(),
+    "ICO": icon(bytes(imagecodecs.png_encode(ramp(16, 4)))),
 }
 
 
@@ -317,6 +338,10 @@ CUT: dict[str, bytes] = {
 def test_a_range_that_cannot_be_taken_is_refused_and_never_passed_over(name: str) -> None:
     assert look(CUT[name]).width == SIZE
     assert "of which no range can be taken: save it as TIFF" in reason(CUT[name], "range 0,4095")
+
+
+def test_a_range_of_a_heic_of_10_bits_is_refused() -> None:
+    assert "of which no range can be taken: save it as TIFF" in reason(heic(10), "range 0,1023")
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "PPM", "SGI", "AVIF", "JPEG2000", "ICO"])
