@@ -18,14 +18,16 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, fe
 from featcache.augment import draw
 from featcache.bounds import MAX_PIXELS, Asked, bounded, check_exif, check_opened, check_scans
 from featcache.channels import Stack
+from featcache.depths import channels_of, is_deep
 from featcache.dicom import frames_of, is_dicom
 from featcache.errors import PictureError, UsageError
 from featcache.frames import frame_image
 from featcache.layout import check_no_raw, is_tiff
 from featcache.raster import by_range, image_of, is_asked_of
 from featcache.records import ORIGINAL, Look, Preprocess, is_drawn
-from featcache.records.reading import ALL, Reading
+from featcache.records.reading import ALL, DTYPE, Reading
 from featcache.resize import resize
+from featcache.transparency import transparency_of
 
 LARGE_PIXELS = 2**25
 """Pictures with more pixels are decoded one at a time, so that a few huge ones do not fill the memory together."""
@@ -65,6 +67,7 @@ SAME_COLOUR = 12
 """A picture is looked at in so many pixels a side; colours no further apart than this in any channel are the same."""
 
 Pixels = npt.NDArray[np.uint8]
+Limits = tuple[float, float] | str
 Result = TypeVar("Result")
 
 _FILTERS = {
@@ -188,12 +191,29 @@ def as_file(picture: Image.Image | npt.NDArray[Any]) -> bytes:
     if picture.width * picture.height > MAX_PIXELS:
         raise PictureError(f"a picture of {picture.width:,} x {picture.height:,} pixels is too large: make it smaller")
     try:
-        rgb = _upright_rgb(picture.copy())
+        _check_transparent(picture)
+        data = b"" if is_loaded else _bytes_of(picture)
+        copy = picture.copy()
+        copy.format = picture.format if data else None
+        rgb = _upright_rgb(copy, data=data)
     except (PictureError, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise almost anything on broken files
         raise PictureError(f"broken picture: {' '.join(str(error).split())}") from error
     return b"P6\n%d %d\n255\n" % rgb.size + rgb.tobytes()
+
+
+def _bytes_of(picture: Image.Image) -> bytes:
+    """Return the file of a PNG or JPEG 2000 that is opened and not loaded, of which Pillow alone knows too little."""
+    file = getattr(picture, "fp", None)
+    if picture.format not in ("PNG", "JPEG2000") or file is None:
+        return b""
+    place = file.tell()
+    file.seek(0)
+    data: bytes = file.read()
+    file.seek(place)
+    _check_channels(data, picture)
+    return data
 
 
 def _look(image: Image.Image, size: tuple[int, int]) -> Look:
@@ -228,7 +248,7 @@ def _opened(
             if scale < 1 or draft is not None:
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             with _room_for(image):
-                return use(_upright_rgb(image, reading), size)
+                return use(_upright_rgb(image, reading, data), size)
     except (PictureError, UsageError):
         raise
     except UnidentifiedImageError as error:
@@ -283,19 +303,76 @@ def identified(
         opened = Image.OPEN["JPEG"][0](file, "")  # larger ones than Pillow takes are decoded to half their size
     check_opened(opened, file)
     check_scans(opened, data)
+    _check_channels(data, opened)
     return opened
 
 
-def _upright_rgb(image: Image.Image, reading: Reading = Reading()) -> Image.Image:  # noqa: B008 - it is frozen
+def _check_channels(data: bytes, image: Image.Image) -> None:
+    channels = channels_of(data) if image.format == "JPEG2000" else None
+    if channels is not None:
+        channels.check()
+
+
+def _check_transparent(image: Image.Image) -> None:
     if "transparency" in image.info and "RGB;16B" in str(getattr(image, "tile", "")):
         # Pillow keeps 8 bits of the pixels and all 16 of the transparent colour, so they cannot be compared.
         raise PictureError("16-bit colour picture with one transparent colour: convert it to 8 bit")
-    if reading.range is not None and "RGB;16B" in str(getattr(image, "tile", "")):
-        raise PictureError("16-bit colour picture that is no TIFF, of which no range can be taken: save it as TIFF")
+
+
+def _upright_rgb(
+    image: Image.Image,
+    reading: Reading = Reading(),  # noqa: B008 - it is frozen
+    data: bytes = b"",
+) -> Image.Image:
+    """Return a picture in RGB and upright; without the file's `data` what Pillow keeps of it has to be enough."""
+    _check_transparent(image)
+    tiles = getattr(image, "tile", None) or []
+    is_ppm = image.format == "PPM" and image.mode != "1" and tiles[0][0] != "raw"
+    white: int = tiles[0][3][-1] if is_ppm else 2**16 - 1
+    is_cut = white > 255 and image.mode != "I" if is_ppm else _is_cut(image, data)
+    if reading.range is not None and is_cut:
+        raise PictureError(
+            f"{image.format} picture of more than 8 bits a sample that is not grey alone, of which no range can be "
+            "taken: save it as TIFF"
+        )
+    channels = channels_of(data) if image.format == "JPEG2000" else None
     upright = _upright(image)
+    if image.format == "PNG" and data:
+        transparency = transparency_of(data)
+        upright.info.pop("transparency", None)
+        upright.info |= {} if transparency is None else {"transparency": transparency}
+    if channels is not None and channels.is_spread and set(channels.bits) != {8}:
+        upright = upright.point(channels.table)
     if reading.range is not None and _is_16_bit(upright):
-        upright = Image.fromarray(by_range(np.asarray(upright).astype(np.uint16, copy=False), reading.range))
+        levels = np.asarray(upright).astype(np.uint16, copy=False)
+        if channels is None:
+            upright = _in_range(upright, levels, reading.range, white)
+        elif channels.bits[0] > 8:
+            upright = _of_jpeg_2000(levels, channels.bits[0], channels.signed[0], reading.range)
     return to_rgb(upright)
+
+
+def _is_cut(image: Image.Image, data: bytes) -> bool:
+    """Tell whether a picture that is no PPM, TIFF or DICOM has more bits than Pillow gives of it."""
+    tiles = str(getattr(image, "tile", ""))
+    return image.mode != "I;16" and image.format is not None and ("BC6H" in tiles or is_deep(data))
+
+
+def _in_range(image: Image.Image, levels: npt.NDArray[np.uint16], limits: Limits, white: int) -> Image.Image:
+    """Return grey by a range of the file's own numbers, which Pillow has spread to 16 bits where white is another."""
+    own = levels if white == 2**16 - 1 else ((np.arange(2**16) * 2 * white + 65535) // 131070).astype(np.uint16)[levels]
+    found = by_range(own, (0.0, float(white)) if limits == DTYPE else limits)
+    if "transparency" in image.info:
+        found[levels == image.info["transparency"]] = 255
+    return Image.fromarray(found)
+
+
+def _of_jpeg_2000(levels: npt.NDArray[np.uint16], bits: int, is_signed: bool, limits: Limits) -> Image.Image:
+    """Return grey by a range of the file's own numbers, which Pillow gives as the upper bits of 16, from 0 on."""
+    own = (levels ^ np.uint16(2**15)).view(np.int16) if is_signed else levels
+    low = -(2 ** (bits - 1)) if is_signed else 0
+    whole = float(low), float(low + 2**bits - 1)
+    return Image.fromarray(by_range(own >> (16 - bits), whole if limits == DTYPE else limits))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from featcache.errors import PictureError
@@ -20,6 +20,8 @@ MAX_SAMPLES = 64
 
 _KINDS = {1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 13: "L", 16: "Q", 17: "q", 18: "Q"}
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+
+_RATIO = 5
 
 _TELLING = {254, 259, 262, 330, 50706}
 """The tags that tell whether a directory is of a raw file, and whether of a full picture."""
@@ -66,6 +68,17 @@ class Directory:
         if len(raw) < size:
             raise PictureError("broken TIFF: it ends before its directory does")
         return struct.unpack(f"{self.order}{entry.values}{_KINDS[entry.kind]}", raw)
+
+    def ratios(self, data: bytes, tag: int) -> tuple[float, ...]:
+        """Return the numbers of a tag that may be fractions, none where it is not there; raises `PictureError`."""
+        entry = self.entries.get(tag)
+        if entry is None or entry.kind != _RATIO:
+            return tuple(map(float, self.numbers(data, tag)))
+        whole = Entry(4, 2 * entry.values, entry.place)
+        parts = replace(self, entries={tag: whole}).numbers(data, tag)
+        if not all(parts[1::2]):
+            raise PictureError(f"broken TIFF: tag {tag} has a fraction of 0")
+        return tuple(above / below for above, below in zip(parts[::2], parts[1::2], strict=True))
 
     def number(self, data: bytes, tag: int, default: int | None = None) -> int:
         """Return the one number of a tag; raises `PictureError` where there are several, or no default."""

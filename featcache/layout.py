@@ -35,6 +35,10 @@ WHOLE, SIGNED, FLOAT = 1, 2, 3
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3, 8: 3, 9: 3, 10: 3}
 """How many samples a pixel has of each photometric interpretation, extra ones left out."""
 
+LUMA = (0.299, 0.587, 0.114)
+REFERENCES = (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
+"""How brightness is made of colours, and which numbers are black and white (of colours none and all) by default."""
+
 _NAMES = {4: "a mask", 8: "CIE L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*", 32844: "LogL", 32845: "LogLuv"}
 _COMPRESSIONS = {
     6: "JPEG of the old kind in parts",
@@ -98,7 +102,7 @@ class Layout:
 
     `bits` are those a number has, `stored` those it takes, and `top` stands for white. A segment is a strip or tile of
     `across` x `down` pixels, of one sample where there are `planes`; `offsets` and `counts` (bytes) are in the order of
-    the file.
+    the file. `luma` and `references` say what the numbers of YCbCr mean.
     """
 
     width: int
@@ -123,6 +127,8 @@ class Layout:
     orientation: int
     palette: tuple[int, ...]
     subsampling: tuple[int, ...]
+    luma: tuple[float, ...]
+    references: tuple[float, ...]
     is_big_endian_bigtiff: bool
 
     @cached_property
@@ -160,9 +166,14 @@ class Layout:
             (RGB, 16): ((), (UNSPECIFIED,), (ASSOCIATED,), (UNASSOCIATED,)),
             (CMYK, 8): ((), (UNSPECIFIED,), (UNSPECIFIED,) * 2),
             (CMYK, 16): ((),),
-            (YCBCR, 8): ((),) if self.subsampling == (1, 1) and not self.planes else (),
+            (YCBCR, 8): ((),) if self.subsampling == (1, 1) and not self.planes and self._is_usual_ycbcr else (),
         }
         return extra in known.get(key, ())
+
+    @property
+    def _is_usual_ycbcr(self) -> bool:
+        away = (abs(a - b) for a, b in zip(self.luma + self.references, LUMA + REFERENCES, strict=True))
+        return max(away) < 1e-3
 
     @property
     def _is_photograph(self) -> bool:
@@ -227,6 +238,7 @@ def layout_of(
         raise PictureError(
             f"broken TIFF: {number:,} strips or tiles of {across:,} x {down:,} pixels for {width:,} x {height:,}"
         )
+    says_ycbcr = photometric == YCBCR and compression in EXACT  # a JPEG has its own, whatever stands beside it
     layout = Layout(
         width=width,
         height=height,
@@ -250,6 +262,8 @@ def layout_of(
         orientation=of(data, 274, 1),
         palette=first.numbers(data, 320, 3 * 2**16),
         subsampling=first.numbers(data, 530),
+        luma=(says_ycbcr and first.ratios(data, 529)) or LUMA,
+        references=(says_ycbcr and first.ratios(data, 532)) or REFERENCES,
         is_big_endian_bigtiff=first.is_big and first.order == ">",
     )
     _check(layout, is_chosen)
@@ -274,6 +288,9 @@ def _check(layout: Layout, is_chosen: bool) -> None:
         layout.predictor > 1 and layout.compression not in EXACT - {PLAIN, PACKBITS}
     ):
         raise PictureError(f"TIFF of predictor {layout.predictor} with compression {layout.compression}: save it anew")
+    luma, low, high = layout.luma, layout.references[::2], layout.references[1::2]
+    if len(luma) != 3 or not min(luma) > 0 or len(low) != 3 or len(high) != 3 or any(map(float.__eq__, low, high)):
+        raise PictureError("broken TIFF: YCbCr of which nobody knows what is black and white")
     if layout.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO) and len(layout.extra) > 1 and not is_chosen:
         raise PictureError(f"TIFF of {layout.samples} channels: choose with --channels")
     if layout.compression not in EXACT and not layout.is_pillows:

@@ -36,6 +36,7 @@ from featcache.layout import (
     UNSPECIFIED,
     WHITE_IS_ZERO,
     WHOLE,
+    YCBCR,
     Layout,
 )
 from featcache.records.reading import DTYPE, PERCENTILE, PERCENTILES, Reading
@@ -153,7 +154,9 @@ def _check(layout: Layout, limits: tuple[float, float] | str | None) -> None:
             f"TIFF of photometric interpretation {layout.photometric} with extra samples of the kinds "
             f"{', '.join(map(str, layout.extra))}: save it as RGB, or choose with --channels"
         )
-    if layout.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK) or layout.compression not in EXACT:
+    is_full_ycbcr = layout.photometric == YCBCR and layout.bits == 8 and layout.subsampling == (1, 1)
+    known = (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK)
+    if not (is_full_ycbcr or layout.photometric in known) or layout.compression not in EXACT:
         raise PictureError(
             f"TIFF of photometric interpretation {layout.photometric} with compression {layout.compression}: "
             "save it as RGB"
@@ -199,9 +202,22 @@ def _image(levels: npt.NDArray[np.uint8], layout: Layout) -> Image.Image:
         for row in levels:
             row[:, :colours] = np.minimum(255, row[:, :colours] + (255 - row[:, colours:].astype(np.uint16)))
         levels = np.ascontiguousarray(levels[:, :, :colours])
+    if layout.photometric == YCBCR:
+        for row in levels:
+            row[:] = _of_ycbcr(row, layout)
     if layout.photometric == CMYK:
         return Image.frombuffer("CMYK", (layout.width, layout.height), levels, "raw", "CMYK", 0, 1)
     return Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels)
+
+
+def _of_ycbcr(numbers: npt.NDArray[np.uint8], layout: Layout) -> npt.NDArray[np.uint8]:
+    """Return RGB (n, 3) of YCbCr (n, 3), by TIFF 6.0, sections 20 and 21, rounded to the nearest."""
+    low, high = np.array(layout.references).reshape(3, 2).T
+    y, blue, red = ((numbers - low) * (np.array([255, 127, 127]) / (high - low))).T
+    of_red, of_green, of_blue = layout.luma
+    r, b = y + (2 - 2 * of_red) * red, y + (2 - 2 * of_blue) * blue
+    g = (y - of_red * r - of_blue * b) / of_green
+    return np.floor(np.stack([r, g, b], axis=1).clip(0, 255) + 0.5).astype(np.uint8)
 
 
 MAX_OPENED = 2**16

@@ -180,9 +180,9 @@ def test_put_writes_a_file_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 def test_a_newer_catalog_is_refused(tmp_path: Path) -> None:
     Cache(tmp_path / "cache").__exit__(None, None, None)
     connection = sqlite3.connect(tmp_path / "cache" / "catalog.sqlite")
-    connection.execute("PRAGMA user_version = 6")
+    connection.execute("PRAGMA user_version = 7")
     connection.close()
-    with pytest.raises(CacheVersionError, match=r"catalog version 6, this featcache reads 5: .*--cache"):
+    with pytest.raises(CacheVersionError, match=r"catalog version 7, this featcache reads 6: .*--cache"):
         Cache(tmp_path / "cache")
 
 

@@ -228,9 +228,15 @@ def test_a_catalog_that_knows_no_looks_gets_room_for_them_and_keeps_the_rest(cat
     again.close()
 
 
-def test_of_an_old_catalog_only_files_are_known_that_are_no_tiff_by_name(catalog: Catalog, tmp_path: Path) -> None:
-    known = ["/a/1.jpg", "/a/2.JPEG", "zip://c/3.png::/a/b.zip", "/a/4.heic"]
+@pytest.mark.parametrize("version", [4, 5])
+def test_of_an_old_catalog_only_files_are_known_whose_keys_are_as_ever_by_name(
+    version: int, catalog: Catalog, tmp_path: Path
+) -> None:
+    known = ["/a/1.jpg", "/a/2.JPEG", "zip://c/3.gif::/a/b.zip", "/a/4.heic"]
     doubtful = [
+        "/a/3.png",
+        "/a/3.jp2",
+        "zip://c/3.PNG::/a/b.zip",
         "/a/5.tif",
         "/a/6.TIFF",
         "/a/7",
@@ -240,8 +246,9 @@ def test_of_an_old_catalog_only_files_are_known_that_are_no_tiff_by_name(catalog
     ]
     catalog.remember_files((path, STAT, KEY) for path in [*known, *doubtful])
     catalog.save_dataset("root", [Row(Item(path), KEY, None) for path in doubtful], 7)
-    catalog._connection.execute("DROP TABLE pages")
-    catalog._connection.execute("PRAGMA user_version = 4")
+    if version == 4:
+        catalog._connection.execute("DROP TABLE pages")
+    catalog._connection.execute(f"PRAGMA user_version = {version}")
     again = reopened(tmp_path)
     assert sorted(again.known_files([*known, *doubtful])) == sorted(known)
     assert [row.item.path for row in again.dataset("root")] == doubtful

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -242,6 +243,57 @@ READ: dict[str, tuple[bytes, Pixels, float]] = {
 def test_what_other_programs_write_is_the_picture_that_they_were_given(name: str) -> None:
     data, wanted, most = READ[name]
     assert np.abs(stored(data, (96, 64)) - wanted).max() <= most
+
+
+def ratios(*numbers: int | tuple[int, int]) -> tuple[str, list[Any]]:
+    return "LL", [part for number in numbers for part in (number if isinstance(number, tuple) else (number, 1))]
+
+
+VIDEO = ratios(15, 235, 128, 240, 128, 240)
+BT_709 = ratios((2126, 10_000), (7152, 10_000), (722, 10_000))
+MEANT = {
+    "as always": {},
+    "as always, said": {"t529": ratios((299, 1000), (587, 1000), (114, 1000)), "t532": ratios(0, 255, *[128, 255] * 2)},
+    "black of 15": {"t532": VIDEO},
+    "black of 15, in whole numbers": {"t532": ("L", [15, 235, 128, 240, 128, 240])},
+    "other coefficients": {"t529": BT_709},
+    "both": {"t529": BT_709, "t532": VIDEO},
+    "white first": {"t532": ratios(235, 15, *[128, 240] * 2)},
+}
+
+
+def in_ycbcr(values: Pixels, **more: Any) -> Page:
+    return Page(tags(t262=("H", [6]), t530=("H", [1, 1]), **more), [values.tobytes()])
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_ycbcr_is_black_white_and_coloured_as_the_file_says(name: str) -> None:
+    greys = np.stack(np.broadcast_arrays(np.arange(64)[:, None] * 4, np.full(96, 128), 128), axis=2).astype(np.uint8)
+    is_video = "15" in name or name == "both"
+    shares = (greys[..., 0].astype(float) - 15) / 220 if is_video else greys[..., 0] / 255
+    shares = 1 - (greys[..., 0].astype(float) - 15) / 220 if name == "white first" else shares
+    found = stored(file([in_ycbcr(greys, **MEANT[name])]), (96, 64))
+    assert (found == as_grey(np.floor(shares.clip(0, 1) * 255 + 0.5))).all()
+    for values in (greys, ycbcr()):
+        data = file([in_ycbcr(values, **MEANT[name])])
+        witness = imagecodecs.tiff_decode(data, asrgb=True)[..., :3]
+        assert np.abs(stored(data, (96, 64)) - witness).max() <= 3  # it cuts off fractions on the way
+        two = file([in_ycbcr(255 - values), in_ycbcr(values, **MEANT[name])])
+        assert (stored(two, (96, 64), "page 2") == stored(data, (96, 64))).all()
+    assert (content_key(data) == hashlib.sha256(data).digest()) == ("always" in name)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"t532": ratios(15, 15, 128, 240, 128, 240)},
+        {"t532": ratios((15, 0), 235, 128, 240, 128, 240)},
+        {"t532": ratios(15, 235)},
+        {"t529": ratios(0, 1, 0)},
+    ],
+)
+def test_ycbcr_of_which_nobody_knows_black_and_white_is_broken(more: dict[str, Any]) -> None:
+    assert "broken TIFF: " in reason(file([in_ycbcr(SMOOTH, **more)]))
 
 
 def reduced(*more: tuple[int, tuple[str, list[Any]]]) -> bytes:

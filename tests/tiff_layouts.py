@@ -225,7 +225,7 @@ class Page:
     below: Sequence[Page] = ()
 
 
-_KINDS = {"B": 1, "s": 2, "H": 3, "L": 4, "b": 6, "Q": 16, "f": 11, "d": 12}
+_KINDS = {"B": 1, "s": 2, "H": 3, "L": 4, "LL": 5, "b": 6, "Q": 16, "f": 11, "d": 12}
 
 
 def file(pages: Sequence[Page], order: str = "<", big: bool = False) -> bytes:
@@ -250,8 +250,8 @@ def file(pages: Sequence[Page], order: str = "<", big: bool = False) -> bytes:
             tags[330] = ("L", below)
         entries = bytearray()
         for tag, (kind, numbers) in sorted(tags.items()):
-            raw = bytes(numbers) if kind == "s" else struct.pack(f"{order}{len(numbers)}{kind}", *numbers)
-            entries += struct.pack(order + ("HHQ" if big else "HHL"), tag, _KINDS[kind], len(numbers))
+            raw = bytes(numbers) if kind == "s" else struct.pack(f"{order}{len(numbers)}{kind[-1]}", *numbers)
+            entries += struct.pack(order + ("HHQ" if big else "HHL"), tag, _KINDS[kind], len(numbers) // len(kind))
             room = struct.calcsize(place)
             if len(raw) > room:
                 entries += struct.pack(place, len(data))

@@ -20,10 +20,10 @@ from featcache.errors import CacheVersionError, CacheWriteError, CatalogError
 from featcache.records import FileStat, Item, Look
 from featcache.store.files import create, no_room
 
-SCHEMA = 5
-COMPLETED = (2, 3, 4)
-"""The schemas that lack tables, and may know TIFF files by keys that they have no longer; a catalog of them is
-completed, and forgets those, when it is opened."""
+SCHEMA = 6
+COMPLETED = (2, 3, 4, 5)
+"""The schemas that lack tables, and may know TIFF, PNG and JPEG 2000 files by keys that they have no longer; a catalog
+of them is completed, and forgets those, when it is opened."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS files (
@@ -43,10 +43,8 @@ CREATE TABLE IF NOT EXISTS commits (number INTEGER PRIMARY KEY, root TEXT, run I
 
 KEY_BYTES = 32
 
-_NO_TIFF = re.compile(
-    r"\.(jpe?g|jpe|jfif|png|gif|webp|bmp|hei[cf]|avif|jp2|p[bgp]m)(::.*)?$", re.IGNORECASE | re.DOTALL
-)
-"""The names of pictures that are no TIFF files."""
+_AS_EVER = re.compile(r"\.(jpe?g|jpe|jfif|gif|webp|bmp|hei[cf]|avif|p[bgp]m)(::.*)?$", re.IGNORECASE | re.DOTALL)
+"""The names of pictures whose keys no version has changed."""
 
 _MAY_BE_TIFF = ("tif", "dng", "nef", "nrw", "arw", "cr2", "pef", "srw", "3fr")
 
@@ -77,7 +75,7 @@ class Catalog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._is_before_tiff = False
+        self._may_know_old_keys = False
         with self._errors():
             self._identity = _identity_of(path)
             _put_forged_aside(path)
@@ -103,7 +101,7 @@ class Catalog:
                 for path, *stat, key in rows
                 if _is_key(key) and all(isinstance(value, int) for value in stat)  # else it is read again
             }
-        return {path: of for path, of in known.items() if _NO_TIFF.search(path)} if self._is_before_tiff else known
+        return {path: of for path, of in known.items() if _AS_EVER.search(path)} if self._may_know_old_keys else known
 
     def remember_files(self, files: Iterable[tuple[str, FileStat, bytes]]) -> None:
         """Keep the stat and content key of files, so that unchanged ones need not be read again."""
@@ -349,7 +347,7 @@ class Catalog:
             self._complete()
 
     def _complete(self) -> None:
-        """Make the tables that are missing, and forget the stats of files that may be TIFF.
+        """Make the tables that are missing, and forget the stats of files whose keys may be others now.
 
         A disk that cannot be written to keeps the old ones, for reading.
         """
@@ -364,14 +362,14 @@ class Catalog:
                         for dataset, root, run in db.execute("SELECT id, root, run FROM datasets").fetchall():
                             _commit(db, dataset, root, run)
                     doubtful = [
-                        (_text(path),) for (path,) in db.execute("SELECT path FROM files") if not _NO_TIFF.search(path)
+                        (_text(path),) for (path,) in db.execute("SELECT path FROM files") if not _AS_EVER.search(path)
                     ]
                     db.executemany("DELETE FROM files WHERE path = CAST(? AS TEXT)", doubtful)
                     db.execute(f"PRAGMA user_version = {SCHEMA}")
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
                 raise
-            self._is_before_tiff = True
+            self._may_know_old_keys = True
             self._connection.execute("ATTACH ':memory:' AS added")
             for name in ("commits", "pages"):
                 with contextlib.suppress(sqlite3.OperationalError):

@@ -23,6 +23,7 @@ from featcache.discover import discover
 from featcache.errors import PictureError
 from featcache.records import Features, FeatureSpec, FileStat, Item, Preprocess
 from featcache.sources import read as read_address
+from featcache.sources.keys import content_key
 from featcache.store import Cache, Catalog, Row, Runs
 from featcache.store.exchange import Exchange, packed
 from featcache.store.exchange import read as read_exchange
@@ -54,6 +55,7 @@ def pictures() -> list[bytes]:
     for name, picture, options in (
         ("PNG", rgba, {}),
         ("PNG", grey, {}),
+        ("PNG", rgba.convert("RGB").convert("P"), {"transparency": b"\0\n"}),
         (
             "JPEG",
             rgba.convert("RGB"),
@@ -65,6 +67,7 @@ def pictures() -> list[bytes]:
         ("TIFF", rgba.convert("RGB"), {"compression": "jpeg"}),
         ("WEBP", rgba, {"lossless": True}),
         ("JPEG2000", rgba.convert("RGB"), {}),
+        ("JPEG2000", grey, {}),
         ("ICO", rgba, {"sizes": [(16, 16)]}),
         ("ICNS", rgba.resize((32, 32)), {}),
         ("TGA", rgba, {"compression": "tga_rle"}),
@@ -89,7 +92,8 @@ def pictures() -> list[bytes]:
 
 
 def decode_file(path: Path) -> object:
-    return decode(path.read_bytes(), STEPS), look(path.read_bytes())
+    data = path.read_bytes()
+    return content_key(data), decode(data, STEPS), look(data)
 
 
 READINGS = ("range percentile", "range -9,200; page 2", "channels 0", "channels 2,1,0; page 2", "page 3", "page all")
