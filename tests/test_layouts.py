@@ -1329,7 +1329,7 @@ class TestWhatLiesBesideClasses:
 
     def test_a_copy_with_one_class_more_is_refused(self, tmp_path: Path) -> None:
         copied = [f"all/{label}/0.jpg" for label in ("cat", "dog", "fox")]
-        with pytest.raises(DatasetError, match="has folders twice .*'all', which holds others too"):
+        with pytest.raises(DatasetError, match=r"has folders twice .*'all', which holds others too"):
             discover(self.classes(tmp_path, *copied))
 
     def test_a_dataset_beside_a_folder_of_other_pictures_is_said(self, tmp_path: Path) -> None:
