@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -16,7 +15,7 @@ from typing import Any
 from featcache.errors import CacheError, CacheWriteError, FeatcacheError
 from featcache.sources.addresses import named, scheme
 from featcache.sources.remote import file_system
-from featcache.store.files import TEMPORARY_PREFIX, read_bounded, write_atomic
+from featcache.store.files import TEMPORARY_PREFIX, UNREADABLE, read_bounded, write_atomic
 
 MOST_BYTES = 2**32
 """No file that a cache shares is larger: a million vectors of 1,024 numbers."""
@@ -81,7 +80,7 @@ class Share:
             try:
                 return read_bounded(Path(path), MOST_BYTES)
             except OSError as error:
-                if error.errno in (errno.ELOOP, errno.EINVAL, errno.EFBIG):
+                if error.errno in UNREADABLE:
                     raise _NoFileError(error.strerror) from error
                 raise
         size = self._fs.info(path)["size"]
