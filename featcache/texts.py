@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LONGEST = 2**20
@@ -37,6 +37,17 @@ def has_half(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def spelled_out(value: Any) -> Any:
+    """Return plain values in which texts with half a character have all that is not ASCII spelled out."""
+    if isinstance(value, Mapping):
+        return {spelled_out(name): spelled_out(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [spelled_out(each) for each in value]
+    if isinstance(value, str) and not value.isascii() and has_half(value):
+        return value.encode("ascii", "backslashreplace").decode()
+    return value
 
 
 def shortened(text: str, most: int) -> str:

@@ -29,7 +29,7 @@ from featcache.store.files import (
     remove,
     write_atomic,
 )
-from featcache.texts import flaw, has_half, shortened
+from featcache.texts import flaw, shortened, spelled_out
 from featcache.values import misfit
 
 EXTRACTIONS = ("extract", "import")
@@ -262,7 +262,7 @@ def _restored(path: Path) -> Run:
 
 def _packed(run: Run) -> bytes:
     """Return the bytes of a run's file, whether they can be read again or not; raises `TypeError` and `ValueError`."""
-    content = json.loads(json.dumps({**asdict(run), "summary": _sound(run.summary)}))
+    content = json.loads(json.dumps({**asdict(run), "summary": spelled_out(run.summary)}))
     return json.dumps({**content, _SUM: checksum(content)}, indent=1).encode()
 
 
@@ -288,20 +288,9 @@ def _checked(run: Run) -> bytes:
     return data
 
 
-def _sound(value: Any) -> Any:
-    """Return plain values in which halves of characters, which no file may hold, are spelled out."""
-    if isinstance(value, Mapping):
-        return {_sound(name): _sound(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_sound(each) for each in value]
-    if isinstance(value, str) and not value.isascii() and has_half(value):
-        return value.encode(errors="backslashreplace").decode()
-    return value
-
-
 def _fitting(run: Run) -> Run:
     """Return a run without the largest parts of its summary, so that it fits, and with their names in it."""
-    kept: dict[str, Any] = json.loads(json.dumps(_sound(run.summary)))
+    kept: dict[str, Any] = json.loads(json.dumps(spelled_out(run.summary)))
     left_out: list[str] = []
     fitting = run
     while len(_packed(fitting)) > MOST_BYTES and any(kept.values()):

@@ -71,18 +71,19 @@ def test_a_run_that_could_not_be_read_again_is_refused_before_a_number_is_given(
 def test_an_extraction_of_very_many_long_classes_ends_well_and_its_run_is_used(
     run: Run, photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "MOST_BYTES", 20_000)
+    monkeypatch.setattr(runs, "MOST_BYTES", 12_000)
     for at in range(60):
-        write_picture(photos / (f"{at // 2:02}" + "\U0001f41d" * 60) / f"{at}.png", 100 + at)
+        write_picture(photos / (f"{at // 3:02}" + "\U0001f41d" * 60) / f"{at}.png", 100 + at)
     result = run("extract", photos, "--json", network=True)
-    assert (result.code, result.json["computed"], len(result.json["classes"])) == (0, 60, 33)
+    assert (result.code, result.json["computed"], len(result.json["classes"])) == (0, 60, 23)
     assert "is kept without classes" in result.err
     newest = Cache(cache).runs.all()[-1]
     assert (newest.summary or {})["left_out"] == ["classes"]
     assert (newest.summary or {})["found"] == 90
-    assert max(path.stat().st_size for path in cache.glob("runs/*.json")) < 20_000
-    for command in (["cache", "gc", "--dry-run"], ["cache", "verify"], ["runs"], ["runs", "show", "2"], ["fit"]):
+    assert max(path.stat().st_size for path in cache.glob("runs/*.json")) < 12_000
+    for command in (["cache", "gc", "--dry-run"], ["cache", "verify"], ["runs"], ["runs", "show", "2"]):
         assert run(*command).code == 0, command
+    assert run("fit", "--head", "knn").code == 0
 
 
 def test_of_a_run_that_is_too_large_only_its_largest_part_is_left_out(
