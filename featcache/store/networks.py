@@ -87,6 +87,11 @@ class Indexes(Networks):
         """Return the name of the index of a dataset as the run with this number saved it: 8 digits of which, 8 when."""
         return f"{_digest(os.fsencode(root) + fingerprint.encode())[:8]}{run:08x}"
 
+    def put_aside_all(self, name: str, why: str) -> None:
+        """Move the indexes with this name to `bad`, and say so; raises `CacheWriteError`."""
+        for path in self._files(f"{name}-*"):
+            self.put_aside(path, why)
+
     def replace(self, name: str, index: bytes) -> None:
         """Keep an index, and delete older ones of the same vectors; raises `CacheWriteError`."""
         kept = self.keep(name, index)
