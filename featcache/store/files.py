@@ -70,7 +70,10 @@ def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
     A link is none: who may write into the cache would say which other file of the reader's is read.
     """
     with open_bounded(path, most) as file:
-        data = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)  # which is made room for at once
+        try:
+            data = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)  # which is made room for at once
+        except MemoryError as error:
+            raise OSError(errno.EFBIG, "it does not fit into memory") from error
     if len(data) > most:
         raise _too_large(most)
     return data

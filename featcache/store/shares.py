@@ -61,6 +61,7 @@ class Share:
             self._check_place(folder)
             self._fs.invalidate_cache()
             there = {Path(path).name: path for path in self._fs.glob(f"{self._root}/{folder}/{pattern}")}
+        left_out = 0
         new = sorted(set(there) - self._had(folder))
         for name in new:
             if not (self._folder / folder / name).exists():
@@ -69,10 +70,11 @@ class Share:
                         data = self._read(there[name])
                     except _NoFileError as error:
                         _logger.warning("%s/%s/%s is left out: %s", self.url, folder, name, error)
+                        left_out += 1
                         continue
                 write_atomic(self._folder / folder / name, data, folders=2)
         self._note(folder, set(new))
-        return len(new)
+        return len(new) - left_out
 
     def _read(self, path: str) -> bytes:
         """Return the bytes of a file; raises `_NoFileError` for what is none, or no file that a cache would write."""

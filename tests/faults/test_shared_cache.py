@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -609,3 +610,30 @@ def test_a_file_loads_no_plugin_of_hdf5(exported: Callable[[str], Path], tmp_pat
     command = [sys.executable, "-c", code, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert (done.returncode, done.stdout) == (0, "ExchangeError\n"), done.stderr
+
+
+# --- networks and shares ---
+
+
+def test_a_network_or_a_segment_of_a_share_that_is_larger_than_any_is_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, place = Cache(tmp_path / "cache"), tmp_path / "share" / "segments" / SPEC.fingerprint[:16]
+    huge = tmp_path / "cache" / "networks" / f"{SPEC.fingerprint[:16]}-0123456789abcdef.onnx"
+    place.mkdir(parents=True)
+    huge.parent.mkdir(exist_ok=True)
+    for path in (huge, place / "seg-00000000000000000001-aaaaaaaa-00000001.h5"):
+        with path.open("wb") as file:
+            file.truncate(5 * 2**30 if path != huge else 2**40)
+    tracemalloc.start()
+    try:
+        assert cache.networks.read(SPEC.fingerprint) is None
+        assert Cache(tmp_path / "cache", share=str(tmp_path / "share")).fetch(SPEC) == 0
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert f"the exported network {huge} is none: it has more than 2,147,483,648 bytes; moved to" in caplog.text
+    assert "seg-00000000000000000001-aaaaaaaa-00000001.h5 is left out: it has more than 4,294,967,296" in caplog.text
+    assert not huge.exists()
+    kept = cache.networks.keep(SPEC.fingerprint, b"network")
+    assert (cache.networks.find(SPEC.fingerprint), cache.networks.read(SPEC.fingerprint)) == (kept, b"network")
