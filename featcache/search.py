@@ -43,7 +43,8 @@ class Nearest:
         """
         values = vectors.astype(np.float32, copy=False)
         # Without BLAS, whose own threads would only wait for each other below those that read.
-        rough = np.einsum("ij,j->i", values, self._vector.astype(np.float32)) / _lengths(values)
+        with np.errstate(all="ignore"):  # what comes of values that are too large is looked at as a whole
+            rough = np.einsum("ij,j->i", values, self._vector.astype(np.float32)) / _lengths(values)
         if not np.isfinite(rough).all():
             raise DatasetError(TOO_LARGE)
         least = self.similarities[-1] if len(self.places) == self._k else -1.0
@@ -211,7 +212,8 @@ def load_faiss() -> Any:
 
 def _directions(vectors: FloatArray) -> FloatArray:
     values = vectors.astype(np.float32)
-    values /= _lengths(values)[:, None]
+    with np.errstate(all="ignore"):
+        values /= _lengths(values)[:, None]
     if not np.isfinite(values).all():
         raise DatasetError(TOO_LARGE)
     return values
