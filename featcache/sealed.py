@@ -174,7 +174,10 @@ def check_texts(text: bytes | str, found: Any) -> None:
     """Raise `ValueError` where JSON `text` spells out halves of characters, which no name of a file can have."""
     said = text if isinstance(text, str) else text.decode(errors="replace")
     if "\\ud" in said.lower():
-        json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        try:
+            json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise ValueError("it has half a character (a surrogate) in it") from None
 
 
 def _known(noted: Mapping[str, str]) -> Mapping[str, Any] | None:

@@ -43,7 +43,8 @@ class Nearest:
         """
         values = vectors.astype(np.float32, copy=False)
         # Without BLAS, whose own threads would only wait for each other below those that read.
-        rough = np.einsum("ij,j->i", values, self._vector.astype(np.float32)) / _lengths(values)
+        with np.errstate(all="ignore"):  # what comes of values that are too large is looked at as a whole
+            rough = np.einsum("ij,j->i", values, self._vector.astype(np.float32)) / _lengths(values)
         if not np.isfinite(rough).all():
             raise DatasetError(TOO_LARGE)
         least = self.similarities[-1] if len(self.places) == self._k else -1.0
@@ -97,7 +98,7 @@ class Index:
         try:
             return cls(_restored(sealed.unpack(data)))
         except (ValueError, KeyError) as error:
-            raise CacheError(f"an index of the cache cannot be read ({error}): remove its folder `indexes`") from error
+            raise CacheError(f"it cannot be read as an index: {error}") from error
 
     def to_bytes(self) -> bytes:
         """Return all of the index as arrays; faiss's own files can make it do anything as they are read."""
@@ -177,8 +178,10 @@ def _restored(content: sealed.Content) -> Any:
         raise ValueError("its arrays have other shapes")
     if len(sizes) != len(centroids) or sizes.min() < 0 or sizes.max() > len(ids) or sizes.sum() != len(ids):
         raise ValueError("its lists have other lengths")
-    if not np.isfinite(centroids).all() or (ids < 0).any():
+    if not np.isfinite(centroids).all() or (ids < 0).any() or not len(ids):
         raise ValueError("its values are none that it can have")
+    if len(np.unique(ids & 2**32 - 1)) < len(ids):
+        raise ValueError("it has a picture twice")
     index = _empty(centroids.shape[1], len(centroids))
     if codes.shape != (len(ids), index.invlists.code_size):
         raise ValueError("its codes have other lengths")
@@ -209,7 +212,8 @@ def load_faiss() -> Any:
 
 def _directions(vectors: FloatArray) -> FloatArray:
     values = vectors.astype(np.float32)
-    values /= _lengths(values)[:, None]
+    with np.errstate(all="ignore"):
+        values /= _lengths(values)[:, None]
     if not np.isfinite(values).all():
         raise DatasetError(TOO_LARGE)
     return values

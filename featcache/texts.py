@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LONGEST = 2**20
@@ -27,11 +27,32 @@ def flaw(text: str, longest: int = LONGEST) -> str | None:
         return f"it has {len(text):,} characters, and at most {longest:,} are taken"
     if "\0" in text:  # NumPy leaves it out at an end, and takes two labels for one
         return "it has a NUL character in it"
+    return "it has half a character (a surrogate) in it" if has_half(text) else None
+
+
+def has_half(text: str) -> bool:
+    """Tell whether a text has half a character in it, which no name of a file can have."""
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
-        return "it has half a character (a surrogate) in it"
-    return None
+        return True
+    return False
+
+
+def spelled_out(value: Any) -> Any:
+    """Return plain values in which texts with half a character have all that is not ASCII spelled out."""
+    if isinstance(value, Mapping):
+        return {spelled_out(name): spelled_out(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [spelled_out(each) for each in value]
+    if isinstance(value, str) and not value.isascii() and has_half(value):
+        return value.encode("ascii", "backslashreplace").decode()
+    return value
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text that somebody else wrote, cut in its middle where it has more characters than `most`."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most - most // 2) :]}"
 
 
 def is_undecoded(text: str) -> bool:

@@ -145,6 +145,16 @@ class TestPrepare:
         with pytest.raises(HeadError, match=rf"1 vectors are not finite, as that of /{row}\.jpg"):
             prepare(replace(given, X=X), made)
 
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("part", ["train", "test"])
+    def test_a_vector_of_values_too_large_to_calculate_with_is_named_without_a_warning(self, part: str) -> None:
+        given, made = pictures({"train": 5, "test": 5})
+        row = int(np.flatnonzero(given.splits == part)[3])
+        X = given.X.copy()
+        X[row, 4] = -1e37
+        with pytest.raises(HeadError, match=rf"1 vectors have values beyond 1e\+30, as that of /{row}\.jpg"):
+            prepare(replace(given, X=X), made)
+
     def test_broken_vectors_are_counted(self) -> None:
         given, made = pictures({"train": 5, "test": 5})
         X = given.X.copy()

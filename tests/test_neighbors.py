@@ -17,7 +17,7 @@ from conftest import TINTS, Result, write_picture
 from store_rows import HALF, SPEC, flip_bit, segment_files
 
 import featcache
-from featcache import search
+from featcache import sealed, search
 from featcache.api import indexing, neighboring
 from featcache.errors import CacheError, DatasetError, UsageError, WeightsError
 from featcache.records import Features, FeatureSpec
@@ -357,6 +357,49 @@ class TestIndex:
         assert f"{file} is damaged; moved to" in caplog.text
         assert [path.read_bytes() for path in (tmp_path / "cache/bad").iterdir()] == [data]
         assert len(self.files(tmp_path)) == 1
+
+    @pytest.mark.parametrize(
+        "kind", ["empty", "other numbers", "one number", "huge numbers", "other codes", "dim", "format", "sparse"]
+    )
+    def test_a_whole_one_that_somebody_else_put_there_is_put_aside_and_made_again(
+        self, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        options = known(tmp_path, self.clusters())
+        before = self.ask(tmp_path, options)
+        (file,) = self.files(tmp_path)
+        content = sealed.unpack(file.read_bytes())
+        arrays = {name: tensor.array() for name, tensor in content.tensors.items()}
+        noted = dict(content.known or {})
+        ids = arrays["ids"]
+        if kind == "empty":
+            arrays |= {"sizes": 0 * arrays["sizes"], "ids": ids[:0], "codes": arrays["codes"][:0]}
+        elif kind == "other numbers":
+            arrays["ids"] = (ids >> 32 << 32) + (ids + 1) % 2**32
+        elif kind == "one number":
+            arrays["ids"] = np.full_like(ids, ids[0])
+        elif kind == "huge numbers":
+            arrays["ids"] = ids | 2**31
+        elif kind == "other codes":
+            arrays["ids"] = ids ^ 2**40
+        elif kind == "dim":
+            small = search.Index.train(vectors(400, 8, 0), 4)
+            made = small.filled([(np.arange(400), vectors(400, 8, 0))]).to_bytes()
+        elif kind == "format":
+            noted = {"format": "x"}
+        file.unlink()
+        data = made if kind == "dim" else sealed.pack({n: sealed.of_array(a) for n, a in arrays.items()}, noted)
+        put = file.with_name(f"{file.name[:16]}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors")
+        put.write_bytes(data)
+        if kind == "sparse":
+            with put.open("r+b") as opened:
+                opened.truncate(2**40)
+        assert self.ask(tmp_path, options).rows == before.rows
+        assert f"the index {put} is" in caplog.text or f"the index {put} was not made of the vectors" in caplog.text
+        assert self.files(tmp_path) == [file]
+        assert [path.name[:16] for path in (tmp_path / "cache/bad").iterdir()] == [file.name[:16]]
+        caplog.clear()
+        assert self.ask(tmp_path, options).rows == before.rows
+        assert "the index" not in caplog.text
 
     def test_damaged_vectors_are_never_compared(self, tmp_path: Path) -> None:
         X = self.clusters()

@@ -27,7 +27,10 @@ from featcache.cli.streams import streams
 from featcache.discover import discover
 from featcache.errors import OutputError
 from featcache.records import Features
+from featcache.records.experiments import Prediction, PredictSummary
+from featcache.render import predict_csv
 from featcache.sheets import csv_text, meant
+from featcache.store import Cache
 from featcache.store.exchange import Exchange, packed
 
 Run = Callable[..., Result]
@@ -276,3 +279,51 @@ def test_what_a_command_reads_is_not_written_over(run: Run, photos: Path, tmp_pa
     assert {path: path.read_bytes() for path in cache} == cache
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "list.csv").read_text().startswith("path,label")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fit", "--csv", "cache/a.csv"),
+        ("report", "--out", "cache/r.html"),
+        ("compare", "--plot", "cache/a.png"),
+        ("audit", "--write-manifest", "cache/m.csv"),
+        ("finetune", "--md", "cache/a.md"),
+        ("finetune", "--tensorboard", "cache/segments/tb"),
+        ("finetune", "--tensorboard", "cache"),
+        ("cache", "export", "cache/e.npz"),
+        ("split", "photos", "--out", "cache/s.csv"),
+        ("split", "photos", "--links", "cache/segments/s"),
+    ],
+    ids=" ".join,
+)
+def test_an_output_in_the_cache_is_refused_before_any_work(
+    words: tuple[str, ...], run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("it works")
+
+    Cache(tmp_path / "cache")
+    before = sorted((tmp_path / "cache").rglob("*"))
+    for name in ("experiment.last_extraction", "exchange.last_extraction", "splitting._read_all"):
+        monkeypatch.setattr(f"featcache.api.{name}", work)
+    result = run(*words)
+    assert (result.code, result.out) == (1, ""), result.err
+    assert "lies in the cache" in result.err
+    assert sorted((tmp_path / "cache").rglob("*")) == before
+
+
+def test_a_link_into_a_folder_that_is_not_there_is_said_to_be_one(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "out.csv").symlink_to(tmp_path / "nowhere" / "a.csv")
+    result = run("fit", "--csv", "out.csv")
+    assert (result.code, "not allowed" in result.err) == (1, False)
+    assert f"is a link to {tmp_path}/nowhere/a.csv, and there is no such folder" in result.err
+
+
+def test_no_two_columns_of_predictions_have_one_name() -> None:
+    names = ["path", "label", "class path", "=a"]
+    found = Prediction("/p.png", "path", dict(zip(names, (0.1, 0.2, 0.3, 0.4), strict=True)))
+    text = predict_csv(PredictSummary("m", "b", "f", (found,), ()))
+    header, row = csv.reader(io.StringIO(text, newline=""))
+    assert header == ["path", "label", "class class path", "class label", "class path", "'=a"]
+    assert row == ["/p.png", "path", "0.1", "0.2", "0.3", "0.4"]

@@ -12,7 +12,7 @@ from featcache.api.agreement import is_behind, is_of_another, lost, of_another
 from featcache.api.exchange import import_into
 from featcache.api.extraction import extract_into
 from featcache.api.options import READING, Options, moved, open_cache, places
-from featcache.api.usage import FOR_TRAINING, newest_uses, unknown, unused, uses, without_runs
+from featcache.api.usage import FOR_TRAINING, newest_uses, stays_for, unknown, unused, uses, without_runs
 from featcache.backbones import Backbone, on_demand, resolve
 from featcache.backbones.weights import sha256
 from featcache.discover import discover
@@ -94,8 +94,10 @@ class _Check:
             self._checksums(fingerprint)
         used = uses(self.cache)
         self.problems += [
-            f"{path} cannot be read as a run: restore it, or remove it" for path in self.cache.runs.broken()
+            f"{path} cannot be read as a run: restore it, or put it aside with `featcache cache verify --repair`"
+            for path in self.cache.runs.broken()
         ]
+        self.notices += map(stays_for, self.cache.runs.kept_for())
         self.problems += [without_runs(root) for root in unknown(self.cache)]
         for (root, _), said in lost(self.cache).items():
             self._problem(root, said)
@@ -222,8 +224,12 @@ class _Check:
 
 
 def _repair(cache: Cache, check: _Check, options: Options, progress: Progress | None) -> tuple[list[str], list[str]]:
-    """Extract again, under their old runs, the datasets that need it; return what was mended and what could not be."""
-    repaired, failed = [], []
+    """Put aside runs that cannot be read, and extract again, under their old runs, the datasets that need it.
+
+    Return what was mended, and what could not be.
+    """
+    put_aside = [cache.runs.put_aside(path, cache.folder / "bad") for path in cache.runs.broken()]
+    repaired, failed = [stays_for(run) for run in put_aside if run is not None], []
     for root, run in newest_uses(cache).items():
         if root not in check.to_repair:
             continue

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from featcache.api.options import Options, open_cache
-from featcache.api.usage import Unused, backbone_of, elsewhere, last_asked, unused, uses
+from featcache.api.usage import Unused, backbone_of, elsewhere, last_asked, stays_for, unused, uses
 from featcache.errors import DatasetError
 from featcache.records import Progress
 from featcache.records.cache import Compacted, CompactSummary, GcSummary
@@ -101,7 +101,8 @@ def _gc_summary(
             f"the {run.command} of {run.root} was not finished, so all vectors of {run.fingerprint[:16]} stay: "
             "finish it, or give up on it with --forget"
             for run in open_runs
-        ),
+        )
+        + tuple(stays_for(run) for run in cache.runs.kept_for() if run.root not in forgotten),
     )
 
 
@@ -122,6 +123,7 @@ def _known_root(cache: Cache, name: str | Path) -> str:
         {run.root for run in uses(cache)}
         | set(cache.catalog.roots())
         | set(elsewhere(cache))
+        | {run.root for run in cache.runs.kept_for()}
         | ({asked.root} if asked is not None and asked.root else set())
     )
     if root not in known and given in known:  # somebody else's run may have a root that is no place

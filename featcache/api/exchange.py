@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featcache.api.asking import asked
 from featcache.api.options import Options, open_cache
-from featcache.api.outputs import write
+from featcache.api.outputs import refuse_cache, write
 from featcache.api.usage import extracted_at, last_extraction, rows_of
 from featcache.backbones import vector_length
 from featcache.errors import DatasetError, ExchangeError
@@ -29,6 +29,7 @@ def cache_export(
 
     Without `dataset` it is the one last extracted. Raises `FeatcacheError`.
     """
+    refuse_cache(Path(file))
     with open_cache(options or Options(), create=False) as cache:
         run = last_extraction(cache, named(dataset) if dataset is not None else None)
         spec = cache.spec(run.fingerprint)

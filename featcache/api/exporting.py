@@ -13,7 +13,7 @@ from PIL import Image
 from featcache import __version__
 from featcache.api.models import Model, load_model
 from featcache.api.options import Options, open_cache
-from featcache.api.outputs import write
+from featcache.api.outputs import refuse_cache, write
 from featcache.api.prediction import same_backbone
 from featcache.backbones import Backbone
 from featcache.decode import crops
@@ -56,6 +56,7 @@ def export_onnx(
     options = options or Options()
     path = Path(model)
     target = Path(f"{path.stem}.onnx" if out is None else out)
+    refuse_cache(target)
     with open_cache(options) as cache:
         fitted = load_model(cache, path, trust)
         _check_features(fitted, path)

@@ -14,7 +14,7 @@ import numpy as np
 from featcache.api.asking import asks
 from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.feeding import Feed, Feeder
-from featcache.api.models import versions
+from featcache.api.models import check_labels, versions
 from featcache.api.options import Options, moved
 from featcache.backbones import Backbone, finetuned, reproduce, scratch_cnn
 from featcache.errors import DatasetError, TrainingError
@@ -119,6 +119,7 @@ class _Work:
     ) -> None:
         self.experiment, self.backbone, self.training = experiment, backbone, training
         self.seed, self.options, self.run = seed, options, run
+        check_labels(experiment.root, experiment.roll.labels)
         self.plan = experiment.plan(seed)
         features = experiment.features
         if self.plan.val is None:

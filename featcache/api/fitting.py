@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from featcache.api.asking import asks
 from featcache.api.experiment import Known, Streamed, open_experiment, open_streamed
-from featcache.api.models import SUFFIX, Model, save_model, versions
+from featcache.api.models import SUFFIX, Model, check_labels, save_model, versions
 from featcache.api.options import Options
 from featcache.embed import check_running
 from featcache.errors import HeadError
@@ -54,6 +54,7 @@ def fit(
     if out_of_core:
         return _fit_out_of_core(source, chosen, seed, options or Options(), progress, train_views or tta)
     with open_experiment(source, options, progress, train_views or tta) as experiment, experiment.run("fit") as run:
+        check_labels(experiment.root, experiment.roll.labels)
         plan = experiment.plan(seed)
 
         from featcache.evaluate import score
@@ -78,6 +79,7 @@ def _fit_out_of_core(
     check_running(options.device, options.engine)
     asked = options if source is not None else replace(options, device="auto")
     with open_streamed(source, asked, progress) as known, known.run("fit") as run:
+        check_labels(known.root, known.roll.labels)
         plan = known.plan(seed)
 
         from featcache.embed.torch_engine import choose_device

@@ -6,6 +6,7 @@ from math import isqrt
 
 import numpy as np
 
+from featcache.errors import CacheError
 from featcache.records import Progress
 from featcache.search import Index, Places
 from featcache.store import Cache, FeatureStore, Run
@@ -23,18 +24,31 @@ A_LIST = 64
 def open_index(cache: Cache, run: Run, store: FeatureStore, progress: Progress | None) -> Index | None:
     """Return the index of the dataset's positions as it is now, made where there is none; `None` for a small dataset.
 
-    The dataset's last run decides whether it is the same, so that no key has to be read. Raises `FeatcacheError`.
+    The dataset's last run decides whether it is the same, so that no key has to be read. One that somebody else put
+    there, and that is of something else, is put aside. Raises `FeatcacheError`.
     """
-    name = cache.indexes.name(run.root, run.fingerprint, cache.catalog.roots()[run.root])
+    name = index_name(cache, run)
     kept = cache.indexes.read(name)
     if kept is not None:
-        return Index.from_bytes(kept)
+        try:
+            index = Index.from_bytes(kept)
+            if index.dim == store.dim:
+                return index
+            said = f"it is of {len(index):,} vectors of length {index.dim:,}"
+        except CacheError as error:
+            said = str(error)
+        cache.indexes.put_aside_all(name, f"is not the one of {run.root} ({said})")
     known, joined = cache.catalog.keys_of(run.root, besides="")
     if len(known) < FEWEST:
         return None
     index = _made(store, np.array(known, np.intp), stack_keys([joined]), progress)
     cache.indexes.replace(name, index.to_bytes())
     return index
+
+
+def index_name(cache: Cache, run: Run) -> str:
+    """Return the name of the index of a dataset as it is now."""
+    return cache.indexes.name(run.root, run.fingerprint, cache.catalog.roots()[run.root])
 
 
 def _made(store: FeatureStore, positions: Places, keys: Keys, progress: Progress | None) -> Index:

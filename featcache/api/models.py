@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import Any
 
 from featcache import sealed
 from featcache.backbones import finetuned, resolve
-from featcache.errors import BackboneError, ModelError
+from featcache.errors import BackboneError, DatasetError, ModelError
 from featcache.records import DRAFT, ORIGINAL, PRECISIONS, VIEWS, FeatureSpec
 from featcache.store import Cache
+from featcache.texts import LONGEST_LABEL, flaw, flaw_of_names, shortened, spelled_out
 
 FORMAT = "featcache-model"
 FORMAT_VERSION = 2
@@ -36,11 +37,13 @@ _SAID: dict[str, Any] = {
     "versions": dict,
 }
 
-_SCORES = {
-    (int, float): ("accuracy", "accuracy_low", "accuracy_high"),
-    (int,): ("n", "n_test", "scored_classes", "seed"),
-    (str,): ("head", "split", "scored_split"),
-}
+_SHARES = ("accuracy", "accuracy_low", "accuracy_high")
+_COUNTS = ("n", "n_test", "scored_classes", "seed")
+_WORDS = ("head", "split", "scored_split")
+
+
+MOST_SAID = 500
+"""Characters of what is wrong with a file: it may repeat what is in it."""
 
 
 def versions() -> dict[str, str]:
@@ -68,6 +71,12 @@ class Model:
             )
 
 
+def check_labels(root: str, labels: Iterable[str]) -> None:
+    """Raise `DatasetError` for classes that the file of a model cannot hold; the empty label is none."""
+    if (said := flaw_of_names([label for label in labels if label])) is not None:
+        raise DatasetError(f"a class of {root} can be in no model, {said}: rename it and extract again")
+
+
 def save_model(cache: Cache, name: str, head: str, model: Model) -> str:
     """Write the model into the cache as a file that holds nothing but data, and return its sha256 (hex)."""
     from featcache.heads.pipelines import keep
@@ -81,7 +90,7 @@ def save_model(cache: Cache, name: str, head: str, model: Model) -> str:
         "steps": steps,
         "spec": model.spec.to_json(),
         "weights_file": model.weights_file,
-        "scores": sealed.without_infinite(model.scores),
+        "scores": sealed.without_infinite(spelled_out(model.scores)),
         "versions": model.versions,
     }
     data = sealed.pack({name: sealed.of_array(array) for name, array in arrays.items()}, said)
@@ -119,9 +128,9 @@ def load_model(cache: Cache, path: Path, trust: bool) -> Model:
             return _restored(content)
         return _finetuned(path, finetuned.parse(data))
     except BackboneError as error:
-        raise ModelError(str(error)) from error
+        raise ModelError(shortened(str(error), MOST_SAID)) from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be used as a model: {error}") from error
+        raise ModelError(f"{path} cannot be used as a model: {shortened(str(error), MOST_SAID)}") from error
 
 
 def _restored(content: sealed.Content) -> Model:
@@ -139,8 +148,8 @@ def _restored(content: sealed.Content) -> Model:
         if not isinstance(said[name], kind):
             raise ModelError(f"its {name} is {said[name]!r:.80}")
     classes, spec = tuple(said["classes"]), FeatureSpec.from_json(said["spec"])
-    if not classes or not all(isinstance(name, str) for name in classes) or len({*classes}) < len(classes):
-        raise ModelError("its classes are not different names")
+    if (flaw_said := flaw_of_names(classes) if classes else "there are none") is not None:
+        raise ModelError(f"its classes cannot be used: {flaw_said}")
     _check_spec(spec)
     _check_scores(said["scores"])
     arrays = {name: tensor.array() for name, tensor in content.tensors.items()}
@@ -160,16 +169,28 @@ def _check_spec(spec: FeatureSpec) -> None:
 
 def _check_scores(scores: Mapping[str, Any]) -> None:
     """Raise `ModelError` where what is used of the scores is not of its kind."""
-    for kinds, names in _SCORES.items():
-        for name in names:
-            is_needed = name.startswith("accuracy")
-            if (is_needed or name in scores) and type(scores.get(name)) not in kinds:
-                raise ModelError(f"the {name} among its scores is {scores.get(name)!r:.80}")
+    wrong = [name for name in _SHARES if not _is_share(scores.get(name))]
+    wrong += [name for name in _COUNTS if name in scores and not _is_count(scores[name])]
+    wrong += [name for name in _WORDS if name in scores and not _is_word(scores[name])]
+    if wrong:
+        raise ModelError(f"the {wrong[0]} among its scores is {scores.get(wrong[0])!r:.80}")
     if not {"n", "n_test"} & scores.keys() or not {"split", "scored_split"} & scores.keys():
         raise ModelError("its scores do not say on how many pictures of which split")
     views = scores.get("test_views", [])
     if not isinstance(views, list) or not all(view in _views() for view in views) or len(set(views)) < len(views):
         raise ModelError(f"the views that it looks at are {views!r:.80}")
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and -1e-6 <= value <= 1 + 1e-6  # an interval is rounded
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and flaw(value, LONGEST_LABEL) is None
 
 
 def _views() -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.api.agreement import check_holds
-from featcache.api.indexing import FEWEST, open_index
+from featcache.api.indexing import FEWEST, index_name, open_index
 from featcache.api.options import Options, moved, open_cache
 from featcache.api.pipeline import compute
 from featcache.api.usage import extracted_at, last_extraction, not_catalogued
@@ -134,10 +134,15 @@ def _vector(store: FeatureStore, key: bytes) -> FloatArray:
 def _found(
     cache: Cache, run: Run, store: FeatureStore, asked: _Asked, index: bool, progress: Progress | None
 ) -> _Found:
-    opened = open_index(cache, run, store, progress) if index else None
-    if opened is None:
-        return _compared(cache, run, store, asked, progress)
-    return _via(opened, cache, run, store, asked)
+    for _ in range(2 * index):  # of one that somebody else put there, and of one that was made anew
+        opened = open_index(cache, run, store, progress)
+        if opened is None:
+            break
+        found = _via(opened, cache, run, store, asked)
+        if found is not None:
+            return found
+        cache.indexes.put_aside_all(index_name(cache, run), f"was not made of the vectors of {run.root}")
+    return _compared(cache, run, store, asked, progress)
 
 
 def _compared(cache: Cache, run: Run, store: FeatureStore, asked: _Asked, progress: Progress | None) -> _Found:
@@ -156,17 +161,19 @@ def _compared(cache: Cache, run: Run, store: FeatureStore, asked: _Asked, progre
     return _Found(cache.catalog.rows_at(run.root, positions[found.places].tolist()), found, len(keys))
 
 
-def _via(index: Index, cache: Cache, run: Run, store: FeatureStore, asked: _Asked) -> _Found:
-    """Compare the candidates of an index, whose vectors are read alone: not the checksums of all that lies beside."""
-    if index.dim != len(asked.vector):
-        raise CacheError(f"the index of {run.root} is of vectors of length {index.dim}: remove the folder `indexes`")
+def _via(index: Index, cache: Cache, run: Run, store: FeatureStore, asked: _Asked) -> _Found | None:
+    """Compare the candidates of an index, whose vectors are read alone: not the checksums of all that lies beside.
+
+    Returns `None` where the index is of other vectors, and these are whole.
+    """
     positions, expected = index.candidates(asked.vector, CANDIDATES + 10 * asked.k)
     order = np.argsort(positions)  # so that of equals the first ones are taken, as of all
     rows = cache.catalog.rows_at(run.root, positions[order].tolist())
     keys = [row.key for row in rows if row.key is not None]
     vectors = store.stored(keys, check=False).read(np.arange(len(keys)))
     if len(keys) != len(expected) or (checks(vectors) != expected[order]).any():
-        store.verify(keys)
+        if not store.verify(keys):
+            return None
         raise CacheError(f"vectors of {run.root} are not what its index was made of: run `featcache cache verify`")
     others = np.array([at for at, row in enumerate(rows) if not _is_itself(row, asked)], np.intp)
     found = Nearest(asked.vector, asked.k)

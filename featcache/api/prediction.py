@@ -8,7 +8,7 @@ import numpy as np
 
 from featcache.api.models import Model, load_model
 from featcache.api.options import Options, moved, open_cache
-from featcache.api.outputs import write
+from featcache.api.outputs import refuse_cache, write
 from featcache.api.pipeline import compute
 from featcache.backbones import Backbone, note, reproduce
 from featcache.discover import discover
@@ -41,6 +41,8 @@ def predict(
     the model's features cannot be reproduced.
     """
     options = options or Options()
+    if csv:
+        refuse_cache(csv)
     dataset = discover(source, labelled=False, columns=options.columns, names_encoding=options.names_encoding)
     check_running(options.device, options.engine)
     with open_cache(options) as cache:

@@ -20,7 +20,7 @@ from featcache.api.experiment import Experiment, open_experiment
 from featcache.api.history import restore
 from featcache.api.mapping import check_method, map_of
 from featcache.api.options import Options
-from featcache.api.outputs import write
+from featcache.api.outputs import refuse_cache, write
 from featcache.api.threads import in_threads
 from featcache.decode import thumbnail
 from featcache.errors import DatasetError, PictureError
@@ -66,6 +66,7 @@ def report(
     `head` takes for whom, what none of `heads` can learn, a map by `method` (`pca`, `tsne` or `umap`), the audit, the
     ledger. Pictures that are where they were have thumbnails. Raises `FeatcacheError`.
     """
+    refuse_cache(Path(out))
     check_seed(seed)
     options = options or Options()
     chosen = several([head, *heads])

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from featcache.api.outputs import write
+from featcache.api.outputs import refuse_cache, write
 from featcache.api.threads import in_threads
 from featcache.decode import decode
 from featcache.discover import discover, is_skipped
@@ -267,5 +267,6 @@ def _link(path: str, link: Path, numbers: Counter[Path]) -> None:
 
 
 def _check_parent(path: Path) -> None:
+    refuse_cache(path)
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: there is no folder {path.parent}: make it first")

@@ -77,6 +77,15 @@ def elsewhere(cache: Cache) -> list[str]:
     return list(found)
 
 
+def stays_for(run: Run) -> str:
+    """Return what to say of a run that stands for one that could not be read."""
+    return (
+        f"{run.root} could not be read as a run ({run.error}), so that nobody knows which vectors it used, and all "
+        "stay: extract again what is wanted, then give up on it with "
+        f"`featcache cache gc --forget {shlex.quote(run.root)}`"
+    )
+
+
 def unknown(cache: Cache) -> list[str]:
     """Return the datasets of the catalog of which no run is left: nobody knows which features they use."""
     known = {run.root for run in uses(cache)}
@@ -177,6 +186,12 @@ def _check_newest(cache: Cache, root: str | None) -> None:
                     f"{path} cannot be read as a run, so that nobody knows which dataset was asked for last: put it "
                     "back or remove it, or name the dataset that is meant"
                 )
+        for run in cache.runs.kept_for():
+            if run.id > newest:
+                raise DatasetError(
+                    f"{run.root} could not be read as a run and was put aside, so that nobody knows which dataset was "
+                    "asked for last: name the dataset that is meant"
+                )
 
 
 def rows_of(cache: Cache, run: Run) -> list[Row]:
@@ -269,11 +284,15 @@ def not_catalogued(cache: Cache, root: str) -> DatasetError:
 def unused(cache: Cache, forgotten: Collection[str] = ()) -> list[Unused]:
     """Return the vectors that no dataset but the `forgotten` ones uses, a fingerprint each.
 
-    Nothing is unused among the features of an extraction that was not finished. Raises `CacheError` where a dataset is
+    Nothing is unused among the features of an extraction that was not finished, and nothing at all while a run that
+    could not be read is not given up. Raises `CacheError` where a dataset is
     in another catalog, or in none, because then nobody knows what it uses.
     """
     for path in cache.runs.broken():
-        raise CacheError(f"{path} cannot be read as a run, so that nobody knows what it used: restore it, or remove it")
+        raise CacheError(
+            f"{path} cannot be read as a run, so that nobody knows what it used: restore it, or run `featcache cache "
+            "verify --repair`, which puts it aside"
+        )
     for root in unknown(cache):
         if root not in forgotten:
             raise CacheError(without_runs(root))
@@ -286,6 +305,8 @@ def unused(cache: Cache, forgotten: Collection[str] = ()) -> list[Unused]:
                 f"{root} was extracted with another catalog than {cache.catalog_path}, so that nobody knows here which "
                 "vectors it uses; if nobody needs it any more, give up on it with `featcache cache gc --forget`"
             )
+    if any(run.root not in forgotten for run in cache.runs.kept_for()):
+        return []
     used: dict[str, list[bytes] | None] = {}
     for run in uses(cache):
         if run.root in forgotten:

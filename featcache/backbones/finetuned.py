@@ -16,6 +16,7 @@ from featcache.backbones.weights import TOP, of_torch
 from featcache.errors import BackboneError, WeightsError
 from featcache.records import FeatureSpec, FloatArray
 from featcache.sealed import SUFFIX
+from featcache.texts import flaw_of_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,8 +125,8 @@ def _check(said: Mapping[str, Any]) -> None:
     for name, kind in kinds.items():
         if type(said[name]) is not kind:
             raise ValueError(f"its {name} is {said[name]!r:.80}")
-    if not all(isinstance(label, str) for label in said["classes"]) or len({*said["classes"]}) < len(said["classes"]):
-        raise ValueError("its classes are not different names")
+    if (flaw := flaw_of_names(said["classes"])) is not None:
+        raise ValueError(f"its classes cannot be used: {flaw}")
 
 
 def resolve(name: str, weights: Path | None, base: Callable[[str, Path], Backbone]) -> Backbone:

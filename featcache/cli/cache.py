@@ -10,6 +10,7 @@ import click
 
 from featcache.cli.options import (
     FILE,
+    OUTPUT,
     SOURCE,
     Bar,
     cache_option,
@@ -99,7 +100,7 @@ def compact(dry_run: bool, as_json: bool, **options: Any) -> None:
 
 
 @cache.command()
-@click.argument("file", type=FILE)
+@click.argument("file", type=OUTPUT)
 @click.option("--dataset", type=SOURCE, help="The dataset to export  [default: the one last extracted].")
 @cache_option
 @json_option

@@ -98,10 +98,13 @@ def finetune(
     whole epoch when the same command is given again. The score is on the split that the heads are scored on.
     """
     from featcache import api, render
+    from featcache.api.outputs import refuse_cache
     from featcache.render.tensorboard import Board
 
     options = make_options({"backbone": backbone, "weights": weights, "device": device, "cache": cache})
     draw = plotter(plot, "finetune_figure")
+    if tensorboard:
+        refuse_cache(tensorboard / "events")
     with ExitStack() as stack:
         bar = stack.enter_context(Bar())
         board = stack.enter_context(Board(tensorboard)) if tensorboard else None

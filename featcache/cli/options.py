@@ -37,7 +37,9 @@ class NamedCommand(click.Command):
     """A command with files to write, none of which may be what it reads, or two of them the same."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; raises `UsageError` before any work."""
+        """Run the command; raises `UsageError`, and `OutputError` for a file in a cache, before any work."""
+        from featcache.api.outputs import refuse_cache
+
         taken: dict[str, str] = {}
         for is_output in (False, True):
             for option in self.params:
@@ -46,6 +48,8 @@ class NamedCommand(click.Command):
                     path, name = os.path.realpath(value), option.human_readable_name
                     if is_output and path in taken:
                         raise UsageError(f"{value} is both {taken[path]} and {name}: name another file to write")
+                    if is_output:
+                        refuse_cache(Path(value))
                     if is_output or Path(path).is_file():
                         taken[path] = name
         return super().invoke(ctx)
@@ -91,6 +95,10 @@ class _Output(click.Path):
         if path.is_dir():
             raise OutputError(f"{path} is a folder: name a file in it")
         folder = Path(os.path.realpath(path)).parent  # where the new file is made that takes the place of an old one
+        if not folder.is_dir():
+            raise OutputError(
+                f"{path} is a link to {os.path.realpath(path)}, and there is no such folder: make it first"
+            )
         needed = [path] if path.exists() and not path.is_file() else [folder, *[path][: path.exists()]]
         if not all(os.access(each, os.W_OK) for each in needed):
             raise OutputError(f"not allowed to write {path}: name another place")

@@ -17,7 +17,7 @@ from featcache.errors import HeadError
 from featcache.evaluate import Answers, answers
 from featcache.experiments.descent import LOSSES, Descent, Found, scores
 from featcache.experiments.fitting import Right, Trial, is_worse, temperature_of
-from featcache.experiments.prepared import ALL_EQUAL, folds, not_finite
+from featcache.experiments.prepared import ALL_EQUAL, MOST_VALUE, folds, not_finite, too_large
 from featcache.experiments.streams import Stream
 from featcache.heads.base import Head, one_blas_thread
 from featcache.heads.scaling import CHOICE
@@ -128,13 +128,16 @@ class _Work:
     def read(self) -> None:
         """Look at all vectors once, and at those that are fitted on again, to learn their axes."""
         for part in (self.fitted, self.plan.scored):
-            rows, seen, broken = self.stream.in_order(part), 0, []
+            rows, seen, broken, large = self.stream.in_order(part), 0, list[int](), list[int]()
             for taken, block in self.stream.plain(rows):
                 broken += taken[~np.isfinite(block).all(1)].tolist()
+                large += taken[(np.abs(block) > MOST_VALUE).any(1)].tolist()
                 seen += len(taken)
                 self.progress("check vectors" if part is self.fitted else "check scored vectors", seen, len(rows))
             if broken:
                 raise not_finite(len(broken), self.roll.path(min(broken)))
+            if large:
+                raise too_large(len(large), self.roll.path(min(large)))
         rows = self.stream.in_order(self.fitted)
         for seen in self.stream.measure(rows):
             self.progress("measure vectors", seen, len(rows))

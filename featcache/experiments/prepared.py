@@ -26,6 +26,9 @@ MANY = 1000
 SAMPLED = 10_000
 """So many rows choose a scaling as well as all would."""
 
+MOST_VALUE = 1e30
+"""Larger ones leave what float32 holds when they are scaled."""
+
 ALL_EQUAL = "all vectors are equal, so that nothing can be learned: look at the pictures, or extract again"
 
 Fold = tuple[Rows, Rows]
@@ -183,6 +186,17 @@ def _check(features: Features, rows: Rows, X: FloatArray) -> None:
     broken = np.flatnonzero(~np.isfinite(X).all(axis=(1, 2)))
     if len(broken):
         raise not_finite(len(broken), features.paths[rows[broken[0]]])
+    large = np.flatnonzero(np.abs(X).max(axis=(1, 2)) > MOST_VALUE)
+    if len(large):
+        raise too_large(len(large), features.paths[rows[large[0]]])
+
+
+def too_large(count: int, path: str) -> HeadError:
+    """Return what to raise where so many vectors have values with which nothing can be calculated."""
+    return HeadError(
+        f"{count:,} vectors have values beyond {MOST_VALUE:.0e}, as that of {path}, with which nothing can be "
+        "calculated: import them scaled down"
+    )
 
 
 def not_finite(count: int, path: str) -> HeadError:

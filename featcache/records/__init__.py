@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -13,6 +14,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
+
+from featcache.texts import LONGEST_LABEL, flaw
 
 SCHEMA_VERSION = 1
 """Part of every fingerprint; raised when the same spec would mean other vectors."""
@@ -111,6 +114,15 @@ class Calibration:
 PRECISIONS = ("fp32", "fp16", "int8")
 """How exactly a network calculates: 32-bit floats, 16-bit floats, or 8-bit integers."""
 
+DTYPES = ("float32", "float16")
+"""The types of numbers that vectors are kept in."""
+
+RESIZE_MODES = ("short", "squash")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+
+MOST_EDGE = 4096
+"""Pixels of a network's input, and of what it is cut from: four times what any of timm's takes."""
+
 DRAFT = "JPEG drafted at 1/2, 1/4 or 1/8, the short edge at least twice what it is resized to"
 """How large JPEG files are decoded where speed was asked for: in fewer pixels, by libjpeg."""
 
@@ -180,7 +192,28 @@ class FeatureSpec:
             raise ValueError(f"the spec of the features is none ({type(error).__name__})") from error
         if not _is_a(cls, spec):
             raise ValueError("the spec of the features holds a value of another type")
+        _check_values(spec)
         return spec
+
+
+def _check_values(spec: FeatureSpec) -> None:
+    """Raise `ValueError` for what no network here could make features of."""
+    steps = spec.preprocess
+    for name, text in {**vars(spec), **vars(steps)}.items():
+        if isinstance(text, str) and (said := flaw(text, LONGEST_LABEL)) is not None:
+            raise ValueError(f"the {name} of the features is {text!r:.60}: {said}")
+    for name, edge in (("resize", steps.resize), ("crop", steps.crop)):
+        if not 1 <= edge <= MOST_EDGE:
+            raise ValueError(f"the {name} of the features is {edge!r:.40} pixels, and 1 to {MOST_EDGE:,} are taken")
+    for name, known, value in (
+        ("dtype", DTYPES, spec.dtype),
+        ("resize_mode", RESIZE_MODES, steps.resize_mode),
+        ("interpolation", INTERPOLATIONS, steps.interpolation),
+    ):
+        if value not in known:
+            raise ValueError(f"the {name} of the features is {value!r:.60}, not one of {', '.join(known)}")
+    if not all(math.isfinite(value) for value in (*steps.mean, *steps.std)):
+        raise ValueError("the mean or std of the features is not finite")
 
 
 def _is_a(kind: Any, value: Any) -> bool:

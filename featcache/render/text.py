@@ -210,9 +210,18 @@ def onnx_text(summary: OnnxSummary) -> str:
 
 
 def predict_csv(summary: PredictSummary) -> str:
-    """Return the predictions as CSV: path, label, then one column of probabilities a class."""
+    """Return the predictions as CSV: path, label, then one column of probabilities a class, by its name.
+
+    A class called `path` or `label` has the column `class path` or `class label`, so that no two have one name.
+    """
     classes = list(summary.predictions[0].probabilities) if summary.predictions else []
+    columns, taken = ["path", "label"], {"path", "label", *classes}
+    for name in classes:
+        column = name
+        while column in ("path", "label") or (column != name and column in taken):
+            column = f"class {column}"
+        columns.append(column)
     return csv_text(
-        ["path", "label", *classes],
+        columns,
         ([row.path, row.label, *(round(p, 6) for p in row.probabilities.values())] for row in summary.predictions),
     )

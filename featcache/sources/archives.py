@@ -13,6 +13,7 @@ from zlib import crc32
 from featcache.errors import DatasetError, DatasetNotFoundError, PictureError
 from featcache.sources.containers import Bytes, opened
 from featcache.sources.local import check_size
+from featcache.sources.remote import check_parts
 from featcache.texts import is_undecoded
 
 MOST_COMPRESSED = 200
@@ -54,6 +55,7 @@ class ZipArchive:
         except (DatasetNotFoundError, MemoryError):
             raise
         except Exception as error:  # zipfile raises almost anything on broken archives
+            check_parts(address, error)
             raise DatasetError(f"{address} is no whole zip archive ({error}): fetch or make it again") from error
         entries = [entry for entry in self._zip.infolist() if not entry.is_dir()]
         self.names: dict[str, str] = {}
@@ -242,6 +244,7 @@ def _members(address: str) -> Iterator[tarfile.TarInfo]:
                     count, end = count + 1, archive.offset
                     archive.members.clear()  # type: ignore[attr-defined]  # of a million they take a gigabyte
         except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
+            check_parts(address, error)
             if not count and _is_compressed(address):
                 raise DatasetError(
                     f"{address} is a compressed tar, in which no file can be reached without all before it: "

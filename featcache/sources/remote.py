@@ -24,6 +24,9 @@ _WEB = ("http", "https")
 _MARKS = ("ETag", "etag", "md5Hash", "checksum", "crc32c", "version_id", "generation", "inode")
 _TIMES = ("mtime", "LastModified", "last_modified", "modified", "updated", "created")
 
+_NO_PARTS = ("range requests", "Cannot seek streaming")
+"""What fsspec says where a server sends a file only from its beginning, or does not say how long it is."""
+
 READ_SECONDS = 300
 LIST_SECONDS = 3600
 """How long a file system may take to give a file, and to list a folder."""
@@ -168,6 +171,15 @@ def forget() -> None:
         fs.invalidate_cache()
 
 
+def check_parts(url: str, error: Exception) -> None:
+    """Raise `DatasetError` where it is the server that gives no part of a file alone, whatever else was made of it."""
+    if any(words in str(error) for words in _NO_PARTS):
+        raise DatasetError(
+            f"{url} cannot be read where it lies, its server gives no parts of a file (no range requests, or it packs "
+            "what it sends): download the file first, and name it then"
+        ) from error
+
+
 @contextmanager
 def explained(url: str) -> Iterator[None]:
     """Turn whatever a file system raises into a `DatasetError` that names the URL."""
@@ -183,6 +195,7 @@ def explained(url: str) -> Iterator[None]:
             raise DatasetError(f"cannot read {url}: {_said(cause)}") from error
         raise DatasetNotFoundError(f"no such folder, manifest or picture: {url}") from error
     except Exception as error:  # each file system has errors of its own
+        check_parts(url, error)
         raise DatasetError(f"cannot read {url}: {_said(error)}") from error
 
 

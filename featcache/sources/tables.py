@@ -17,6 +17,7 @@ from featcache.sources import local
 from featcache.sources.addresses import folder_of, is_remote, joined
 from featcache.sources.arrow import ArrowFile
 from featcache.sources.containers import opened
+from featcache.sources.remote import check_parts
 from featcache.texts import LONGEST, Values, flaw
 
 GROUPS_KEPT = 2
@@ -56,6 +57,7 @@ class Table:
         except (DatasetNotFoundError, MemoryError):
             raise
         except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+            check_parts(address, error)
             raise DatasetError(f"{address} is no whole table ({_line(error)}): fetch or make it again") from error
         if self.n_rows > max(ALWAYS_ROWS, self._size):
             raise DatasetError(f"{address} has {self.n_rows:,} rows in {self._size:,} bytes: it is no list of pictures")
@@ -168,6 +170,7 @@ class Table:
         except MemoryError:
             raise
         except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+            check_parts(self.address, error)
             raise DatasetError(f"{self.address} cannot be read ({_line(error)}): fetch or make it again") from error
 
 

@@ -32,7 +32,7 @@ from featcache.store.files import (
     write_atomic,
 )
 from featcache.store.networks import Indexes, Networks
-from featcache.store.runs import EXTRACTIONS, FINGERPRINT, FORGET, Run, Runs
+from featcache.store.runs import EXTRACTIONS, FINGERPRINT, FORGET, LOST, Run, Runs
 from featcache.store.segment import declared_fingerprint
 from featcache.store.shards import Shards
 from featcache.store.shares import Share
@@ -42,6 +42,7 @@ from featcache.store.writing import FeatureWriter
 __all__ = [
     "EXTRACTIONS",
     "FORGET",
+    "LOST",
     "Cache",
     "Catalog",
     "Cells",

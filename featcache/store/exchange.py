@@ -76,7 +76,8 @@ def read(path: Path) -> Exchange:
         arrays, text = reader(path)
         note = json.loads(text)
         if note["format"] != FORMAT or note["version"] != FORMAT_VERSION:
-            raise ExchangeError(f"{path} has an export format that this featcache does not read: {note['version']}")
+            version = f"{note['version']!r:.60}"
+            raise ExchangeError(f"{path} has an export format that this featcache does not read: {version}")
         spec = FeatureSpec.from_json(note["spec"])
         keys, X = arrays["keys"], arrays["features"]
         if spec.fingerprint != note["fingerprint"]:
@@ -93,7 +94,11 @@ def read(path: Path) -> Exchange:
             raise ExchangeError(f"{path} has {what}: export it again from where its pictures are")
         if any(arrays[name].shape != (len(X),) or arrays[name].dtype.kind != "U" for name in _TEXTS):
             raise ExchangeError(f"{path} has not one path, label and split a vector")
-        return Exchange(_features(path, arrays, spec), spec, str(note["weights"]))
+        weights = note["weights"]
+        said = flaw(weights, LONGEST_LABEL) if isinstance(weights, str) else "they are no text"
+        if said is not None:
+            raise ExchangeError(f"{path} has weights that cannot be noted, {weights!r:.60}: {said}")
+        return Exchange(_features(path, arrays, spec), spec, weights)
     except (ExchangeError, MemoryError):
         raise
     except FileNotFoundError as error:
@@ -101,6 +106,20 @@ def read(path: Path) -> Exchange:
     except Exception as error:  # three libraries raise almost anything on broken bytes
         said = " ".join(str(error).split()) or type(error).__name__
         raise ExchangeError(f"{path} is no file that `featcache cache export` wrote: {said:.300}") from error
+
+
+def _check_copies(path: Path, arrays: Arrays) -> None:
+    """Refuse two vectors of one content: only one of them could be kept."""
+    keys, X = arrays["keys"], arrays["features"]
+    _, first, of_each = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    copies = np.flatnonzero(first[of_each.reshape(-1)] != np.arange(len(keys)))
+    for at in copies.tolist():
+        other = first[of_each.reshape(-1)[at]]
+        if not np.array_equal(X[at], X[other]):
+            raise ExchangeError(
+                f"{path} has two vectors of one content (key {keys[at].tobytes().hex()[:16]}), at the paths "
+                f"{arrays['paths'][other]!s:.60} and {arrays['paths'][at]!s:.60}: export it again"
+            )
 
 
 def _features(path: Path, arrays: Arrays, spec: FeatureSpec) -> Features:
@@ -112,6 +131,7 @@ def _features(path: Path, arrays: Arrays, spec: FeatureSpec) -> Features:
         raise ExchangeError(
             f"{path} has the split {min(unknown)!r:.60}: use {', '.join(sorted(SPLITS - {''}))}, or none"
         )
+    _check_copies(path, arrays)
     names = arrays["paths"].tolist()
     if "" in names or len(set(names)) < len(names):
         twice = next((name for name, times in Counter(names).items() if times > 1 or not name), "")

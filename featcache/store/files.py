@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
@@ -27,6 +28,9 @@ MODE = 0o666
 
 MOST_BYTES = 2**28
 """A JSON file of a cache is smaller: a split of a million pictures has 70 MB."""
+
+UNREADABLE = {errno.ELOOP, errno.EINVAL, errno.EFBIG}
+"""What `read_bounded` says of links, of what is no regular file, and of what is too large."""
 
 MOST_GAP = 10**6
 """A number so far beyond the one before it was never given out: who put it there must not use them up."""
@@ -65,6 +69,19 @@ def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
 
     A link is none: who may write into the cache would say which other file of the reader's is read.
     """
+    with open_bounded(path, most) as file:
+        try:
+            data = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)  # which is made room for at once
+        except MemoryError as error:
+            raise OSError(errno.EFBIG, "it does not fit into memory") from error
+    if len(data) > most:
+        raise _too_large(most)
+    return data
+
+
+@contextlib.contextmanager
+def open_bounded(path: Path, most: int) -> Iterator[io.BufferedReader]:
+    """Open a file of the cache as `read_bounded` does, its size looked at before a byte of it is read."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW  # a fifo would be waited for
     try:
         descriptor = os.open(path, flags)
@@ -72,12 +89,19 @@ def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a link") from error
         raise
+    try:
+        size = _regular(descriptor).st_size  # a folder is opened, too, and no file can be made of it
+        if size > most:
+            raise _too_large(most)
+    except OSError:
+        os.close(descriptor)
+        raise
     with os.fdopen(descriptor, "rb") as file:
-        status = _regular(descriptor)
-        data = file.read(min(status.st_size, most) + 1)  # which is made room for at once
-    if len(data) > most:
-        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes")
-    return data
+        yield file
+
+
+def _too_large(most: int) -> OSError:
+    return OSError(errno.EFBIG, f"it has more than {most:,} bytes")
 
 
 def _regular(descriptor: int) -> os.stat_result:
@@ -89,7 +113,11 @@ def _regular(descriptor: int) -> os.stat_result:
 
 def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     """Return the object in a small JSON file; raises `OSError`, and `ValueError` for anything else in it."""
-    data = read_bounded(path, most)
+    return parse_json(read_bounded(path, most))
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    """Return the object that JSON holds; raises `ValueError` for anything else."""
     try:
         found = json.loads(data)
     except RecursionError:

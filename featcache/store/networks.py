@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
-import sys
 import time
 from collections.abc import Collection
 from itertools import chain
 from pathlib import Path
 
-from featcache.store.files import move, read_bounded, remove, write_atomic
+from featcache.store.files import move, open_bounded, read_bounded, remove, write_atomic
 
 _logger = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ class Networks:
 
     suffix = ".onnx"
     what = "the exported network"
+    most_bytes = 2**31
+    """No file of protocol buffers is larger."""
 
     def __init__(self, folder: Path, bad: Path) -> None:
         self._folder = folder
@@ -34,22 +36,30 @@ class Networks:
             if path in self._whole:
                 return path
             try:
-                found = _digest(read_bounded(path, sys.maxsize))
-            except OSError:
+                with open_bounded(path, self.most_bytes) as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            except OSError as error:
+                if error.errno == errno.EFBIG:
+                    self.put_aside(path, f"is none: {error.strerror}")
                 continue
             if path.stem.endswith(f"-{found}"):
                 self._whole.add(path)
                 return path
-            kept = self._bad / f"{path.stem}.{time.time_ns()}{self.suffix}"
-            move(path, kept)
-            _logger.warning("%s %s is damaged; moved to %s", self.what, path, kept)
+            self.put_aside(path, "is damaged")
         return None
+
+    def put_aside(self, path: Path, why: str) -> None:
+        """Move a file that cannot be used to `bad`, and say so; raises `CacheWriteError`."""
+        kept = self._bad / f"{path.stem}.{time.time_ns()}{self.suffix}"
+        move(path, kept)
+        self._whole.discard(path)
+        _logger.warning("%s %s %s; moved to %s", self.what, path, why, kept)
 
     def read(self, fingerprint: str) -> bytes | None:
         """Return the bytes kept for a fingerprint, whole and unchanged, or `None`: those that were checked."""
         path = self.find(fingerprint)
         with contextlib.suppress(FileNotFoundError):  # another process has made a newer one
-            data = read_bounded(path, sys.maxsize) if path else None
+            data = read_bounded(path, self.most_bytes) if path else None
             if path is None or data is None or path.stem.endswith(f"-{_digest(data)}"):
                 return data
             self._whole.discard(path)
@@ -69,11 +79,18 @@ class Indexes(Networks):
     suffix = ".safetensors"
     old_suffix = ".faiss"
     what = "the index"
+    most_bytes = 2**33
+    """Of twenty million vectors of 2,048 values it has 6 GB."""
 
     @staticmethod
     def name(root: str, fingerprint: str, run: int) -> str:
         """Return the name of the index of a dataset as the run with this number saved it: 8 digits of which, 8 when."""
         return f"{_digest(os.fsencode(root) + fingerprint.encode())[:8]}{run:08x}"
+
+    def put_aside_all(self, name: str, why: str) -> None:
+        """Move the indexes with this name to `bad`, and say so; raises `CacheWriteError`."""
+        for path in self._files(f"{name}-*"):
+            self.put_aside(path, why)
 
     def replace(self, name: str, index: bytes) -> None:
         """Keep an index, and delete older ones of the same vectors; raises `CacheWriteError`."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,10 +16,20 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import CacheWriteError, UsageError
+from featcache.errors import CacheWriteError, UsageError, one_line
 from featcache.records.runs import RECORDS
-from featcache.store.files import checksum, claim_number, numbers_of, read_json, remove, write_atomic
-from featcache.texts import flaw
+from featcache.store.files import (
+    UNREADABLE,
+    checksum,
+    claim_number,
+    move,
+    numbers_of,
+    parse_json,
+    read_bounded,
+    remove,
+    write_atomic,
+)
+from featcache.texts import flaw, shortened, spelled_out
 from featcache.values import misfit
 
 EXTRACTIONS = ("extract", "import")
@@ -26,10 +38,16 @@ EXTRACTIONS = ("extract", "import")
 FORGET = "forget"
 """The command of a run that gives a dataset up."""
 
+LOST = "lost"
+"""The command of a run that stands for one that could not be read: until it is given up, no vector is unused."""
+
 FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 MOST_BYTES = 2**24
 """A run has fewer: a bench of ten thousand cells has some three million."""
+
+MOST_SAID = 2000
+"""Characters of the reason why a run failed: it may repeat what strangers wrote."""
 
 _NOT_NOTED = ".asked"
 _NO_ROOM = "it could not be noted which dataset it was of"
@@ -83,7 +101,7 @@ class Runs:
 
     def start(self, command: str, root: str, fingerprint: str = "", beyond: int = 0) -> Run:
         """Note that a run began, under a number that nobody else has, no model has, and that is beyond another."""
-        _check(Run(0, command, root, fingerprint, time.time(), catalog=self.catalog))
+        _checked(Run(0, command, root, fingerprint, time.time(), catalog=self.catalog))
         number = claim_number(self._folder, ".json", self._folder.parent / "models", beyond)
         run = Run(number, command, root, fingerprint, time.time(), catalog=self.catalog)
         try:
@@ -108,15 +126,27 @@ class Runs:
         """Keep why a run failed, where it is still there and has not finished."""
         for run in self._newest_first():
             if run.id == number and run.summary is None:
-                self._write(replace(run, error=reason))
+                self._write(replace(run, error=shortened(one_line(reason), MOST_SAID)))
 
     def finish(
         self, run: Run, summary: Mapping[str, Any], model_sha256: str | None = None, rows_sha256: str | None = None
     ) -> Run:
-        """Note that a run is complete, with what it printed, and with the digests of what it made; return it."""
+        """Note that a run is complete, with what it printed, and with the digests of what it made; return it.
+
+        Of what it printed the largest parts are left out where a run has no room for all.
+        """
         done = replace(run, finished=time.time(), summary=summary, model_sha256=model_sha256, rows_sha256=rows_sha256)
-        self._write(done)
-        return done
+        fitting = _fitting(done)
+        if fitting is not done:
+            left_out = ", ".join((fitting.summary or {})["left_out"])
+            _logger.warning(
+                "run %d has no room for all that it should keep, of at most %s bytes: it is kept without %s",
+                run.id,
+                f"{MOST_BYTES:,}",
+                left_out,
+            )
+        self._write(fitting)
+        return fitting
 
     def is_given_up(self, run: Run) -> bool:
         """Tell whether the dataset of a run was given up after the run had begun."""
@@ -130,6 +160,41 @@ class Runs:
     def broken(self) -> dict[Path, int]:
         """Return the files that should be runs and cannot be read, with their numbers."""
         return {path: number for number, path, run in self._files() if isinstance(run, str)}
+
+    def put_aside(self, path: Path, bad: Path) -> Run | None:
+        """Move a file that cannot be read as a run to the folder `bad`, and return the run that now stands for it.
+
+        It keeps what the other might have used: see `LOST`. Returns `None`, and leaves the file, where it is the system
+        that does not give it. Raises `CacheWriteError`.
+        """
+        number, said = self.broken()[path], self._wrong(path)
+        if said is None:
+            return None
+        kept = bad / f"{path.stem}.{time.time_ns()}{path.suffix}"
+        error = f"{said}; it was moved to {kept}"
+        run = Run(number, LOST, str(path), "", time.time(), catalog=self.catalog, error=one_line(error))
+        data = _packed(run)
+        try:
+            bad.mkdir(exist_ok=True)
+            os.link(path, kept, follow_symlinks=False)  # so that one of the two stands there at any time
+        except OSError:
+            move(path, kept)
+        write_atomic(self._path(number), data)
+        return run
+
+    def kept_for(self) -> list[Run]:
+        """Return the runs that stand for others that could not be read, and that were not given up."""
+        return [run for run in self.all() if run.command == LOST and not self.is_given_up(run)]
+
+    def _wrong(self, path: Path) -> str | None:
+        """Return what is wrong with a file that is no run, `None` where the system does not give it."""
+        try:
+            _restored(path)
+        except OSError as error:
+            return str(error.strerror) if error.errno in UNREADABLE else None
+        except (ValueError, TypeError) as error:
+            return shortened(str(error), MOST_SAID)
+        return None
 
     def all(self) -> list[Run]:
         """Return all runs, oldest first."""
@@ -173,7 +238,7 @@ class Runs:
             if path.suffix == _NOT_NOTED:
                 asked = status.st_mtime
                 run = Run(number, EXTRACTIONS[0], "", "", asked, catalog=self.catalog, error=_NO_ROOM)
-            elif status.st_size:
+            elif status.st_size or not stat.S_ISREG(status.st_mode):
                 run = _restored(path)
         except (OSError, ValueError, TypeError) as error:
             return str(error)
@@ -181,8 +246,7 @@ class Runs:
         return run
 
     def _write(self, run: Run) -> None:
-        content = _check(run)
-        write_atomic(self._path(run.id), json.dumps({**content, _SUM: checksum(content)}, indent=1).encode())
+        write_atomic(self._path(run.id), _checked(run))
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:06d}.json"
@@ -190,25 +254,60 @@ class Runs:
 
 def _restored(path: Path) -> Run:
     """Return the run in a file, checked; raises `OSError`, `TypeError`, and `ValueError` that says what is wrong."""
-    content = read_json(path, MOST_BYTES)
-    if content.pop(_SUM, None) not in (None, checksum(content)):
-        raise ValueError("its checksum does not match")
-    run = _run_of(content)
+    run = _unpacked(read_bounded(path, MOST_BYTES))
     if run.id != int(path.stem):
         raise ValueError(f"it is run {run.id}")
     return run
 
 
-def _check(run: Run) -> dict[str, Any]:
-    """Return the plain values of a run; raises `UsageError` where it could not be read again."""
+def _packed(run: Run) -> bytes:
+    """Return the bytes of a run's file, whether they can be read again or not; raises `TypeError` and `ValueError`."""
+    content = json.loads(json.dumps({**asdict(run), "summary": spelled_out(run.summary)}))
+    return json.dumps({**content, _SUM: checksum(content)}, indent=1).encode()
+
+
+def _unpacked(data: bytes) -> Run:
+    """Return the run in the bytes of a file; raises `TypeError`, and `ValueError` that says what is wrong."""
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+    content = parse_json(data)
+    if content.pop(_SUM, None) not in (None, checksum(content)):
+        raise ValueError("its checksum does not match")
+    return _run_of(content)
+
+
+def _checked(run: Run) -> bytes:
+    """Return the bytes of a run's file, which was read back from them; raises `UsageError` where it cannot be."""
     try:
-        content: dict[str, Any] = json.loads(json.dumps(asdict(run)))
-        _run_of(content)
-    except (TypeError, ValueError) as error:
+        data = _packed(run)
+        _unpacked(data)
+    except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{run.command} of {run.root!r:.100} cannot be noted as a run: {error}: give another value"
         ) from error
-    return content
+    return data
+
+
+def _fitting(run: Run) -> Run:
+    """Return a run without the largest parts of its summary, so that it fits, and with their names in it."""
+    kept: dict[str, Any] = json.loads(json.dumps(spelled_out(run.summary)))
+    left_out: list[str] = []
+    fitting = run
+    while len(_packed(fitting)) > MOST_BYTES and any(kept.values()):
+        within, value, place = kept, kept, list[str]()
+        while isinstance(value, dict) and (largest := max(value, key=lambda name: _weight(value[name]), default="")):
+            if place and _weight(value[largest]) * 2 < _weight(value):  # it is all of it together
+                break
+            within, value = value, value[largest]
+            place.append(largest)
+        within[place[-1]] = type(value)()  # empty, but of its kind
+        left_out.append(".".join(place))
+        fitting = replace(run, summary={**kept, "left_out": left_out})
+    return fitting
+
+
+def _weight(value: Any) -> int:
+    return len(json.dumps(value)) if isinstance(value, dict | list | str) else 0
 
 
 def _run_of(content: Mapping[str, Any]) -> Run:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from isal.isal_zlib import crc32  # zlib's crc32, seven times as fast: every read is checked
 
 from featcache.errors import CacheError, CacheVersionError
-from featcache.records import FloatArray
+from featcache.records import DTYPES, FloatArray
 from featcache.store.files import write_atomic
 from featcache.store.hdf5 import open_to_read
 from featcache.store.shares import Share
@@ -26,7 +26,6 @@ from featcache.store.shares import Share
 FORMAT = "featcache-segment"
 FORMAT_VERSION = 1
 KEY_BYTES = 32
-DTYPES = ("float32", "float16")
 CHUNK_BYTES = 2**20
 """Vectors are read in pieces of this size, so that the checksum finds them in the processor's cache."""
 

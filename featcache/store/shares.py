@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -16,7 +15,7 @@ from typing import Any
 from featcache.errors import CacheError, CacheWriteError, FeatcacheError
 from featcache.sources.addresses import named, scheme
 from featcache.sources.remote import file_system
-from featcache.store.files import TEMPORARY_PREFIX, read_bounded, write_atomic
+from featcache.store.files import TEMPORARY_PREFIX, UNREADABLE, read_bounded, write_atomic
 
 MOST_BYTES = 2**32
 """No file that a cache shares is larger: a million vectors of 1,024 numbers."""
@@ -62,6 +61,7 @@ class Share:
             self._check_place(folder)
             self._fs.invalidate_cache()
             there = {Path(path).name: path for path in self._fs.glob(f"{self._root}/{folder}/{pattern}")}
+        left_out = 0
         new = sorted(set(there) - self._had(folder))
         for name in new:
             if not (self._folder / folder / name).exists():
@@ -70,10 +70,11 @@ class Share:
                         data = self._read(there[name])
                     except _NoFileError as error:
                         _logger.warning("%s/%s/%s is left out: %s", self.url, folder, name, error)
+                        left_out += 1
                         continue
                 write_atomic(self._folder / folder / name, data, folders=2)
         self._note(folder, set(new))
-        return len(new)
+        return len(new) - left_out
 
     def _read(self, path: str) -> bytes:
         """Return the bytes of a file; raises `_NoFileError` for what is none, or no file that a cache would write."""
@@ -81,7 +82,7 @@ class Share:
             try:
                 return read_bounded(Path(path), MOST_BYTES)
             except OSError as error:
-                if error.errno in (errno.ELOOP, errno.EINVAL, errno.EFBIG):
+                if error.errno in UNREADABLE:
                     raise _NoFileError(error.strerror) from error
                 raise
         size = self._fs.info(path)["size"]

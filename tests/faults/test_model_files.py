@@ -45,7 +45,7 @@ Run = Callable[..., Result]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ODD = ("a\x00b", "é\n", "\udc80", '"}]', "", "None", "🐜" * 50)
+ODD = ("a\x01b", "é\n", "\udc80", '"}]', "=1", "None", "🐜" * 50)
 
 
 def read(path: Path) -> Model:
@@ -374,12 +374,25 @@ def test_a_zip_that_unpacks_to_more_is_refused(tmp_path: Path) -> None:
         ({"classes": ["a", "a", "b"]}, "classes"),
         ({"classes": ["a", "b"]}, "shape"),
         ({"classes": [1, 2, 3]}, "classes"),
+        ({"classes": []}, "classes"),
+        ({"classes": ["", "b", "c"]}, "classes"),
+        ({"classes": ["\u2003", "b", "c"]}, "classes"),
+        ({"classes": ["a\0", "b", "c"]}, "NUL"),
+        ({"classes": ["\ud800", "b", "c"]}, "surrogate"),
+        ({"classes": ["a" * 1001, "b", "c"]}, "1,001 characters"),
         ({"head": "os"}, "unknown head"),
         ({"head": "../logreg"}, "unknown head"),
         ({"head": "ridge"}, "missing"),
         ({"steps": {}}, "steps"),
         ({"format_version": 3}, "format"),
         ({"scores": {}}, "accuracy"),
+        ({"scores": SCORES | {"accuracy": 10**4000, "log_loss": 1}}, "the accuracy among its scores is 1000"),
+        ({"scores": SCORES | {"accuracy_high": 1.5, "log_loss": 1}}, "accuracy_high"),
+        ({"scores": SCORES | {"n": -5, "log_loss": 1}}, "the n among"),
+        ({"scores": SCORES | {"seed": 10**4000, "log_loss": 1}}, "the seed among"),
+        ({"scores": SCORES | {"head": "x" * 2000, "log_loss": 1}}, "the head among"),
+        ({"spec": replace(SPEC, backbone="z" * 10**5).to_json()}, "100,000 characters"),
+        ({"spec": replace(SPEC, preprocess=replace(SPEC.preprocess, crop=100_000)).to_json()}, "crop .* 100000 pixels"),
         ({"scores": SCORES | {"test_views": ["sideways"], "log_loss": 1}}, "sideways"),
         ({"spec": "[" * 500}, "spec"),
         ({"spec": replace(SPEC, precision="fp1").to_json()}, "fp1"),
@@ -388,8 +401,42 @@ def test_a_zip_that_unpacks_to_more_is_refused(tmp_path: Path) -> None:
 )
 def test_words_that_disagree_are_refused(files: dict[str, Path], values: dict[str, Any], word: str) -> None:
     path = rewritten(files["logreg"], lambda known, tensors: known.update(values))
-    with pytest.raises(ModelError, match=word):
+    with pytest.raises(ModelError, match=word) as caught:
         read(path)
+    check_line(caught.value)
+
+
+@pytest.mark.parametrize("classes", [["", "b", "c"], ["a\0", "b", "c"], ["a", "a", "c"], ["a" * 1001, "b", "c"]])
+def test_a_fine_tuned_network_with_names_that_a_dataset_could_not_have_is_refused(
+    files: dict[str, Path], classes: list[str]
+) -> None:
+    path = rewritten(files["network"], lambda known, tensors: known.update(classes=classes))
+    with pytest.raises(ModelError, match="its classes cannot be used") as caught:
+        read(path)
+    check_line(caught.value)
+
+
+def test_a_file_with_an_endless_word_is_refused_in_a_short_line(files: dict[str, Path]) -> None:
+    path = rewritten(files["logreg"], lambda known, tensors: known.update(head="z" * 10**6))
+    with pytest.raises(ModelError, match="unknown head") as caught:
+        read(path)
+    check_line(caught.value)
+
+
+@pytest.mark.parametrize("command", ["fit", "finetune"])
+def test_a_class_that_no_model_can_hold_is_refused_before_anything_is_learned(
+    command: str, run: Run, cache: Path, tmp_path: Path
+) -> None:
+    write_folder(tmp_path / "blank", {"train": 6, "test": 3})
+    for part in ("train", "test"):
+        next(path for path in sorted((tmp_path / "blank" / part).iterdir())).rename(
+            tmp_path / "blank" / part / "\u2003"
+        )
+    assert run("extract", tmp_path / "blank", "--backbone", "toy").code == 0
+    before = sorted((tmp_path / "cache" / "models").iterdir())
+    result = run(command)
+    assert refused(result, "can be in no model", "rename it")
+    assert sorted((tmp_path / "cache" / "models").iterdir()) == before
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -9,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -470,6 +472,71 @@ def test_an_import_of_vectors_that_are_none_is_refused_and_leaves_the_cache_as_i
     assert not list((tmp_path / "fresh").rglob("seg-*.h5"))
 
 
+def noted(path: Path, steps: dict[str, object] | None = None, **values: object) -> Path:
+    """Write an exported `.npz` anew with other values in its note, its spec or its preprocessing."""
+    with np.load(path) as file:
+        note = json.loads(str(file["note"]))
+    spec = json.loads(note["spec"])
+    spec |= {name: value for name, value in values.items() if name in spec}
+    spec["preprocess"] |= steps or {}
+    note |= {name: value for name, value in values.items() if name in note}
+    note["spec"] = json.dumps(spec, sort_keys=True, separators=(",", ":"))
+    note["fingerprint"] = hashlib.sha256(note["spec"].encode()).hexdigest()
+    return changed(path, note=np.array(json.dumps(note)))
+
+
+@pytest.mark.parametrize(
+    ("steps", "values", "said"),
+    [
+        ({"crop": 12_000}, {}, "the crop of the features is 12000 pixels, and 1 to 4,096 are taken"),
+        ({"crop": 0}, {}, "the crop of the features is 0 pixels"),
+        ({"resize": 10**12}, {}, "the resize of the features is 1000000000000 pixels"),
+        ({"interpolation": "magic"}, {}, "the interpolation of the features is 'magic'"),
+        ({"mean": [float("nan"), 0, 0]}, {}, "the mean or std of the features is not finite"),
+        ({}, {"dtype": "float64"}, "the dtype of the features is 'float64', not one of float32, float16"),
+        ({}, {"backbone": "\ud800"}, "the backbone of the features is '\\ud800': it has half a character"),
+        ({}, {"backbone": "z" * 10**6}, "it has 1,000,000 characters"),
+        ({}, {"weights": "\udc80\ud800"}, "has weights that cannot be noted, '\\udc80\\ud800': it has half"),
+        ({}, {"weights": "w" * 17_000_000}, "it has 17,000,000 characters"),
+        ({}, {"weights": 7}, "has weights that cannot be noted, 7: they are no text"),
+        ({}, {"version": "\ud800" * 1000}, "has an export format that this featcache does not read: '\\ud800"),
+    ],
+    ids=str,
+)
+def test_an_import_that_no_network_here_could_have_made_is_refused_by_the_value_and_blocks_nothing(
+    steps: dict[str, object],
+    values: dict[str, object],
+    said: str,
+    run: Run,
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    path = noted(exported(".npz"), steps, **values)
+    before = sorted((tmp_path / "cache" / "segments").rglob("*"))
+    result = run("cache", "import", path)
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert said in result.err
+    assert len(result.err) < 1000
+    assert sorted((tmp_path / "cache" / "segments").rglob("*")) == before
+    for command in (["cache", "verify"], ["cache", "gc", "--yes"]):
+        assert run(*command).code == 0, command
+
+
+def test_an_import_with_two_vectors_of_one_content_is_refused_by_their_paths(
+    run: Run, exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = exported(".npz")
+    with np.load(path) as file:
+        keys, X, names = file["keys"], file["features"], file["paths"]
+    keys[7] = keys[3]
+    result = run("cache", "import", changed(path, keys=keys), "--cache", tmp_path / "fresh")
+    assert (result.code, "two vectors of one content" in result.err) == (1, True)
+    assert f"at the paths {names[3]!s:.60} and {names[7]!s:.60}" in result.err
+    X[7] = X[3]  # a copy of a picture has the same vector
+    result = run("cache", "import", changed(path, X, keys=keys), "--json", "--cache", tmp_path / "fresh")
+    assert (result.code, result.json["rows"], result.json["added"]) == (0, 30, 29)
+
+
 @pytest.mark.parametrize("kind", ["external", "virtual", "link", "soft link", "fill"])
 def test_an_import_reads_no_other_file_and_is_no_bomb(
     kind: str, exported: Callable[[str], Path], tmp_path: Path
@@ -543,3 +610,30 @@ def test_a_file_loads_no_plugin_of_hdf5(exported: Callable[[str], Path], tmp_pat
     command = [sys.executable, "-c", code, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert (done.returncode, done.stdout) == (0, "ExchangeError\n"), done.stderr
+
+
+# --- networks and shares ---
+
+
+def test_a_network_or_a_segment_of_a_share_that_is_larger_than_any_is_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, place = Cache(tmp_path / "cache"), tmp_path / "share" / "segments" / SPEC.fingerprint[:16]
+    huge = tmp_path / "cache" / "networks" / f"{SPEC.fingerprint[:16]}-0123456789abcdef.onnx"
+    place.mkdir(parents=True)
+    huge.parent.mkdir(exist_ok=True)
+    for path in (huge, place / "seg-00000000000000000001-aaaaaaaa-00000001.h5"):
+        with path.open("wb") as file:
+            file.truncate(5 * 2**30 if path != huge else 2**40)
+    tracemalloc.start()
+    try:
+        assert cache.networks.read(SPEC.fingerprint) is None
+        assert Cache(tmp_path / "cache", share=str(tmp_path / "share")).fetch(SPEC) == 0
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert f"the exported network {huge} is none: it has more than 2,147,483,648 bytes; moved to" in caplog.text
+    assert "seg-00000000000000000001-aaaaaaaa-00000001.h5 is left out: it has more than 4,294,967,296" in caplog.text
+    assert not huge.exists()
+    kept = cache.networks.keep(SPEC.fingerprint, b"network")
+    assert (cache.networks.find(SPEC.fingerprint), cache.networks.read(SPEC.fingerprint)) == (kept, b"network")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -13,14 +14,16 @@ import stat
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import tracemalloc
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pytest
@@ -326,6 +329,55 @@ def test_a_server_that_says_nothing_is_left_in_time(web: int, monkeypatch: pytes
         read(f"http://127.0.0.1:{web}/silent")
     assert time.perf_counter() - start < 10
     remote._web_options.cache_clear()
+
+
+class Whole(BaseHTTPRequestHandler):
+    """A server that sends files from their beginning only; below /packed/ it packs them, and says no length."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self) -> None:
+        data, is_packed = self.files[Path(self.path).name], self.path.startswith("/packed/")
+        self.send_response(200)
+        if is_packed:
+            self.send_header("Content-Encoding", "gzip")
+        else:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            with contextlib.suppress(OSError):
+                self.wfile.write(gzip.compress(data) if is_packed else data)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("how", ["whole", "packed"])
+def test_of_a_server_that_gives_no_parts_of_a_file_it_is_said_to_download_it(how: str, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    pq = pytest.importorskip("pyarrow.parquet")
+    filler = np.random.default_rng(0).bytes(2**23)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.writestr("a/x.bin", filler)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "a.zip")
+        archive.add(tmp_path / "a.zip", "again")
+    pq.write_table(pytest.importorskip("pyarrow").table({"path": [filler], "label": ["a"]}), tmp_path / "a.parquet")
+    Whole.files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Whole) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            for name in sorted(Whole.files):
+                url = f"http://127.0.0.1:{server.server_address[1]}/{how}/{name}"
+                with pytest.raises(DatasetError, match="download the file first, and name it then") as caught:
+                    discover(url)
+                assert str(caught.value).count(url) == 1
+        finally:
+            server.shutdown()
 
 
 def test_a_dataset_of_hugging_face_starts_no_program_and_keeps_the_pixels(programs: Path) -> None:
