@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from featcache.errors import CacheError, CacheVersionError, CacheWriteError, CatalogError
+from featcache.errors import CacheError, CacheVersionError, CacheWriteError, CatalogError, refusal
 from featcache.records import FeatureSpec, Progress
 from featcache.store.catalog import Catalog, Row
 from featcache.store.cells import Cells
@@ -103,7 +103,7 @@ class Cache:
         except OSError as error:
             if isinstance(error, CacheWriteError):
                 raise
-            raise CacheError(f"cannot use the cache folder {self.folder}: {error.strerror}") from error
+            raise CacheError(f"cannot use the cache folder {self.folder}: {refusal(error)}") from error
         self.runs = _runs(self.folder, catalog)
         self.splits = Splits(self.folder / "splits")
         self.share = Share(share, self.folder) if share else None

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import CacheError, CacheWriteError, MissingFeaturesError
+from featcache.errors import CacheError, CacheWriteError, MissingFeaturesError, refusal
 from featcache.records import FloatArray, Progress
 from featcache.store import compaction
 from featcache.store.files import remove, sync_folder
@@ -347,7 +347,7 @@ class FeatureStore:
         except FileNotFoundError:
             return  # another process was faster
         except OSError as problem:
-            raise CacheError(f"{error}; it could not be moved to {kept} ({problem.strerror}): move it away") from error
+            raise CacheError(f"{error}; it could not be moved to {kept} ({refusal(problem)}): move it away") from error
         self.quarantined.append(str(error))
         _logger.warning(
             "%s; moved to %s. The next `featcache extract` computes its vectors again (fingerprint %s).",

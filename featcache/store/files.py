@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import CacheWriteError
+from featcache.errors import CacheWriteError, refusal
 from featcache.sealed import check_texts
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -155,7 +155,7 @@ def remove(path: Path) -> int:
     except FileNotFoundError:
         return 0
     except OSError as error:
-        raise CacheWriteError(f"cannot delete {path}: {error.strerror}: check the folder's permissions") from error
+        raise CacheWriteError(f"cannot delete {path}: {refusal(error)}: check the folder's permissions") from error
     return size
 
 
@@ -165,7 +165,7 @@ def move(source: Path, target: Path) -> None:
         _make_folder(target.parent, 1)
         shutil.move(source, target)
     except OSError as error:
-        raise CacheWriteError(f"cannot move {source} to {target}: {error.strerror}") from error
+        raise CacheWriteError(f"cannot move {source} to {target}: {refusal(error)}") from error
 
 
 def remove_abandoned(folder: Path, inside: Iterable[str]) -> None:
@@ -344,4 +344,6 @@ def _explain(path: Path, size: int, error: OSError) -> str:
         return no_room(path, size, error.strerror or "no space left")
     if error.errno == errno.EISDIR:
         return f"cannot write {path}: a folder is in its place: move it away and run the same command again"
-    return f"cannot write {path}: {error.strerror or error}: check the folder and run the same command again"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"cannot write {path}: {refusal(error)} and run the same command again"
+    return f"cannot write {path}: {refusal(error)}: check the folder and run the same command again"

@@ -202,3 +202,32 @@ def test_a_question_that_nobody_can_answer_is_wrong_usage_and_deletes_nothing(ho
         assert (done.returncode, done.stdout) == (2, "")
         assert "nobody answered: --yes deletes without asking" in done.stderr
         assert sorted(home.rglob("seg-*")) == before
+
+
+@pytest.mark.parametrize(
+    ("limit", "words", "advice"),
+    [
+        ("ulimit -v 8000000", "bench --heads centroid --plot out.png", "`ulimit -v unlimited`"),
+        ("ulimit -v 40000000", "audit --plot out.svg", "`ulimit -v unlimited`"),
+        ("ulimit -n 16", "audit --plot out.pdf", "`ulimit -n 1024`"),
+    ],
+)
+def test_a_figure_that_a_limit_forbids_is_refused_before_the_work_with_the_limit_that_helps(
+    home: Path, limit: str, words: str, advice: str
+) -> None:
+    runs = sorted(home.rglob("runs/*"))
+    done = shell(f"{limit}; exec {command(words)}", home)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("featcache: out.")
+    assert advice in done.stderr
+    assert "memory" not in done.stderr or "-v" in advice
+    assert sorted(home.rglob("runs/*")) == runs
+    assert not list(home.glob("out.*"))
+
+
+def test_too_many_open_files_are_called_that_wherever_the_system_says_it(home: Path) -> None:
+    lines = said(shell(f"ulimit -n 5; exec {command('cache info')}", home))
+    assert "too many open files: raise the limit (`ulimit -n 1024`)" in lines[-1]
+    assert "memory" not in lines[-1]
+    assert "permissions" not in lines[-1]
