@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from featcache.sources.addresses import named
 from featcache.store import FORGET, Cache
 from featcache.store.files import remove
 from featcache.values import taking_typed
+
+_logger = logging.getLogger(__name__)
 
 
 @taking_typed
@@ -66,6 +69,8 @@ def cache_compact(
     options = options or Options()
     with open_cache(options, create=False) as cache:
         rows = []
+        for said in cache.closed():
+            _logger.warning("%s; these vectors are left as they are", said)
         for fingerprint in cache.fingerprints():
             store = cache.store(fingerprint)
             segments, size = len(store.segments), cache.size()

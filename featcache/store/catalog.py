@@ -18,7 +18,7 @@ from pathlib import Path
 
 from featcache.errors import CacheVersionError, CacheWriteError, CatalogError, refusal
 from featcache.records import FileStat, Item, Look
-from featcache.store.files import create, no_room
+from featcache.store.files import create, denied, no_room
 
 SCHEMA = 5
 COMPLETED = (2, 3, 4)
@@ -407,6 +407,8 @@ class Catalog:
                 os.close(os.open(os.devnull, os.O_RDONLY))  # SQLite does not say that no more files can be open
             except OSError as lack:
                 raise CacheWriteError(f"cannot use the catalog {self._path}: {refusal(lack)}") from error
+            if (said := denied(self._path)) is not None:
+                raise CacheWriteError(f"cannot use the catalog: {said}") from error
             raise CacheWriteError(
                 f"cannot use the catalog {self._path} ({error}): "
                 "check permissions and free space, then run the same command again"

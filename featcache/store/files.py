@@ -8,8 +8,10 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
 import re
 import secrets
+import shlex
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -339,11 +341,34 @@ def no_room(path: Path, size: int, reason: str) -> str:
     return f"no room for {path}: {size:,} bytes are needed{said} ({reason}): make room and run the same command again"
 
 
+def denied(path: Path, mode: int = os.R_OK) -> str | None:
+    """Say which part of a path may not be used, whose it is and what helps; `None` where all may, or nothing is there.
+
+    In a cache that a group shares it is what somebody made whose umask takes the rights of the group away.
+    """
+    for place in (*reversed(path.parents), path):
+        if not os.path.exists(place):
+            return None
+        needed = (mode | os.X_OK if place.is_dir() else mode) if place == path else os.X_OK
+        if not os.access(place, needed):
+            number = place.stat().st_uid
+            owner = f"user {number}"
+            with contextlib.suppress(KeyError):
+                owner = pwd.getpwuid(number).pw_name
+            return (
+                f"{place} cannot be used by you: it belongs to {owner}, who can let the group in with "
+                f"`chmod -R g+rwX {shlex.quote(os.fspath(place))}` (and with `umask 002` before further commands)"
+            )
+    return None
+
+
 def _explain(path: Path, size: int, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return no_room(path, size, error.strerror or "no space left")
     if error.errno == errno.EISDIR:
         return f"cannot write {path}: a folder is in its place: move it away and run the same command again"
+    if error.errno == errno.EACCES and (said := denied(path.parent, os.W_OK) or denied(path, os.W_OK)):
+        return f"cannot write {path}: {said}"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"cannot write {path}: {refusal(error)} and run the same command again"
     return f"cannot write {path}: {refusal(error)}: check the folder and run the same command again"
