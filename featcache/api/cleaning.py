@@ -37,12 +37,14 @@ def cache_gc(
     """
     options = options or Options()
     with open_cache(options, create=False) as cache:
-        roots = [_known_root(cache, name) for name in forget]
+        named_roots = [_known_root(cache, name) for name in forget]
+        roots = [root for root in named_roots if root in _known_roots(cache)]
         put_aside = cache.quarantined()  # before the stores are opened, which may put more aside
         stopped = cache.trainings()
         indexes = _old_indexes(cache, roots)
         found = unused(cache, roots)
-        summary = _gc_summary(cache, found, roots, put_aside, stopped, indexes)
+        gone = [root for root in named_roots if root not in roots]
+        summary = _gc_summary(cache, found, roots, put_aside, stopped, indexes, gone)
         anything = found or roots or put_aside or stopped or indexes
         if dry_run or not anything or (agree is not None and not agree(summary)):
             return summary
@@ -90,6 +92,7 @@ def _gc_summary(
     put_aside: Sequence[Path],
     stopped: Sequence[Path],
     indexes: Sequence[Path],
+    gone: Sequence[str],
 ) -> GcSummary:
     open_runs = [run for run in uses(cache) if not run.summary and run.root not in forgotten]
     return GcSummary(
@@ -102,10 +105,13 @@ def _gc_summary(
         indexes=len(indexes),
         bytes=sum(item.account.bytes for item in found)
         + sum(path.stat().st_size for path in (*put_aside, *stopped, *indexes)),
-        notices=tuple(
-            f"the {run.command} of {run.root} was not finished, so all vectors of {run.fingerprint[:16]} stay: "
-            "finish it, or give up on it with --forget"
-            for run in open_runs
+        notices=(
+            *(f"{root} was given up before: nothing is left of it to forget" for root in gone),
+            *(
+                f"the {run.command} of {run.root} was not finished, so all vectors of {run.fingerprint[:16]} stay: "
+                "finish it, or give up on it with --forget"
+                for run in open_runs
+            ),
         ),
     )
 
@@ -120,17 +126,23 @@ def _old_indexes(cache: Cache, forgotten: Sequence[str]) -> list[Path]:
     return cache.indexes.besides(current)
 
 
-def _known_root(cache: Cache, name: str | Path) -> str:
-    given, root = str(name), named(name)
+def _known_roots(cache: Cache) -> set[str]:
     asked = last_asked(cache)
-    known = sorted(
+    return (
         {run.root for run in uses(cache)}
         | set(cache.catalog.roots())
         | set(elsewhere(cache))
         | ({asked.root} if asked is not None and asked.root else set())
     )
-    if root not in known and given in known:  # somebody else's run may have a root that is no place
+
+
+def _known_root(cache: Cache, name: str | Path) -> str:
+    """Return the root of a dataset that is known, or was given up: who could not read that it was may ask again."""
+    given, root = str(name), named(name)
+    known = _known_roots(cache)
+    given_up = {run.root for run in cache.runs.all() if run.command == FORGET}
+    if root not in known | given_up and given in known | given_up:  # somebody else's run: its root may be no place
         return given
-    if root not in known:
-        raise DatasetError(f"the cache knows no dataset {root}: it knows {', '.join(known) or 'none'}")
+    if root not in known | given_up:
+        raise DatasetError(f"the cache knows no dataset {root}: it knows {', '.join(sorted(known)) or 'none'}")
     return root

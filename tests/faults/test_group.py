@@ -81,9 +81,6 @@ def test_what_a_member_of_a_group_closed_is_named_with_its_owner_and_the_rest_go
         path.chmod(0)
     kept = len(shared.segments())
     ours, theirs = shared.pictures / "ours", shared.pictures / "theirs"
-    for words in (("fit", ours), ("cache", "info"), ("cache", "compact"), ("runs",)):
-        done = shared.call(*words)
-        assert done.returncode == 0, done.stderr
     again = ("extract", theirs, "--backbone", "scratch-cnn", "--weights", shared.pictures / "theirs.pth")
     refused = {
         ("fit",): shared.run,
@@ -96,6 +93,9 @@ def test_what_a_member_of_a_group_closed_is_named_with_its_owner_and_the_rest_go
         assert done.returncode == 1, (words, done.stderr)
         assert f"{path} cannot be used by you: it belongs to {ME}, who can" in done.stderr.splitlines()[-1]
         assert f"`chmod -R g+rwX {path}`" in done.stderr.splitlines()[-1]
+    for words in (("fit", ours), ("cache", "info"), ("cache", "compact"), ("runs",)):
+        done = shared.call(*words)
+        assert done.returncode == 0, done.stderr
     shared.run.chmod(modes[shared.run])
     done = shared.call("cache", "gc", "--yes", "--forget", ours)
     assert done.returncode == 1
