@@ -9,7 +9,7 @@ from pathlib import Path
 
 from featcache.api.options import Options, open_cache
 from featcache.api.usage import Unused, backbone_of, elsewhere, last_asked, unused, uses
-from featcache.errors import DatasetError
+from featcache.errors import CacheWriteError, DatasetError
 from featcache.records import Progress
 from featcache.records.cache import Compacted, CompactSummary, GcSummary
 from featcache.sources.addresses import named
@@ -49,18 +49,31 @@ def cache_gc(
         if dry_run or not anything or (agree is not None and not agree(summary)):
             return summary
         with cache.alone():
-            for root in roots:
-                cache.catalog.forget(root)
-                cache.runs.finish(cache.runs.start(FORGET, root), {})
             before = cache.size()
-            still = {again.account.fingerprint: set(again.keys) for again in unused(cache)}
-            for item in found:  # what was agreed on, and is still unused
-                keys = still.get(item.account.fingerprint)
-                if keys is not None:
-                    cache.discard(item.account.fingerprint, [key for key in item.keys if key in keys], progress)
+            try:
+                _forget(cache, roots)
+            except CacheWriteError:  # on a full disk what was given up makes the room in which that is noted
+                _discard(cache, found, roots, progress)
+                _forget(cache, roots)
+            _discard(cache, found, (), progress)
             for path in (*put_aside, *stopped, *indexes):
                 remove(path)
             return replace(summary, done=True, bytes=before - cache.size())
+
+
+def _forget(cache: Cache, roots: Sequence[str]) -> None:
+    for root in roots:
+        cache.catalog.forget(root)
+        cache.runs.finish(cache.runs.start(FORGET, root), {})
+
+
+def _discard(cache: Cache, agreed: Sequence[Unused], forgotten: Sequence[str], progress: Progress | None) -> None:
+    """Delete what was agreed on, and is still used by no dataset but the `forgotten` ones."""
+    still = {again.account.fingerprint: set(again.keys) for again in unused(cache, forgotten)}
+    for item in agreed:
+        keys = still.get(item.account.fingerprint)
+        if keys is not None:
+            cache.discard(item.account.fingerprint, [key for key in item.keys if key in keys], progress)
 
 
 @taking_typed

@@ -241,3 +241,15 @@ def test_a_cleaning_that_could_not_be_printed_can_be_asked_for_again(home: Path)
     assert (again.returncode, again.stderr) == (0, "")
     assert "was given up before: nothing is left of it to forget" in again.stdout
     assert shell(command("cache gc --yes --forget ../picture"), home).returncode == 1  # what nobody knows is still that
+
+
+def test_a_cleaning_makes_room_on_a_disk_without_a_free_byte(home: Path) -> None:
+    if shell("unshare -m mount --bind cache cache", home).returncode != 0:
+        pytest.skip("no name space with mounts of its own can be had here")
+    kept = {path.name for path in home.rglob("seg-*")}
+    words = f"{command('cache gc --yes --forget ../pictures')} && find cache -name 'seg-*' && {command('cache info')}"
+    done = shell(f"unshare -m bash -c {shlex.quote(MOUNTS['a full disk'].format(words))}", home)
+    assert done.returncode == 0, done.stderr
+    assert "dataset to give up: " in done.stdout
+    assert kept
+    assert not any(name in done.stdout for name in kept)
