@@ -736,6 +736,8 @@ def test_what_names_no_pictures_is_not_predicted(X: Any, tmp_path: Path) -> None
         ({"seed": -1}, "the seed is -1: give a whole number from 0"),
         ({"seed": 1.5}, r"FinetuneClassifier\(seed=1\.5\): give a whole number"),
         ({"weights": 5}, r"FinetuneClassifier\(weights=5\): give str or PathLike or NoneType"),
+        ({"weights": "a\0b"}, r"FinetuneClassifier\(weights='a\\x00b'\): it has a NUL character in it"),
+        ({"device": "\ud800"}, r"FinetuneClassifier\(device='\\ud800'\): it has half a character"),
         ({"backbone": None}, r"FinetuneClassifier\(backbone=None\): give str or Backbone"),
         ({"device": 5}, r"FinetuneClassifier\(device=5\): give str"),
     ],

@@ -356,8 +356,8 @@ def denied(path: Path, mode: int = os.R_OK) -> str | None:
             with contextlib.suppress(KeyError):
                 owner = pwd.getpwuid(number).pw_name
             return (
-                f"{place} cannot be used by you: it belongs to {owner}, who can let the group in with "
-                f"`chmod -R g+rwX {shlex.quote(os.fspath(place))}` (and with `umask 002` before further commands)"
+                f"{place} cannot be used by you: it belongs to {owner}, who opens it, to the group too, "
+                f"with `chmod -R ug+rwX {shlex.quote(os.fspath(place))}` (and `umask 002` before further commands)"
             )
     return None
 

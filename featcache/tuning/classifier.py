@@ -24,6 +24,7 @@ from featcache.records import FloatArray, Progress
 from featcache.records.finetuning import EpochRow, Training
 from featcache.sources import read
 from featcache.splits import check_seed, hold_out
+from featcache.texts import flaw
 from featcache.tuning.blocks import Cut, cut
 from featcache.tuning.checking import check
 from featcache.tuning.given import Labels, pictures_and_labels, pictures_of, validation_of
@@ -181,6 +182,8 @@ class FinetuneClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if not isinstance(value, known):
                 words = " or ".join(kind.__name__ for kind in known)
                 raise UsageError(f"FinetuneClassifier({name}={value!r:.60}): give {words}")
+            if isinstance(value, str | os.PathLike) and (said := flaw(os.fsdecode(value))) is not None:
+                raise UsageError(f"FinetuneClassifier({name}={value!r:.60}): {said}, give another")
         if not isinstance(self.seed, Integral) or isinstance(self.seed, bool):
             raise UsageError(f"FinetuneClassifier(seed={self.seed!r:.60}): give a whole number from 0 on")
         check_seed(int(self.seed))

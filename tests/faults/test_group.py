@@ -91,8 +91,8 @@ def test_what_a_member_of_a_group_closed_is_named_with_its_owner_and_the_rest_go
     for words, path in refused.items():
         done = shared.call(*words)
         assert done.returncode == 1, (words, done.stderr)
-        assert f"{path} cannot be used by you: it belongs to {ME}, who can" in done.stderr.splitlines()[-1]
-        assert f"`chmod -R g+rwX {path}`" in done.stderr.splitlines()[-1]
+        assert f"{path} cannot be used by you: it belongs to {ME}, who opens it" in done.stderr.splitlines()[-1]
+        assert f"`chmod -R ug+rwX {path}`" in done.stderr.splitlines()[-1]
     for words in (("fit", ours), ("cache", "info"), ("cache", "compact"), ("runs",)):
         done = shared.call(*words)
         assert done.returncode == 0, done.stderr
