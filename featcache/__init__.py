@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
 
-import featcache.process  # noqa: F401 - from now on it sees when this process is forked
+import featcache.forks  # noqa: F401 - from now on it sees when this process is forked
 
+# Of the standard library nothing is loaded here: until `__main__` runs, Ctrl-C would be told by Python, in many lines.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
+    from featcache import process as process
     from featcache.api import (
         Options,
         Sweep,
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     )
     from featcache.api.extractor import FeatureExtractor
     from featcache.tuning.classifier import FinetuneClassifier
+
+    __version__: str
 
 __all__ = [
     "FeatureExtractor",
@@ -79,8 +84,6 @@ _ELSEWHERE = {
     "FinetuneClassifier": "featcache.tuning.classifier",
 }
 
-__version__ = version("featcache")
-
 
 def __dir__() -> list[str]:
     """List the API's names too, which are not loaded yet."""
@@ -89,6 +92,12 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Load the API at its first use, so that `import featcache` stays instant."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("featcache")
+    if name == "process":
+        return import_module("featcache.process")
     if name in __all__:
         return getattr(import_module(_ELSEWHERE.get(name, "featcache.api")), name)
     raise AttributeError(f"module 'featcache' has no attribute {name!r}")

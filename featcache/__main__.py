@@ -1,13 +1,20 @@
 """`python -m featcache` enters; the command line leaves."""
 
+from __future__ import annotations
+
 import os
 import sys
-from contextlib import suppress
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def start() -> NoReturn:
-    """Run the command line; Ctrl-C while it is still being loaded ends it as quietly as later on."""
+    """Run the command line; Ctrl-C while it is still being loaded ends it as quietly as later on.
+
+    While Python itself is being loaded, nobody can catch it.
+    """
     try:
         from featcache.cli import main
 
@@ -17,6 +24,8 @@ def start() -> NoReturn:
         sys.exit(130)
     except SystemExit as end:
         if end.code:
+            from contextlib import suppress
+
             with suppress(OSError, ValueError):
                 sys.stdout.flush()
             os._exit(int(end.code))  # Python would wait for threads that read, and they for a server that is silent

@@ -105,19 +105,28 @@ def explained(error: BaseException) -> str | None:
     number = getattr(error, "errno", None)
     is_panic = type(error).__module__ == _PANICS
     lacks_memory = is_panic or any(sign in text.lower() for sign in _NO_MEMORY)
+    if number in _NO_DESCRIPTORS or (not isinstance(error, OSError) and _DESCRIPTORS in text.lower()):
+        return f"{_DESCRIPTORS} ({text}): raise the limit (`ulimit -n 1024`) and run the same command again"
     if isinstance(error, MemoryError) or number == errno.ENOMEM or (lacks_memory and not isinstance(error, OSError)):
         return (
             f"out of memory ({text or 'no more can be had'}): raise the limit if there is one (`ulimit -v`), close "
             "other programs, or use a larger computer, then run the same command again"
         )
-    if number in (errno.EMFILE, errno.ENFILE):
-        return f"too many open files ({text}): raise the limit (`ulimit -n 1024`) and run the same command again"
     if isinstance(error, OSError):
         return f"the system refuses ({text}): mend that and run the same command again"
     if isinstance(error, ImportError):
         return f"a library cannot be loaded ({text}): install featcache again, into a fresh environment"
     return None
 
+
+def refusal(error: OSError) -> str:
+    """Return in words why the system refuses, with what to do where nothing is wrong with the file itself."""
+    said = error.strerror or str(error)
+    return f"{_DESCRIPTORS}: raise the limit (`ulimit -n 1024`)" if error.errno in _NO_DESCRIPTORS else said
+
+
+_DESCRIPTORS = "too many open files"
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 _NO_MEMORY = ("failed to map segment", "allocate memory", "unable to allocate", "bad_alloc", "start new thread")
 """What dynamic linker, torch, numpy, C++ and Python say of it in errors of other kinds."""

@@ -19,6 +19,7 @@ from functools import cache, wraps
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from featcache import forks
 from featcache.errors import ForkedError
 from featcache.values import taking_typed
 
@@ -136,7 +137,7 @@ class _State(threading.local):
 _state = _State()
 _lock = threading.Lock()
 _at_work = 0
-_forked = ""
+_forked = "between" if forks.seen else ""
 """Empty in a process that was not forked; `between` calls of our functions, or `during` one."""
 
 

@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from featcache.errors import UsageError
+from featcache.texts import flaw
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,6 +39,8 @@ def check_given(record: Any) -> None:
         if misfit(hints[field.name], _as_json(value)) is not None:
             kind = str(field.type)
             raise UsageError(f"{type(record).__name__}({field.name}={given!r:.60}): it is {kind}, give such a value")
+        if (said := _flaw(value)) is not None:
+            raise UsageError(f"{type(record).__name__}({field.name}={given!r:.60}): {said}, give another")
         object.__setattr__(record, field.name, value)
 
 
@@ -45,7 +48,7 @@ def taking_typed(function: Callable[P, T]) -> Callable[P, T]:
     """Return a function that takes NumPy's numbers as Python's, and refuses what is not of the type of its parameter.
 
     Raises `UsageError`. Looked at are parameters that take numbers, texts, truth values, paths, records, `None`,
-    functions, and sequences of them; a text is no sequence of texts.
+    functions, sequences and dictionaries of them; a text is no sequence of texts.
     """
     signature = inspect.signature(function)
     hints = cache(lambda: get_type_hints(inspect.unwrap(function)))
@@ -59,10 +62,19 @@ def taking_typed(function: Callable[P, T]) -> Callable[P, T]:
                 value = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else _plain(value)
                 if not _fits(hint, value):
                     raise UsageError(f"{function.__qualname__}({name}={value!r:.60}): give {_in_words(hint)}")
+                if (said := _flaw(value)) is not None:
+                    raise UsageError(f"{function.__qualname__}({name}={value!r:.60}): {said}, give another")
                 bound.arguments[name] = value
         return function(*bound.args, **bound.kwargs)
 
     return call
+
+
+def _flaw(value: Any) -> str | None:
+    """Return why a text or path, or one among several, cannot name anything, in a few words; `None` where it can."""
+    if isinstance(value, str | os.PathLike):
+        return flaw(os.fsdecode(value))
+    return _first(map(_flaw, value)) if isinstance(value, tuple | list) else None
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -75,7 +87,7 @@ def _is_known(hint: Any) -> bool:
         kind in _PLAIN
         or dataclasses.is_dataclass(kind)
         or get_origin(kind) is Callable
-        or (get_origin(kind) in (Sequence, tuple) and all(map(_is_known, _parts(kind))))
+        or (get_origin(kind) in (Sequence, Mapping, tuple) and all(map(_is_known, _parts(kind))))
         for kind in _alternatives(hint)
     )
 
@@ -98,9 +110,14 @@ def _is_of(kind: Any, value: Any) -> bool:
         return callable(value)
     if get_origin(kind) is None:
         return isinstance(value, kind)
+    if get_origin(kind) is Mapping:
+        keys, values = _parts(kind)
+        return isinstance(value, Mapping) and all(_fits(keys, k) and _fits(values, v) for k, v in value.items())
     # sets and generators are no sequences, but nothing else than sequences was ever refused that could be gone through
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         return False
+    if get_origin(kind) is tuple and Ellipsis not in get_args(kind) and not isinstance(value, Sequence):
+        return False  # it has an order, as the part and the number of parts
     if not isinstance(value, Sequence):
         return True
     if get_origin(kind) is tuple and Ellipsis not in get_args(kind):
@@ -112,6 +129,8 @@ def _in_words(hint: Any) -> str:
     def said(kind: Any) -> str:
         if get_origin(kind) is Callable:
             return "a function"
+        if get_origin(kind) is Mapping:
+            return f"a dictionary from {' to '.join(map(_in_words, _parts(kind)))}"
         if get_origin(kind) in (Sequence, tuple):
             parts = _parts(kind)
             return f"({', '.join(map(_in_words, parts))})" if len(parts) > 1 else f"a list of {_in_words(parts[0])}"

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import TINTS, Result, write_picture
 
+import featcache
 from featcache.backbones import torchvision_models
 from featcache.errors import WeightsUnavailableError
 from featcache.heads import FLOOR, HEADS
@@ -518,3 +520,20 @@ def test_ctrl_c_while_the_command_line_is_loaded_is_one_line(tmp_path: Path) -> 
     command = [sys.executable, "-m", "featcache", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "featcache: interrupted before it began\n")
+
+
+def test_nothing_slow_stands_between_python_and_the_place_where_ctrl_c_is_caught() -> None:
+    code = "import os, sys; before = {*sys.modules}; import featcache.__main__; print(*sorted({*sys.modules} - before))"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, env=_path(), check=True)
+    ours = {"featcache", "featcache.forks", "featcache.__main__"}
+    assert {name for name in done.stdout.split() if not name.startswith(("importlib", "_", "warnings"))} == ours
+
+
+def test_the_version_and_rooms_that_load_later_are_there_when_they_are_asked_for() -> None:
+    code = "import featcache; print(featcache.__version__, featcache.process.keep_freed_memory.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_path(), check=True)
+    assert done.stdout == f"{version('featcache')} keep_freed_memory\n"
+
+
+def _path() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(featcache.__file__).parents[1]), *sys.path])}

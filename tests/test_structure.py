@@ -17,6 +17,7 @@ from featcache.cli import cli
 PACKAGE = Path(featcache.__file__).parent
 README = Path(__file__).parent.parent / "README.md"
 LAYERS = [
+    "forks",
     "errors",
     "texts",
     "sheets",

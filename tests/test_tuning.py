@@ -6,11 +6,15 @@ import copy
 import itertools
 import logging
 import math
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -21,7 +25,8 @@ from sklearn.model_selection import cross_val_score
 from torch import nn
 from torch.nn import functional
 
-from featcache.errors import DeviceError, EngineMemoryError, TrainingError, UsageError
+from featcache.backbones import scratch_cnn
+from featcache.errors import DeviceError, EngineMemoryError, FeatcacheError, TrainingError, UsageError
 from featcache.records import Features
 from featcache.records.finetuning import EpochRow, Training
 from featcache.tuning.blocks import Cut
@@ -662,10 +667,127 @@ def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
     for call in (made.predict, made.predict_proba):
-        with pytest.raises(TrainingError, match=r"1 pictures cannot be read, as .*bad\.png: not a picture"):
+        with pytest.raises(
+            TrainingError, match=r"1 of 2 pictures cannot be read, as X\[1\], .*bad\.png: not a picture"
+        ):
             call([X[0], str(bad)])
-    with pytest.raises(TrainingError):
-        made.predict([str(bad)])
+    with pytest.raises(TrainingError, match=r"2 of 2 pictures cannot be read, as X\[0\], /nope\.png: no such file"):
+        made.predict(["/nope.png", str(bad)])
+
+
+MISUSE: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
+    "more labels": (lambda X, y: (X, [*y, "sky"]), "X has 12 pictures and y 13 labels"),
+    "fewer labels": (lambda X, y: (X, y[:-1]), "X has 12 pictures and y 11 labels"),
+    "more labels beside a validation set": (lambda X, y: (X, [*y, "sky"], (X, y)), "12 pictures and y 13 labels"),
+    "more labels of validation": (
+        lambda X, y: (X, y, (X, [*y, "sky"])),
+        "X of validation has 12 pictures and y of validation 13 labels",
+    ),
+    "a number as validation": (lambda X, y: (X, y, 5), r"validation is 5: give a pair \(X, y\)"),
+    "half a pair": (lambda X, y: (X, y, (X,)), "validation is of type tuple with 1 entries: give a pair"),
+    "labels in two dimensions": (
+        lambda X, y: (X, np.array(y)[:, None]),
+        r"y has the shape \(12, 1\): give one label for each picture",
+    ),
+    "a list of lists": (lambda X, y: (X, [[label] for label in y]), r"y\[0\] is of type list .*: a label is a text"),
+    "no labels": (lambda X, y: (X, None), "y is None: give one label"),
+    "a label that is none": (lambda X, y: (X, [None, *y[1:]]), r"y\[0\] is None: a label is a text or a whole number"),
+    "a label that is no number": (lambda X, y: (X, [0, float("nan"), *[1] * 10]), r"y\[1\] is nan: a label is a text"),
+    "a half": (lambda X, y: (X, np.full(12, 0.5)), r"y\[0\] is 0\.5: a label is a text or a whole number"),
+    "texts and numbers": (
+        lambda X, y: (X, [*y[:3], *range(9)]),
+        r"labels of two kinds, y\[0\] is the text 'sky' and y\[3\] 0",
+    ),
+    "no pictures": (lambda X, y: ([], []), "X holds 0 pictures: give at least one"),
+    "one text": (lambda X, y: ("a.png", y), "X is the text 'a.png', which holds no paths in a row"),
+    "nothing": (lambda X, y: (None, y), "X is None, which holds no paths in a row"),
+    "pixels": (
+        lambda X, y: ([np.zeros((8, 8, 3), np.uint8)] * 12, y),
+        r"X\[0\] is an array of uint8 \(8, 8, 3\), and no path: give a list",
+    ),
+    "one array of pixels": (lambda X, y: (np.zeros((12, 8, 8, 3), np.uint8), y), r"array of uint8 \(12, 8, 8, 3\)"),
+    "bytes": (lambda X, y: ([path.encode() for path in X], y), r"X\[0\] is of type bytes .*, and no path"),
+}
+
+
+@pytest.mark.parametrize("kind", MISUSE)
+def test_pictures_and_labels_that_do_not_fit_are_named_before_any_work(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = folder(tmp_path)
+    given, words = MISUSE[kind]
+    monkeypatch.setattr(FinetuneClassifier, "_cut", lambda self: pytest.fail("it built the network"))
+    with pytest.raises(TrainingError, match=words) as error:
+        classifier().fit(*given(X, y))
+    assert len(str(error.value)) < 300
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("X", [[], "a.png", None, [b"a.png"], [None]])
+def test_what_names_no_pictures_is_not_predicted(X: Any, tmp_path: Path) -> None:
+    made = classifier(epochs=1).fit(*folder(tmp_path))
+    with pytest.raises(TrainingError, match=r"^X(\[0\])? (holds 0 pictures|is )"):
+        made.predict(X)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"seed": -1}, "the seed is -1: give a whole number from 0"),
+        ({"seed": 1.5}, r"FinetuneClassifier\(seed=1\.5\): give a whole number"),
+        ({"weights": 5}, r"FinetuneClassifier\(weights=5\): give str or PathLike or NoneType"),
+        ({"weights": "a\0b"}, r"FinetuneClassifier\(weights='a\\x00b'\): it has a NUL character in it"),
+        ({"device": "\ud800"}, r"FinetuneClassifier\(device='\\ud800'\): it has half a character"),
+        ({"backbone": None}, r"FinetuneClassifier\(backbone=None\): give str or Backbone"),
+        ({"device": 5}, r"FinetuneClassifier\(device=5\): give str"),
+    ],
+)
+def test_parameters_of_other_types_are_named(how: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(FeatcacheError, match=words):
+        classifier().set_params(**how).fit(*folder(tmp_path))
+
+
+def test_a_series_a_column_and_arrays_of_paths_are_taken_as_lists_are(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    X, y = folder(tmp_path)
+    table = pandas.DataFrame({"path": X, "label": y})
+    plain = classifier().fit(X, y).predict_proba(X)
+    made = classifier().fit(table["path"], table["label"])
+    assert (made.predict_proba(table[["path"]]) == plain).all()
+    assert (made.predict_proba(np.array(X)) == plain).all()
+    assert (made.predict_proba([Path(path) for path in X]) == plain).all()
+
+
+@pytest.mark.parametrize("way", ["pickle", "joblib", "deepcopy"])
+def test_a_fitted_one_can_be_pickled_and_predicts_the_same_to_the_bit(way: str, tmp_path: Path) -> None:
+    X, y = folder(tmp_path)
+    torch.save(scratch_cnn.network(7).state_dict(), tmp_path / "net.pth")
+    made = FinetuneClassifier("scratch-cnn", tmp_path / "net.pth", epochs=1, dropout=0.5, device="cpu").fit(X, y)
+    expected = made.predict_proba(X)
+    (tmp_path / "net.pth").unlink()  # what is opened elsewhere needs no weights
+    if way == "joblib":
+        joblib.dump(made, tmp_path / "made.joblib")
+        again = joblib.load(tmp_path / "made.joblib")
+    else:
+        again = copy.deepcopy(made) if way == "deepcopy" else pickle.loads(pickle.dumps(made))
+    assert (again.predict_proba(X) == expected).all()
+    assert again.predict(X).tolist() == made.predict(X).tolist()
+    assert again.history_ == made.history_
+    assert again.cut_ is again.trainer_.cut
+    assert X[0].encode() not in pickle.dumps(made)  # no picture goes with it
+
+
+@pytest.mark.slow
+def test_one_of_timms_networks_is_opened_from_a_pickle_in_a_fresh_process(tmp_path: Path) -> None:
+    X, y = folder(tmp_path)
+    made = FinetuneClassifier("efficientnet_lite0", unfreeze="head", epochs=1, device="cpu").fit(X, y)
+    (tmp_path / "made.pickle").write_bytes(pickle.dumps(made))
+    program = (
+        "import pickle, sys; made = pickle.load(open(sys.argv[1], 'rb')); print(made.predict(sys.argv[2:]).tolist())"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path / "made.pickle"), *X[:2]]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == f"{made.predict(X[:2]).tolist()}\n", done.stderr
 
 
 def test_before_fit_nothing_can_be_predicted(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from featcache.errors import DatasetError
 from featcache.store import EXTRACTIONS, Cache, Run
+from featcache.store.files import denied
 
 
 def is_behind(cache: Cache, root: str, runs: Iterable[Run]) -> bool:
@@ -22,17 +23,21 @@ def lost(cache: Cache) -> dict[tuple[str, int], str]:
     """
     runs = {run.id: run for run in cache.runs.all() if run.command in EXTRACTIONS}
     there = set(cache.fingerprints())
+    closed = {number: said for path, number in cache.runs.broken().items() if (said := denied(path)) is not None}
     found = {}
     for root, number in cache.catalog.all_commits():
         if not number or (number in runs and runs[number].root == root):
             continue
         since = {run.fingerprint for run in runs.values() if run.root == root and run.summary and run.id > number}
         if not there <= since:
-            found[root, number] = (
+            why = (
                 f"run {number} of {root} is lost from {cache.folder / 'runs'}, so that nobody knows which vectors it "
                 "used: put its file back, or extract the dataset again with all networks that are wanted and then run "
                 "`featcache cache verify --repair`"
             )
+            if number in closed:
+                why = f"{closed[number]}; until then nobody knows which vectors run {number} of {root} used"
+            found[root, number] = why
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,7 +23,10 @@ from featcache.records.cache import BackboneInfo, CacheInfo, DatasetCheck, Datas
 from featcache.sources import exists, file_stat, read
 from featcache.store import Cache, Row, Run
 from featcache.store.exchange import read as read_exchange
+from featcache.store.files import denied
 from featcache.values import taking_typed
+
+_logger = logging.getLogger(__name__)
 
 
 @taking_typed
@@ -35,7 +39,7 @@ def cache_info(options: Options | None = None) -> CacheInfo:
             cache=str(cache.folder),
             catalog=str(cache.catalog_path),
             datasets=tuple(_dataset_info(cache, root, runs, used) for root in roots),
-            backbones=tuple(_backbone_info(cache, fingerprint, runs) for fingerprint in cache.fingerprints()),
+            backbones=tuple(_backbones(cache, runs)),
             models=sum(run.model_sha256 is not None for run in runs),
             quarantined=len(cache.quarantined()),
             bytes=cache.size(),
@@ -94,9 +98,11 @@ class _Check:
             self._checksums(fingerprint)
         used = uses(self.cache)
         self.problems += [
-            f"{path} cannot be read as a run: restore it, or put it aside with `featcache cache verify --repair`"
+            denied(path)
+            or f"{path} cannot be read as a run: restore it, or put it aside with `featcache cache verify --repair`"
             for path in self.cache.runs.broken()
         ]
+        self.problems += self.cache.closed()
         self.notices += map(stays_for, self.cache.runs.kept_for())
         self.problems += [without_runs(root) for root in unknown(self.cache)]
         for (root, _), said in lost(self.cache).items():
@@ -122,8 +128,12 @@ class _Check:
         )
 
     def _checksums(self, fingerprint: str) -> None:
-        store = self.cache.store(fingerprint)
-        store.verify(progress=self.progress)
+        try:
+            store = self.cache.store(fingerprint)
+            store.verify(progress=self.progress)
+        except CacheError as error:
+            self.problems.append(str(error))
+            return
         self.broken += store.quarantined
         self.broken += [
             f"{store.folder / name} has vectors of another shape than others: `featcache extract` tells which are right"
@@ -159,7 +169,11 @@ class _Check:
     def _features(self, rows: Sequence[Row], stale: dict[str, str], run: Run, *, is_newest: bool) -> None:
         """Sort the pictures of a dataset by what their vectors of one fingerprint are worth."""
         keys = [(row.item.path, row.key) for row in rows if row.key is not None]
-        held = self.cache.store(run.fingerprint).contains([key for _, key in keys])
+        try:
+            held = self.cache.store(run.fingerprint).contains([key for _, key in keys])
+        except CacheError as error:
+            self.problems.append(str(error))
+            return
         counts = {"valid": 0, "stale": 0, "missing": 0}
         for (path, key), is_held in zip(keys, held, strict=True):
             reason = stale.get(path) if is_held else "its vector is not in the cache"
@@ -298,6 +312,18 @@ def _dataset_info(cache: Cache, root: str, runs: Sequence[Run], used: Sequence[R
         fingerprints=tuple(dict.fromkeys(run.fingerprint for run in used if run.root == root)),
         last_use=_last_use(own) or "",
     )
+
+
+def _backbones(cache: Cache, runs: Sequence[Run]) -> Iterator[BackboneInfo]:
+    """Yield what is held of each fingerprint, and say of which it cannot be told."""
+    left_out = cache.closed()
+    for fingerprint in cache.fingerprints():
+        try:
+            yield _backbone_info(cache, fingerprint, runs)
+        except CacheError as error:
+            left_out.append(str(error))
+    for said in left_out:
+        _logger.warning("vectors are left out: %s", said)
 
 
 def _backbone_info(cache: Cache, fingerprint: str, runs: Sequence[Run]) -> BackboneInfo:

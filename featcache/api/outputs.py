@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from featcache.errors import CacheWriteError, OutputError
+from featcache.errors import CacheWriteError, OutputError, refusal
 from featcache.store import is_cache
 from featcache.store.files import replace_file
 
@@ -34,7 +34,7 @@ def write(path: Path, content: bytes) -> None:
     except OutputError:
         raise
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        raise OutputError(f"cannot write {path}: {refusal(error)}") from error
 
 
 def refuse_cache(path: Path) -> None:

@@ -14,7 +14,7 @@ from featcache.api.threads import in_threads
 from featcache.decode import decode
 from featcache.discover import discover, is_skipped
 from featcache.discover.labels import Labels
-from featcache.errors import DatasetError, OutputError, PictureError, UsageError
+from featcache.errors import DatasetError, OutputError, PictureError, UsageError, refusal
 from featcache.records import Dataset, Failure, Item, Preprocess, Progress, Source, SplitSummary
 from featcache.records.reading import Reading
 from featcache.sheets import csv_text
@@ -228,7 +228,7 @@ def _check_links(folder: Path, root: Path, items: Sequence[Item]) -> None:
     try:
         is_used = os.path.lexists(folder) and bool(os.listdir(folder))
     except OSError as error:
-        raise OutputError(f"cannot use {folder}: {error.strerror}: name a new folder with --links") from error
+        raise OutputError(f"cannot use {folder}: {refusal(error)}: name a new folder with --links") from error
     if is_used:
         raise OutputError(f"{folder} is not empty: name a new folder with --links")
     for label in _labels(items):
@@ -252,7 +252,7 @@ def _write_links(folder: Path, rows: Rows) -> None:
             with suppress(OSError):
                 folder.rmdir()
         if isinstance(error, OSError):
-            raise OutputError(f"cannot make links in {folder}: {error.strerror}: nothing was left there") from error
+            raise OutputError(f"cannot make links in {folder}: {refusal(error)}: nothing was left there") from error
         raise
 
 

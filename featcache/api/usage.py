@@ -15,6 +15,7 @@ from featcache.records import ORIGINAL
 from featcache.records.cache import UnusedRows
 from featcache.records.reading import Reading
 from featcache.store import EXTRACTIONS, FORGET, Cache, FeatureStore, Row, Run
+from featcache.store.files import denied
 from featcache.store.index import KeyIndex, stack_keys
 from featcache.store.segment import KEY_BYTES, Keys
 
@@ -183,8 +184,8 @@ def _check_newest(cache: Cache, root: str | None) -> None:
         for path, number in cache.runs.broken().items():
             if number > newest:
                 raise DatasetError(
-                    f"{path} cannot be read as a run, so that nobody knows which dataset was asked for last: put it "
-                    "back or remove it, or name the dataset that is meant"
+                    f"{denied(path) or f'{path} cannot be read as a run: put it back or remove it'}; until then nobody "
+                    "knows which dataset was asked for last: name the one that is meant"
                 )
         for run in cache.runs.kept_for():
             if run.id > newest:
@@ -289,10 +290,12 @@ def unused(cache: Cache, forgotten: Collection[str] = ()) -> list[Unused]:
     in another catalog, or in none, because then nobody knows what it uses.
     """
     for path in cache.runs.broken():
-        raise CacheError(
-            f"{path} cannot be read as a run, so that nobody knows what it used: restore it, or run `featcache cache "
-            "verify --repair`, which puts it aside"
+        said = denied(path) or (
+            f"{path} cannot be read as a run: restore it, or run `featcache cache verify --repair`, which puts it aside"
         )
+        raise CacheError(f"{said}; until then nobody knows what it used, and nothing is deleted")
+    for said in cache.closed():
+        raise CacheError(f"{said}; until then nobody knows what is used of it, and nothing is deleted")
     for root in unknown(cache):
         if root not in forgotten:
             raise CacheError(without_runs(root))

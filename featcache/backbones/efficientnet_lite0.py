@@ -7,6 +7,7 @@ then gives the original implementation's features to the bit.
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ def resolve(weights: Path | None) -> Backbone:
     path = weights or _packaged()
     digest = sha256(path)
     said = f"{path.name}, sha256 {digest[:8]}" if weights else "ImageNet"
-    return Backbone(FeatureSpec(NAME, digest, PREPROCESS), said, lambda: _build(path, digest), path)
+    return Backbone(FeatureSpec(NAME, digest, PREPROCESS), said, partial(_build, path, digest), path)
 
 
 def _packaged() -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 from featcache import sealed
 from featcache.backbones.base import Backbone
 from featcache.backbones.weights import TOP, of_torch
-from featcache.errors import BackboneError, WeightsError
+from featcache.errors import BackboneError, WeightsError, refusal
 from featcache.records import FeatureSpec, FloatArray
 from featcache.sealed import SUFFIX
 from featcache.texts import flaw_of_names
@@ -77,7 +77,7 @@ def read(path: Path) -> Finetuned:
     try:
         return parse(sealed.read_whole(path))
     except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror}") from error
+        raise WeightsError(f"cannot read {path}: {refusal(error)}") from error
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not a network that featcache fine-tuned ({error})") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,13 +33,13 @@ def resolve(weights: Path | None) -> Backbone:
         )
     digest = sha256(weights)
     said = f"{weights.name}, sha256 {digest[:8]}"
-    return Backbone(FeatureSpec(NAME, digest, PREPROCESS), said, lambda: _build(weights, digest), weights)
+    return Backbone(FeatureSpec(NAME, digest, PREPROCESS), said, partial(_build, weights, digest), weights)
 
 
 def untrained(seed: int) -> Backbone:
     """Return the network with random weights, which is where a training begins."""
     digest = hashlib.sha256(f"{NAME} untrained {seed}".encode()).hexdigest()
-    return Backbone(FeatureSpec(NAME, digest, PREPROCESS), f"untrained, seed {seed}", lambda: network(seed))
+    return Backbone(FeatureSpec(NAME, digest, PREPROCESS), f"untrained, seed {seed}", partial(network, seed))
 
 
 def network(seed: int = 0) -> nn.Module:

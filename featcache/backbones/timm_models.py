@@ -6,6 +6,7 @@ import difflib
 import logging
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def resolve(name: str, weights: Path | None) -> Backbone:
     path = weights or _download(name, config)
     digest = sha256(path)
     said = f"{path.name}, sha256 {digest[:8]}" if weights else str(config.get("tag") or "pretrained")
-    return Backbone(FeatureSpec(name, digest, preprocess), said, lambda: _build(model, path, digest), path)
+    return Backbone(FeatureSpec(name, digest, preprocess), said, partial(_build, model, path, digest), path)
 
 
 def _preprocess(name: str, config: dict[str, Any]) -> Preprocess:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def resolve(name: str, weights: Path | None) -> Backbone:
     spec = FeatureSpec(name, digest, preprocess)
     if name.endswith(CONVOLUTIONS):
         spec = replace(spec, pooling="average of the convolutions")
-    return Backbone(spec, said, lambda: _build(name, path, digest), path)
+    return Backbone(spec, said, partial(_build, name, path, digest), path)
 
 
 def names() -> list[str]:

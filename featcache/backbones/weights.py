@@ -21,7 +21,7 @@ from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
 from featcache import sealed
-from featcache.errors import WeightsError, WeightsUnavailableError, one_line
+from featcache.errors import WeightsError, WeightsUnavailableError, one_line, refusal
 from featcache.process import Shared, filtering
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def sha256(path: Path) -> str:
         with sealed.opened(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise WeightsUnavailableError(f"cannot read the weights file {path}: {error.strerror}") from error
+        raise WeightsUnavailableError(f"cannot read the weights file {path}: {refusal(error)}") from error
     promised = promised_hash(path.name) if path == hub_file(path.name) else None
     if promised and not digest.startswith(promised):
         raise WeightsError(
@@ -173,7 +173,7 @@ def _read(path: Path) -> bytearray:
     try:
         return sealed.read_whole(path)
     except OSError as error:
-        raise WeightsUnavailableError(f"cannot read the weights file {path}: {error.strerror}") from error
+        raise WeightsUnavailableError(f"cannot read the weights file {path}: {refusal(error)}") from error
 
 
 def _tensors(data: bytearray) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,48 @@ FORMATS = (".png", ".svg", ".pdf")
 DOTS = 3
 """Pixels of a PNG file for each point of the figure."""
 
+ADDRESSES = 65 * 2**30
+"""What V8 reserves as it starts, of addresses alone: 64.2 GiB with vl-convert 1.9; one byte less ends the process."""
+
+FILES = 32
+"""Descriptors at least: vl-convert needs 20, and panics where it gets fewer."""
+
 LETTER = 5.6
 """The width of a character in what is said below the title, in points."""
 
 
 def check(path: Path) -> None:
-    """Raise `OutputError` unless a picture of this name can be drawn, before the work it would show."""
+    """Raise `OutputError` unless a picture of this name can be drawn here, before the work it would show."""
     if path.suffix.lower() not in FORMATS:
         raise OutputError(f"{path} has no ending that says how to draw it: use {', '.join(FORMATS)}")
+    _check_limits(path)
+
+
+def _check_limits(path: Path) -> None:
+    """Raise `OutputError` where a limit would end the process as V8 starts: it asks nobody, and says pages of stack."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    statm = Path("/proc/self/statm")
+    if limit != resource.RLIM_INFINITY and statm.exists():
+        left = max(0, limit - int(statm.read_text().split()[0]) * resource.getpagesize())
+        if left < ADDRESSES:
+            raise OutputError(
+                f"{path} cannot be drawn: what draws figures reserves {ADDRESSES / 2**30:.0f} GiB of addresses (of "
+                f"memory it takes little), {left / 2**30:.1f} are left under the limit: run `ulimit -v unlimited` "
+                "first, or leave --plot out"
+            )
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files != resource.RLIM_INFINITY and files < FILES:
+        raise OutputError(
+            f"{path} cannot be drawn with {files} open files, too few for what draws figures: raise the limit "
+            "(`ulimit -n 1024`), or leave --plot out"
+        )
 
 
 def draw(spec: Spec, suffix: str) -> bytes:
     """Return a figure as a file of the kind that `suffix` names; nothing is fetched from anywhere."""
     import vl_convert
 
+    _check_limits(Path(f"a {suffix} file"))
     kind = suffix.lower()
     if kind == ".svg":
         return vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]).encode()

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from featcache.errors import OutputError
+from featcache.errors import OutputError, refusal
 from featcache.records.finetuning import EpochRow
 
 
@@ -80,4 +80,4 @@ class Board:
         try:
             yield
         except OSError as error:
-            raise OutputError(f"cannot write to {self._path.parent}: {error.strerror}") from error
+            raise OutputError(f"cannot write to {self._path.parent}: {refusal(error)}") from error

@@ -43,6 +43,10 @@ def named(source: str | os.PathLike[str]) -> str:
         )
     if "\0" in text:
         raise DatasetError(f"no file can have the path {text!r:.60}: it has a NUL character in it")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise DatasetError(f"no file can have the path {text!r:.60}: it has half a character (a surrogate)") from None
     if scheme(text) is None:
         return os.path.abspath(text)  # noqa: PTH100 - resolve() would rename a dataset behind a symbolic link
     if scheme(text) in CONTAINERS:

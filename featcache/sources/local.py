@@ -7,7 +7,7 @@ import stat
 import time
 from io import FileIO
 
-from featcache.errors import PictureError
+from featcache.errors import PictureError, refusal
 from featcache.records import FileStat
 from featcache.sources.keys import content_key
 
@@ -89,4 +89,4 @@ def in_64_bits(value: int) -> int:
 
 def reason(error: OSError) -> str:
     """Return why a file could not be used, in a few words."""
-    return (error.strerror or str(error)).lower()
+    return refusal(error).lower()

@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from featcache.errors import CacheError, CacheVersionError, CacheWriteError, CatalogError
+from featcache.errors import CacheError, CacheVersionError, CacheWriteError, CatalogError, refusal
 from featcache.records import FeatureSpec, Progress
 from featcache.store.catalog import Catalog, Row
 from featcache.store.cells import Cells
 from featcache.store.checkpoints import Checkpoint
 from featcache.store.features import FeatureStore
 from featcache.store.files import (
+    denied,
     exclusive,
     move,
     read_bounded,
@@ -88,6 +89,9 @@ class Cache:
             raise CacheError(
                 f"there is no cache at {self.folder}: run `featcache extract FOLDER` first, or name another --cache"
             )
+        for needed in (self.folder, self.folder / "runs", self.folder / "segments"):  # others are missed when needed
+            if (said := denied(needed)) is not None:
+                raise CacheError(said)
         try:
             _check_links(self.folder)
             if marker.exists():
@@ -104,7 +108,8 @@ class Cache:
         except OSError as error:
             if isinstance(error, CacheWriteError):
                 raise
-            raise CacheError(f"cannot use the cache folder {self.folder}: {error.strerror}") from error
+            said = denied(Path(error.filename)) if isinstance(error.filename, str) else None
+            raise CacheError(said or f"cannot use the cache folder {self.folder}: {refusal(error)}") from error
         self.runs = _runs(self.folder, catalog)
         self.splits = Splits(self.folder / "splits")
         self.share = Share(share, self.folder) if share else None
@@ -186,6 +191,10 @@ class Cache:
         """Return the fingerprints that have a folder of segments, as their specs or segments say."""
         return sorted(filter(None, map(_fingerprint_of, (self.folder / "segments").glob("*/"))))
 
+    def closed(self) -> list[str]:
+        """Return what to say of each folder of vectors that may not be read, as one that somebody else made."""
+        return list(filter(None, map(denied, sorted((self.folder / "segments").glob("*/")))))
+
     def spec(self, fingerprint: str) -> FeatureSpec:
         """Return the spec that was kept beside the vectors of a fingerprint; raises `CacheError`."""
         note = self._segments(fingerprint) / "spec.json"
@@ -193,6 +202,8 @@ class Cache:
             spec = FeatureSpec.from_json(json.dumps(read_json(note)["spec"]))
             found = spec.fingerprint
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if (said := denied(note)) is not None:
+                raise CacheError(said) from error
             raise CacheError(f"{note} is missing or broken: run `featcache extract` again") from error
         if found != fingerprint:
             raise CacheError(f"{note} is not the spec of {fingerprint}: run `featcache extract` again")
@@ -303,7 +314,8 @@ def _put_others_aside(folder: Path) -> None:
     """Move folders in place of a cache's files, and files in place of its folders, to `bad`; raises `OSError`."""
     folders = [folder / name for name in ("bad", *_FOLDERS)]
     wrong = [path for path in folders if path.exists() and not path.is_dir()]
-    segments = (folder / "segments").glob("*") if (folder / "segments").is_dir() else ()
+    there = (folder / "segments").glob("*") if (folder / "segments").is_dir() else ()
+    segments = [path for path in there if denied(path) is None]  # whoever needs the others is told
     files = [folder / ".lock", *(path / name for path in segments for name in ("spec.json", ".compact.lock"))]
     wrong += [path for path in files if path.is_dir()]
     for name in ("cells", "backbones", "shares"):  # of a grid there may be very many, which are not asked one by one

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.errors import CacheVersionError, CacheWriteError, CatalogError
+from featcache.errors import CacheVersionError, CacheWriteError, CatalogError, refusal
 from featcache.records import FileStat, Item, Look
-from featcache.store.files import create, no_room
+from featcache.store.files import create, denied, no_room
 
 SCHEMA = 6
 COMPLETED = (2, 3, 4, 5)
@@ -392,7 +392,7 @@ class Catalog:
         try:
             yield
         except OSError as error:
-            raise CacheWriteError(f"cannot use the catalog {self._path}: {error.strerror or error}") from error
+            raise CacheWriteError(f"cannot use the catalog {self._path}: {refusal(error)}") from error
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise CacheWriteError(
@@ -401,6 +401,12 @@ class Catalog:
                 ) from error
             if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
                 raise CacheWriteError(no_room(self._path, self._needed(), str(error))) from error
+            try:
+                os.close(os.open(os.devnull, os.O_RDONLY))  # SQLite does not say that no more files can be open
+            except OSError as lack:
+                raise CacheWriteError(f"cannot use the catalog {self._path}: {refusal(lack)}") from error
+            if (said := denied(self._path)) is not None:
+                raise CacheWriteError(f"cannot use the catalog: {said}") from error
             raise CacheWriteError(
                 f"cannot use the catalog {self._path} ({error}): "
                 "check permissions and free space, then run the same command again"

@@ -6,7 +6,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from featcache.errors import CacheError
+from featcache.errors import CacheError, refusal
 from featcache.store.files import read_bounded, remove, write_atomic
 
 _MARK = b"featcache training "
@@ -25,7 +25,7 @@ class Checkpoint:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise CacheError(f"{self.path} cannot be read ({error.strerror}): remove it") from error
+            raise CacheError(f"{self.path} cannot be read ({refusal(error)}): remove it") from error
         if not data.startswith(_MARK):  # older ones begin with the state
             return data
         line, _, state = data.partition(b"\n")

@@ -83,7 +83,8 @@ def discard(store: FeatureStore, unwanted: Keys, progress: Progress | None = Non
         if not held:
             raise CacheError(f"another process is compacting {store.folder}: wait until it is done, then try again")
         store.remove_replaced()
-        segments = store.live
+        # What is deleted as a whole makes room first for what is written anew with fewer rows.
+        segments = sorted(store.live, key=lambda segment: bool((index.find(segment.keys) < 0).any()))
         for done, segment in enumerate(segments, 1):
             kept = index.find(segment.keys) < 0
             with store.mending():

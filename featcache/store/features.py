@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import CacheError, CacheWriteError, MissingFeaturesError
+from featcache.errors import CacheError, CacheWriteError, MissingFeaturesError, refusal
 from featcache.records import FloatArray, Progress
 from featcache.store import compaction
-from featcache.store.files import remove, sync_folder
+from featcache.store.files import denied, remove, sync_folder
 from featcache.store.index import KeyIndex, SegmentIndex, stack_keys
 from featcache.store.segment import (
     Header,
@@ -245,6 +245,8 @@ class FeatureStore:
         return found
 
     def _listing(self) -> set[str]:
+        if (said := denied(self.folder)) is not None:
+            raise CacheError(said)
         return {path.name for path in self.folder.glob("seg-*.h5")}
 
     def _open(self, name: str, names: set[str]) -> Segment:
@@ -347,7 +349,7 @@ class FeatureStore:
         except FileNotFoundError:
             return  # another process was faster
         except OSError as problem:
-            raise CacheError(f"{error}; it could not be moved to {kept} ({problem.strerror}): move it away") from error
+            raise CacheError(f"{error}; it could not be moved to {kept} ({refusal(problem)}): move it away") from error
         self.quarantined.append(str(error))
         _logger.warning(
             "%s; moved to %s. The next `featcache extract` computes its vectors again (fingerprint %s).",

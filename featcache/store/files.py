@@ -9,8 +9,10 @@ import hashlib
 import io
 import json
 import os
+import pwd
 import re
 import secrets
+import shlex
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import CacheWriteError
+from featcache.errors import CacheWriteError, refusal
 from featcache.sealed import check_texts
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -183,7 +185,7 @@ def remove(path: Path) -> int:
     except FileNotFoundError:
         return 0
     except OSError as error:
-        raise CacheWriteError(f"cannot delete {path}: {error.strerror}: check the folder's permissions") from error
+        raise CacheWriteError(f"cannot delete {path}: {refusal(error)}: check the folder's permissions") from error
     return size
 
 
@@ -193,7 +195,7 @@ def move(source: Path, target: Path) -> None:
         _make_folder(target.parent, 1)
         shutil.move(source, target)
     except OSError as error:
-        raise CacheWriteError(f"cannot move {source} to {target}: {error.strerror}") from error
+        raise CacheWriteError(f"cannot move {source} to {target}: {refusal(error)}") from error
 
 
 def remove_abandoned(folder: Path, inside: Iterable[str]) -> None:
@@ -367,9 +369,34 @@ def no_room(path: Path, size: int, reason: str) -> str:
     return f"no room for {path}: {size:,} bytes are needed{said} ({reason}): make room and run the same command again"
 
 
+def denied(path: Path, mode: int = os.R_OK) -> str | None:
+    """Say which part of a path may not be used, whose it is and what helps; `None` where all may, or nothing is there.
+
+    In a cache that a group shares it is what somebody made whose umask takes the rights of the group away.
+    """
+    for place in (*reversed(path.parents), path):
+        if not os.path.exists(place):
+            return None
+        needed = (mode | os.X_OK if place.is_dir() else mode) if place == path else os.X_OK
+        if not os.access(place, needed):
+            number = place.stat().st_uid
+            owner = f"user {number}"
+            with contextlib.suppress(KeyError):
+                owner = pwd.getpwuid(number).pw_name
+            return (
+                f"{place} cannot be used by you: it belongs to {owner}, who opens it, to the group too, "
+                f"with `chmod -R ug+rwX {shlex.quote(os.fspath(place))}` (and `umask 002` before further commands)"
+            )
+    return None
+
+
 def _explain(path: Path, size: int, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return no_room(path, size, error.strerror or "no space left")
     if error.errno == errno.EISDIR:
         return f"cannot write {path}: a folder is in its place: move it away and run the same command again"
-    return f"cannot write {path}: {error.strerror or error}: check the folder and run the same command again"
+    if error.errno == errno.EACCES and (said := denied(path.parent, os.W_OK) or denied(path, os.W_OK)):
+        return f"cannot write {path}: {said}"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"cannot write {path}: {refusal(error)} and run the same command again"
+    return f"cannot write {path}: {refusal(error)}: check the folder and run the same command again"

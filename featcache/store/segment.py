@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from isal.isal_zlib import crc32  # zlib's crc32, seven times as fast: every read is checked
 
-from featcache.errors import CacheError, CacheVersionError
+from featcache.errors import CacheError, CacheVersionError, refusal
 from featcache.records import DTYPES, FloatArray
-from featcache.store.files import write_atomic
+from featcache.store.files import denied, write_atomic
 from featcache.store.hdf5 import open_to_read
 from featcache.store.shares import Share
 
@@ -248,7 +248,7 @@ def _stream(path: Path, header: Header, target: Callable[[int, int], FloatArray]
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise CacheError(f"cannot read {path}: {error.strerror}") from error
+        raise CacheError(denied(path) or f"cannot read {path}: {refusal(error)}") from error
     if checksum != header.crc32_features:
         raise SegmentError(f"{path}: the checksum of 'features' does not match its bytes")
     if not is_finite:
@@ -266,7 +266,8 @@ def _open(path: Path) -> Iterator[h5py.File]:
         raise
     except Exception as error:  # h5py raises many types on broken bytes
         if isinstance(error, OSError) and error.errno is not None:  # the system's refusal says nothing of the bytes
-            raise CacheError(f"cannot read {path}: {os.strerror(error.errno)}") from error
+            said = refusal(OSError(error.errno, os.strerror(error.errno)))  # HDF5's own words are many
+            raise CacheError(denied(path) or f"cannot read {path}: {said}") from error
         if not path.exists():  # HDF5 says it without an errno where it vanishes between open and stat
             raise FileNotFoundError(path) from error
         raise SegmentError(f"{path} cannot be read as a segment: {error}") from error

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from featcache.errors import CacheError
-from featcache.store.files import dataset_name, read_json, write_atomic
+from featcache.store.files import dataset_name, denied, read_json, write_atomic
 
 
 class Splits:
@@ -25,6 +25,8 @@ class Splits:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if (said := denied(path)) is not None:
+                raise CacheError(said) from error
             raise CacheError(
                 f"{path} cannot be read as a split ({error}): restore it, or remove it, and the next fit makes a new "
                 "split; its scores do not compare with those before"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import CacheError
+from featcache.errors import CacheError, refusal
 from featcache.records import FloatArray
 from featcache.store.segment import Header
 
@@ -78,7 +78,7 @@ class StoredRows:
             try:
                 got = os.preadv(self._files[segment], [rest], at)
             except OSError as error:
-                raise CacheError(f"cannot read vectors of the cache: {error.strerror}: check the disk") from error
+                raise CacheError(f"cannot read vectors of the cache: {refusal(error)}: check the disk") from error
             if not got:
                 raise CacheError("a segment of the cache became shorter while it was read: run the same command again")
             rest, at = rest[got:], at + got

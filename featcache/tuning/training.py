@@ -39,6 +39,12 @@ EVALUATED = 64
 
 Codes = npt.NDArray[np.intp]
 
+_FOR_TRAINING = (
+    *("_inputs", "_y", "_validation", "_parts", "_weights", "_optimizer", "_schedule"),
+    *("_draws", "_scaler", "_has_start", "_best"),
+)
+"""What is not needed any more to predict: pictures and labels would go with every pickle."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -136,6 +142,25 @@ class Trainer:
         self._load(self._best)
         return Trained(tuple(self.history), self._best_epoch, stopped)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of a pickle, or a copy, what only training needs; the networks are on the CPU in it."""
+        kept = {name: value for name, value in vars(self).items() if name not in _FOR_TRAINING}
+        networks = {name: kept[name] for name in ("cut", "linear", "top")}
+        if self.device.type != "cpu":  # it may be opened where there is no such device
+            networks = deepcopy(networks)
+            for module in (networks["cut"].lower, networks["cut"].upper, networks["cut"].network, networks["top"]):
+                module.cpu()
+        return kept | networks
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up a pickle; without the GPU that it was trained on it goes on with the CPU."""
+        vars(self).update(state)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            self.device = torch.device("cpu")
+        self._parts = Parts(max(self.training.batch_size, EVALUATED), self.device)
+        for module in (self.cut.lower, self.cut.upper, self.cut.network, self.top):
+            module.to(self.device)
+
     def predict_proba(self, inputs: Inputs) -> tuple[Rows, npt.NDArray[np.float64]]:
         """Return the rows that could be read, and their probabilities (m, K)."""
         rows, logits = self._logits(inputs, 0, "scored")
@@ -156,7 +181,7 @@ class Trainer:
             if progress and step < total:
                 progress("finetune", step, total)
         if not seen:
-            raise TrainingError("no picture to train on can be read any more: put them back, and run it again")
+            raise TrainingError(_all_lost("picture to train on", self._inputs))
         self._close_epoch(epoch, loss / seen, hits / seen, start, on_epoch)
         self._schedule.step()
         if progress and epoch == self.training.epochs:  # the last step is done when its epoch has been evaluated
@@ -244,7 +269,7 @@ class Trainer:
                 rows.append(part)
                 found.append(self._parts.run(len(x), partial(self._scores_in_parts, x, inputs)))
         if not rows:
-            raise TrainingError(f"no {name} picture can be read any more: put them back, and run it again")
+            raise TrainingError(_all_lost(f"{name} picture", inputs))
         return np.concatenate(rows), torch.cat(found)
 
     def _make_linear(self, n_classes: int, start: tuple[FloatArray, FloatArray] | None) -> nn.Linear:
@@ -354,3 +379,9 @@ class Trainer:
             ) from error
         _logger.warning("going on after epoch %d of %d", len(self.history) - 1, self.training.epochs)
         return True
+
+
+def _all_lost(what: str, inputs: Inputs) -> str:
+    failures: dict[str, str] = getattr(inputs, "failures", {})
+    first = next((f" ({path}: {said})" for path, said in failures.items()), "")
+    return f"no {what} can be read any more{first}: put them back, and run it again"

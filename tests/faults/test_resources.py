@@ -188,7 +188,7 @@ def test_a_command_that_lacks_something_is_one_line_and_succeeds_without_the_lac
         assert not list(home.glob("out.*")) or "out" in lack
     elif done.returncode in (0, 141):
         assert lines == []
-    if done.returncode != 0 and not (name == "gc" and not list(home.rglob("seg-*"))):  # what is forgotten is gone
+    if done.returncode != 0:
         (home / "out.csv").unlink(missing_ok=True)
         again = shell(command(COMMANDS[name]), home)
         assert again.returncode == 0, again.stderr
@@ -202,3 +202,54 @@ def test_a_question_that_nobody_can_answer_is_wrong_usage_and_deletes_nothing(ho
         assert (done.returncode, done.stdout) == (2, "")
         assert "nobody answered: --yes deletes without asking" in done.stderr
         assert sorted(home.rglob("seg-*")) == before
+
+
+@pytest.mark.parametrize(
+    ("limit", "words", "advice"),
+    [
+        ("ulimit -v 8000000", "bench --heads centroid --plot out.png", "`ulimit -v unlimited`"),
+        ("ulimit -v 40000000", "audit --plot out.svg", "`ulimit -v unlimited`"),
+        ("ulimit -n 16", "audit --plot out.pdf", "`ulimit -n 1024`"),
+    ],
+)
+def test_a_figure_that_a_limit_forbids_is_refused_before_the_work_with_the_limit_that_helps(
+    home: Path, limit: str, words: str, advice: str
+) -> None:
+    runs = sorted(home.rglob("runs/*"))
+    done = shell(f"{limit}; exec {command(words)}", home)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("featcache: out.")
+    assert advice in done.stderr
+    assert "memory" not in done.stderr or "-v" in advice
+    assert sorted(home.rglob("runs/*")) == runs
+    assert not list(home.glob("out.*"))
+
+
+def test_too_many_open_files_are_called_that_wherever_the_system_says_it(home: Path) -> None:
+    lines = said(shell(f"ulimit -n 5; exec {command('cache info')}", home))
+    assert "too many open files: raise the limit (`ulimit -n 1024`)" in lines[-1]
+    assert "memory" not in lines[-1]
+    assert "permissions" not in lines[-1]
+
+
+def test_a_cleaning_that_could_not_be_printed_can_be_asked_for_again(home: Path) -> None:
+    words = command("cache gc --yes --forget ../pictures")
+    assert shell(f"{words} >/dev/full", home).returncode == 1
+    assert not list(home.rglob("seg-*"))
+    again = shell(words, home)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "was given up before: nothing is left of it to forget" in again.stdout
+    assert shell(command("cache gc --yes --forget ../picture"), home).returncode == 1  # what nobody knows is still that
+
+
+def test_a_cleaning_makes_room_on_a_disk_without_a_free_byte(home: Path) -> None:
+    if shell("unshare -m mount --bind cache cache", home).returncode != 0:
+        pytest.skip("no name space with mounts of its own can be had here")
+    kept = {path.name for path in home.rglob("seg-*")}
+    words = f"{command('cache gc --yes --forget ../pictures')} && find cache -name 'seg-*' && {command('cache info')}"
+    done = shell(f"unshare -m bash -c {shlex.quote(MOUNTS['a full disk'].format(words))}", home)
+    assert done.returncode == 0, done.stderr
+    assert "dataset to give up: " in done.stdout
+    assert kept
+    assert not any(name in done.stdout for name in kept)
