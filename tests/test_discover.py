@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -464,3 +465,19 @@ class TestManifest:
     def test_one_path_with_two_meanings_is_refused(self, pictures: Path, second: str) -> None:
         with pytest.raises(DatasetError, match=r"line 4.*line 2"):
             discover(manifest(pictures, f"path,label,split\na.jpg,cat,train\nsub/b.jpg,dog,test\n{second}\n"))
+
+
+def test_a_class_is_not_lost_where_no_more_files_can_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ants", "bees"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        (tmp_path / "few" / name / "0.jpg").touch()
+    scandir = os.scandir
+
+    def limited(path: str) -> Iterator[os.DirEntry[str]]:
+        if os.fspath(path).endswith("bees"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", limited)
+    with pytest.raises(DatasetError, match="bees: too many open files: raise the limit"):
+        discover(tmp_path / "few")

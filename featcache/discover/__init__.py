@@ -29,7 +29,7 @@ from featcache.discover.shards import archive_or_shard, shards_dataset
 from featcache.discover.splitwords import SPLIT_NAMES
 from featcache.discover.tables import is_saved, saved_dataset, table_dataset, tables_dataset
 from featcache.discover.trees import LocalTree, NamesTree, Tree, may_be_picture
-from featcache.errors import DatasetError, DatasetNotFoundError, UsageError
+from featcache.errors import DatasetError, DatasetNotFoundError, UsageError, refusal
 from featcache.records import Access, Dataset, Item
 from featcache.sources import ACCESS, file_stat, look_again, read, remote
 from featcache.sources.addresses import CONTAINERS, GIVEN, is_remote, named, scheme
@@ -109,7 +109,7 @@ def discover(
     except FileNotFoundError as error:
         raise DatasetNotFoundError(f"no such folder, manifest or picture: {error.filename}") from error
     except OSError as error:
-        raise DatasetError(f"cannot read {error.filename}: {error.strerror}") from error
+        raise DatasetError(f"cannot read {error.filename}: {refusal(error)}") from error
     return _checked(dataset, source)
 
 

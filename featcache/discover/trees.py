@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -124,9 +125,9 @@ class LocalTree:
         """Return what is in a folder; one below the root that cannot be read is a file in itself."""
         try:
             return self._listing(folder)
-        except OSError:
-            if folder == self._top:
-                raise
+        except OSError as error:
+            if folder == self._top or error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise  # not the folder's fault
             return [], [(os.path.basename(folder), folder)]  # noqa: PTH119
 
     def glance(self, folder: str) -> Glance:
