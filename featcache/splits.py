@@ -230,6 +230,14 @@ def _one_class(label: str) -> DatasetError:
     return DatasetError(f"there is only one class to train on ({label!r}): a classifier needs two or more")
 
 
+def unseen(roll: Roll, made: Plan) -> Rows:
+    """Return the scored rows whose content is not fitted on, too."""
+    contents = KeyIndex(roll.keys).find(roll.keys)  # the first row with the same key
+    seen = np.zeros(len(contents), bool)
+    seen[contents[made.fitted]] = True
+    return np.asarray(made.scored[~seen[contents[made.scored]]])
+
+
 def _twins(roll: Roll, labelled: Rows, made: Plan) -> Iterator[str]:
     """Yield what is to be said of pictures that are there more than once."""
     contents = KeyIndex(roll.keys).find(roll.keys)  # the first row with the same key
@@ -240,9 +248,7 @@ def _twins(roll: Roll, labelled: Rows, made: Plan) -> Iterator[str]:
     if len(torn):
         first = roll.path(int(torn[0]))
         yield f"{len(torn):,} pictures also stand under another label, as {first}: no head can fit both"
-    seen = np.zeros(len(contents), bool)
-    seen[contents[made.fitted]] = True
-    twins = int(seen[contents[made.scored]].sum())
+    twins = len(made.scored) - len(unseen(roll, made))
     if twins:
         yield f"{twins:,} of the {len(made.scored):,} scored pictures are also trained on: the score flatters"
 

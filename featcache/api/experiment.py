@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from featcache.api.agreement import check_holds
 from featcache.api.asking import used_as_it_is
 from featcache.api.extraction import extract_in_hand
@@ -30,11 +28,11 @@ from featcache.api.usage import (
 )
 from featcache.errors import BackboneError, DatasetError, FeatcacheError, HeadError, MissingFeaturesError
 from featcache.load import enrol, load
-from featcache.records import Access, Features, FeatureSpec, Progress, Roll, Source
+from featcache.records import Access, Features, FeatureSpec, FloatArray, Progress, Roll, Source
 from featcache.records.experiments import Setting
 from featcache.sources import ACCESS, CLOSED
 from featcache.sources.addresses import named
-from featcache.splits import MADE, Plan, check_seed, digest, plan
+from featcache.splits import MADE, Plan, Rows, check_seed, digest, plan, unseen
 from featcache.store import Cache, Row, Run
 from featcache.store.stored import StoredRows
 
@@ -66,9 +64,25 @@ class Known:
         self.cache.splits.keep(self.root, seed, made.made)
         return made
 
+    def read(self, rows: Rows) -> FloatArray:
+        """Return the vectors (m, d) of rows (m)."""
+        raise NotImplementedError
+
     def leak(self, plan: Plan) -> tuple[str, ...]:
-        """Return what is to be said of scored pictures like some fitted on: nothing where none are compared."""
-        return ()
+        """Return what is to be said of scored pictures with near twins, no copies, among those that are fitted on."""
+        from featcache.audits.leaks import leaks
+
+        others = unseen(self.roll, plan)
+        if not len(others):
+            return ()
+        found = leaks(self.read, plan.fitted, others)
+        if not len(found.scored):
+            return ()
+        one, other = (self.roll.path(int(rows[0])) for rows in (found.scored, found.fitted))
+        return (
+            f"{len(found.scored):,} of {found.looked_at:,} scored pictures have near twins among those trained on, as "
+            f"{one} and {other}: the score flatters; `featcache audit` shows them",
+        )
 
     @contextmanager
     def run(self, command: str) -> Iterator[Run]:
@@ -87,6 +101,10 @@ class Streamed(Known):
 
     vectors: StoredRows
 
+    def read(self, rows: Rows) -> FloatArray:
+        """Return the vectors (m, d) of rows (m), read from the disk."""
+        return self.vectors.read(rows)
+
 
 @dataclass(frozen=True)
 class Experiment(Known):
@@ -101,23 +119,9 @@ class Experiment(Known):
         """The names of the further views that were loaded."""
         return tuple(self.features.views)
 
-    def leak(self, plan: Plan) -> tuple[str, ...]:
-        """Return what is to be said of scored pictures with near twins, no copies, among those that are fitted on."""
-        from featcache.audits.leaks import leaks
-
-        keys = self.features.keys
-        known = {keys[row] for row in plan.fitted}
-        others = np.array([row for row in plan.scored if keys[row] not in known], np.intp)
-        if not len(others):
-            return ()
-        found = leaks(self.features.X, plan.fitted, others)
-        if not len(found.scored):
-            return ()
-        one, other = (self.features.paths[int(rows[0])] for rows in (found.scored, found.fitted))
-        return (
-            f"{len(found.scored):,} of {found.looked_at:,} scored pictures have near twins among those trained on, as "
-            f"{one} and {other}: the score flatters; `featcache audit` shows them",
-        )
+    def read(self, rows: Rows) -> FloatArray:
+        """Return the vectors (m, d) of rows (m)."""
+        return self.features.X[rows]
 
     def notes(self, plans: Mapping[int, Plan]) -> list[str]:
         """Return what is to be said of the dataset and of the plans of several seeds."""
