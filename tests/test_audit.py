@@ -390,6 +390,7 @@ class TestClasses:
         self, tmp_path: Path, labels: list[str], splits: list[str], said: str
     ) -> None:
         X, _ = clusters([20])
+        X[19] = X[3]
         found = featcache.audit(options=known(tmp_path, X, labels, splits, keys=[*range(19), 3]))
         assert set(named(found, "twin")) == {"3", "19"}
         assert found.leak is None

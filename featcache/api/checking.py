@@ -17,7 +17,7 @@ from featcache.api.usage import FOR_TRAINING, newest_uses, stays_for, unknown, u
 from featcache.backbones import Backbone, on_demand, resolve
 from featcache.backbones.weights import sha256
 from featcache.discover import discover
-from featcache.errors import CacheError, CatalogError, FeatcacheError, PictureError, WeightsError
+from featcache.errors import CacheError, CacheVersionError, CatalogError, FeatcacheError, PictureError, WeightsError
 from featcache.records import POOLED, FeatureSpec, Progress
 from featcache.records.cache import BackboneInfo, CacheInfo, DatasetCheck, DatasetInfo, RowCheck, VerifySummary
 from featcache.sources import exists, file_stat, read
@@ -131,6 +131,8 @@ class _Check:
         try:
             store = self.cache.store(fingerprint)
             store.verify(progress=self.progress)
+        except CacheVersionError:
+            raise
         except CacheError as error:
             self.problems.append(str(error))
             return
@@ -171,6 +173,8 @@ class _Check:
         keys = [(row.item.path, row.key) for row in rows if row.key is not None]
         try:
             held = self.cache.store(run.fingerprint).contains([key for _, key in keys])
+        except CacheVersionError:
+            raise
         except CacheError as error:
             self.problems.append(str(error))
             return
@@ -320,6 +324,8 @@ def _backbones(cache: Cache, runs: Sequence[Run]) -> Iterator[BackboneInfo]:
     for fingerprint in cache.fingerprints():
         try:
             yield _backbone_info(cache, fingerprint, runs)
+        except CacheVersionError:
+            raise
         except CacheError as error:
             left_out.append(str(error))
     for said in left_out:
