@@ -17,7 +17,7 @@ from featcache.api.usage import FOR_TRAINING, newest_uses, stays_for, unknown, u
 from featcache.backbones import Backbone, on_demand, resolve
 from featcache.backbones.weights import sha256
 from featcache.discover import discover
-from featcache.errors import CacheError, CacheVersionError, CatalogError, FeatcacheError, PictureError, WeightsError
+from featcache.errors import CacheError, CatalogError, FeatcacheError, PictureError, WeightsError
 from featcache.records import POOLED, FeatureSpec, Progress
 from featcache.records.cache import BackboneInfo, CacheInfo, DatasetCheck, DatasetInfo, RowCheck, VerifySummary
 from featcache.sources import exists, file_stat, read
@@ -131,9 +131,9 @@ class _Check:
         try:
             store = self.cache.store(fingerprint)
             store.verify(progress=self.progress)
-        except CacheVersionError:
-            raise
         except CacheError as error:
+            if not _is_closed(error):
+                raise
             self.problems.append(str(error))
             return
         self.broken += store.quarantined
@@ -173,9 +173,9 @@ class _Check:
         keys = [(row.item.path, row.key) for row in rows if row.key is not None]
         try:
             held = self.cache.store(run.fingerprint).contains([key for _, key in keys])
-        except CacheVersionError:
-            raise
         except CacheError as error:
+            if not _is_closed(error):
+                raise
             self.problems.append(str(error))
             return
         counts = {"valid": 0, "stale": 0, "missing": 0}
@@ -318,15 +318,20 @@ def _dataset_info(cache: Cache, root: str, runs: Sequence[Run], used: Sequence[R
     )
 
 
+def _is_closed(error: CacheError) -> bool:
+    """Tell whether what cannot be read was closed by its owner, so that the rest can be looked at."""
+    return isinstance(error.__cause__, PermissionError)
+
+
 def _backbones(cache: Cache, runs: Sequence[Run]) -> Iterator[BackboneInfo]:
     """Yield what is held of each fingerprint, and say of which it cannot be told."""
     left_out = cache.closed()
     for fingerprint in cache.fingerprints():
         try:
             yield _backbone_info(cache, fingerprint, runs)
-        except CacheVersionError:
-            raise
         except CacheError as error:
+            if not _is_closed(error):
+                raise
             left_out.append(str(error))
     for said in left_out:
         _logger.warning("vectors are left out: %s", said)

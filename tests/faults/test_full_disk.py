@@ -307,7 +307,7 @@ def fault(folder: Path, call: Call, name: str, action: Callable[[], object]) -> 
         with watched(folder, call, code) as seen:
             action()
     except CacheError as error:
-        said = "" if os.strerror(code) in str(error) else str(error)
+        said = "" if os.strerror(code).lower() in str(error).lower() else str(error)
     except Exception as error:
         said = f"a bare {error!r}"
     assert call in seen
