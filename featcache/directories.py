@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from featcache.errors import PictureError
 
+ODD_STARTS = (b"MM*\0", b"II\0*")
+"""How files begin that Pillow takes for TIFF too, and that say two orders of bytes."""
+
 MAX_PAGES = 2**16
 MAX_ENTRIES = 2**20
 """So many directories, with so many entries in all, are gone through."""
@@ -92,7 +95,7 @@ class Directory:
 
 def directories_of(data: bytes) -> list[Directory]:
     """Return all pages' directories, of the first one all entries, of others those that tell what they are."""
-    if data.startswith((b"MM*\0", b"II\0*")):
+    if data.startswith(ODD_STARTS):
         raise PictureError("broken TIFF: its first bytes contradict each other")
     found: list[Directory] = []
     seen: set[int] = set()

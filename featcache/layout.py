@@ -15,6 +15,7 @@ from featcache.directories import (
     MAX_ENTRIES,
     MAX_NUMBERS,
     MAX_SAMPLES,
+    ODD_STARTS,
     Directory,
     directories_of,
     directory_at,
@@ -58,7 +59,6 @@ _COMPRESSIONS = {
 _SENSORS = {32803, 34892}
 _OF_CAMERAS = {32767, 32769, 34713, 65000, 65535}
 _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_ODD_STARTS = (b"MM*\0", b"II\0*")
 _SIGNIFICANT = re.compile(rb'<(?:\w+:)?Pixels\b[^>]*\bSignificantBits="(\d{1,2})"')
 
 _OTHER_RAW = (
@@ -74,7 +74,7 @@ _OTHER_RAW = (
 
 def is_tiff(data: bytes) -> bool:
     """Tell whether bytes begin as a TIFF does, or as Pillow takes for one."""
-    return data.startswith((*_STARTS, *_ODD_STARTS))
+    return data.startswith((*_STARTS, *ODD_STARTS))
 
 
 def check_no_raw(data: bytes) -> None:

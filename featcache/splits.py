@@ -232,7 +232,11 @@ def _one_class(label: str) -> DatasetError:
 
 def unseen(roll: Roll, made: Plan) -> Rows:
     """Return the scored rows whose content is not fitted on, too."""
-    contents = KeyIndex(roll.keys).find(roll.keys)  # the first row with the same key
+    return _unseen(KeyIndex(roll.keys).find(roll.keys), made)
+
+
+def _unseen(contents: Rows, made: Plan) -> Rows:
+    """Return the same, where for each row the first one with its content is known."""
     seen = np.zeros(len(contents), bool)
     seen[contents[made.fitted]] = True
     return np.asarray(made.scored[~seen[contents[made.scored]]])
@@ -248,7 +252,7 @@ def _twins(roll: Roll, labelled: Rows, made: Plan) -> Iterator[str]:
     if len(torn):
         first = roll.path(int(torn[0]))
         yield f"{len(torn):,} pictures also stand under another label, as {first}: no head can fit both"
-    twins = len(made.scored) - len(unseen(roll, made))
+    twins = len(made.scored) - len(_unseen(contents, made))
     if twins:
         yield f"{twins:,} of the {len(made.scored):,} scored pictures are also trained on: the score flatters"
 

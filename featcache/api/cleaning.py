@@ -38,7 +38,8 @@ def cache_gc(
     options = options or Options()
     with open_cache(options, create=False) as cache:
         named_roots = [_known_root(cache, name) for name in forget]
-        roots = [root for root in named_roots if root in _known_roots(cache)]
+        known = _known_roots(cache)
+        roots = [root for root in named_roots if root in known]
         put_aside = cache.quarantined()  # before the stores are opened, which may put more aside
         stopped = cache.trainings()
         indexes = _old_indexes(cache, roots)
