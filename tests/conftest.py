@@ -187,3 +187,10 @@ def run(
         return Result(int(exit_.value.code or 0), captured.out, err, on)
 
     return call
+
+
+@pytest.fixture
+def cache(run: Callable[..., Result], photos: Path, tmp_path: Path) -> Path:
+    """A cache with the dataset `photos` of thirty pictures."""
+    assert run("extract", photos, "--json", network=True).json["computed"] == 30
+    return tmp_path / "cache"

@@ -28,13 +28,6 @@ Run = Callable[..., Result]
 pytestmark = pytest.mark.usefixtures("ready_network")
 
 
-@pytest.fixture
-def cache(run: Run, photos: Path, tmp_path: Path) -> Path:
-    """A cache with the dataset `photos` of thirty pictures."""
-    assert run("extract", photos, "--json", network=True).json["computed"] == 30
-    return tmp_path / "cache"
-
-
 def held(cache: Path) -> int:
     total = 0
     for path in segment_files(next(cache.glob("segments/*"))):

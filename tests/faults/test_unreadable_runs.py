@@ -20,13 +20,6 @@ Run = Callable[..., Result]
 pytestmark = pytest.mark.usefixtures("ready_network")
 
 
-@pytest.fixture
-def cache(run: Run, photos: Path, tmp_path: Path) -> Path:
-    """A cache with the dataset `photos` of thirty pictures."""
-    assert run("extract", photos, "--json", network=True).json["computed"] == 30
-    return tmp_path / "cache"
-
-
 def vectors(cache: Path) -> int:
     return len(Cache(cache).store(Cache(cache).fingerprints()[0]).keys)
 
