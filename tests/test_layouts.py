@@ -1233,7 +1233,8 @@ class TestSplitLists:
         assert any("4 pictures in none of these lists left out" in notice for notice in dataset.notices)
 
     @pytest.mark.parametrize(
-        ("train", "test"), [("pie/0\nsoup/9\n", "pie/1\n"), ("pie/0\nsoup/0\n", "pie/0\n"), ("pie/0\n", "two words\n")]
+        ("train", "test"),
+        [("pie/0\nsoup/9\nsoup/8\n", "pie/1\n"), ("pie/0\nsoup/0\n", "pie/0\n"), ("pie/0\n", "two words\n")],
     )
     def test_lists_that_name_other_things_or_one_picture_twice_are_left_alone(
         self, tmp_path: Path, train: str, test: str
@@ -1244,6 +1245,83 @@ class TestSplitLists:
         dataset = discover(root)
         assert {item.split for item in dataset.items} == {None}
         assert any("left out" in notice for notice in dataset.notices)
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "images/{}.jpg",
+            "/home/ann/food/images/{}.jpg",
+            "C:\\food\\images\\{}.jpg",
+            "{}.jpg 7",
+            "{}.jpg,7",
+            "# made by hand\n{}.jpg",
+        ],
+    )
+    def test_lists_may_name_pictures_from_any_folder_above_and_say_more(self, tmp_path: Path, line: str) -> None:
+        root = in_folder(tmp_path, *self.CLASSES)
+        for name, numbers in (("trainval", "012"), ("test", "3")):
+            paths = [f"{label}/{at}" for label in ("pie", "soup") for at in numbers]
+            (root / f"{name}.txt").write_text("".join(line.format(path) + "\n" for path in paths))
+        dataset = discover(root)
+        assert {(Path(item.path).stem, item.split) for item in dataset.items} == {
+            *((at, "train") for at in "012"),
+            ("3", "test"),
+        }
+        assert not any("not used" in notice for notice in dataset.notices)
+
+    def test_lists_whose_names_say_the_set_name_pictures_by_their_names(self, tmp_path: Path) -> None:
+        root = in_folder(
+            tmp_path, *(f"2750/{label}/{label}_{at}.jpg" for label in ("Crop", "River") for at in range(3))
+        )
+        for at, name in enumerate(("eurosat-train.txt", "eurosat-val.txt", "eurosat-test.txt")):
+            (root / name).write_text(f"Crop_{at}.jpg\nRiver_{at}.jpg\n")
+        assert {(Path(item.path).stem[-1], item.split) for item in discover(root).items} == {
+            ("0", "train"),
+            ("1", "val"),
+            ("2", "test"),
+        }
+
+    def test_what_no_list_of_the_scored_pictures_names_is_train(self, tmp_path: Path) -> None:
+        root = in_folder(tmp_path, *self.CLASSES)
+        (root / "testing_list.txt").write_text("pie/3.jpg\nsoup/3.jpg\n")
+        dataset = discover(root)
+        assert {item.split for item in dataset.items if item.path.endswith("3.jpg")} == {"test"}
+        assert {item.split for item in dataset.items if not item.path.endswith("3.jpg")} == {"train"}
+        assert any("6 pictures in none of these lists taken as train" in notice for notice in dataset.notices)
+
+    def test_lines_that_name_no_picture_here_are_counted(self, tmp_path: Path) -> None:
+        root = in_folder(tmp_path, *self.CLASSES)  # some classes of Food-101, with the lists of all
+        (root / "train.txt").write_text("".join(f"{c}/{at}\n" for c in ("pie", "soup", "tea", "cake") for at in "012"))
+        (root / "test.txt").write_text("pie/3\nsoup/3\ntea/3\n")
+        dataset = discover(root)
+        assert len(dataset.items) == 8
+        assert any("6 lines of train.txt that name no picture here left out: tea/0" in n for n in dataset.notices)
+        assert any("1 line of test.txt that names no picture here left out: tea/3" in n for n in dataset.notices)
+
+    @pytest.mark.parametrize(
+        ("name", "text", "why"),
+        [
+            ("train.txt", "pie/0.jpg\n", "no list of pictures to be scored"),
+            ("test.txt", "".join(f"{c}/{at}\n" for c in ("pie", "soup") for at in range(4)), "none says train"),
+        ],
+    )
+    def test_lists_that_leave_one_side_empty_are_not_used_and_it_is_said(
+        self, tmp_path: Path, name: str, text: str, why: str
+    ) -> None:
+        root = in_folder(tmp_path, *self.CLASSES)
+        (root / name).write_text(text)
+        dataset = discover(root)
+        assert {item.split for item in dataset.items} == {None}
+        assert any("not used for the splits" in notice and why in notice for notice in dataset.notices)
+
+    @pytest.mark.parametrize("text", ["0 0.69 0.5\n1 0.65 0.52\n", "pie\nsoup\n", "epoch 1\nepoch 2\n"])
+    def test_texts_of_a_training_are_no_lists(self, tmp_path: Path, text: str) -> None:
+        root = in_folder(
+            tmp_path, *(f"{label}/{at}{label}.jpg" for label in ("pie", "soup") for at in range(2)), "a/1.jpg"
+        )
+        for name in ("train.txt", "test.txt"):
+            (root / name).write_text(text)
+        assert {item.split for item in discover(root).items} == {None}
 
     def test_lists_of_several_folds_are_left_alone(self, tmp_path: Path) -> None:
         root = in_folder(tmp_path, *self.CLASSES)  # as DTD

@@ -23,7 +23,7 @@ from featcache.discover.levels import (
     stem_drawn_of,
 )
 from featcache.discover.manifests import LISTS
-from featcache.discover.splitlists import unused_lists, with_listed_splits
+from featcache.discover.splitlists import Lists, unused_lists, with_listed_splits
 from featcache.discover.splitwords import exact_split, worded_split
 from featcache.discover.toplevel import arrangement_of, through, without_copies, without_index
 from featcache.discover.trees import Tree, looks_like_picture, may_be_picture
@@ -89,10 +89,11 @@ def folder_dataset(
     for label in dict.fromkeys(item.label for item in items if item.label is not None):
         if (flawed := flaw(label, LONGEST_LABEL)) is not None:
             raise DatasetError(f"{root}: the folder {label!r:.60} cannot be a label, {flawed}: rename it")
+    unread: Lists = lists
     if all(item.split is None for item in items):
-        items = with_listed_splits(tree, items, lists, notices)
+        items, unread = with_listed_splits(tree, items, lists, notices)
     names = [tree.name(item.path) for item in items]
-    notices += unused_lists(names, lists)
+    notices += unused_lists(names, unread)
     if all(item.label is None for item in items):
         notices.append(_unlabelled(names))
     else:

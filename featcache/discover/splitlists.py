@@ -6,19 +6,21 @@ Food-101, MIT's indoor scenes and others keep their pictures in class folders, a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from featcache.discover.levels import be, count, some
 from featcache.discover.manifests import LISTS, opened_text
-from featcache.discover.splitwords import split_in
+from featcache.discover.splitwords import worded_split
 from featcache.discover.trees import Tree, looks_like_picture
 from featcache.errors import DatasetError
 from featcache.records import Item
 from featcache.texts import LONGEST
 
 _FIELD = re.compile(r"[,;\t]|(?<=\w) (?=\w)")
+_LAST_FIELD = re.compile(r"[,;\t ][^,;\t ]*$")
 
 MOST_BYTES = 2**27
 LOOKED_AT = 20
@@ -28,36 +30,128 @@ Lists = Sequence[tuple[str, str]]
 """Name and address of each."""
 
 
-def with_listed_splits(tree: Tree, items: list[Item], lists: Lists, notices: list[str]) -> list[Item]:
+class _List(NamedTuple):
+    """A list of the pictures of a split: those that it names, and its lines that name none."""
+
+    name: str
+    split: str
+    here: Sequence[str]
+    lacking: Sequence[str]
+
+
+def with_listed_splits(tree: Tree, items: list[Item], lists: Lists, notices: list[str]) -> tuple[list[Item], Lists]:
     """Return pictures without splits with those that lists of their paths say, as `train.txt` and `test.txt` do.
 
-    There is one list for each of several splits, `train` among them, each line of them is the path of a picture below
-    the folder of the classes, with or without its ending, and none is in two; else the pictures as they are. Pictures
-    in no list are left out, and it is said.
+    The lists that were not read so are returned with them.
+
+    There is one list for each split, and their names are alike besides. A line names a picture by its path from any
+    folder above its class, with or without its ending, or by its name where no other is called so; fields behind it are
+    passed over. Where no list says train, the pictures in none of them are that; else those are left out. What is not
+    used, and why, is said.
     """
-    splits = [(name, address, split) for name, address in lists if (split := _split_of_list(name))]
-    kinds = [split for *_, split in splits]
-    if len(set(kinds)) < 2 or len(set(kinds)) < len(kinds) or "train" not in kinds:
-        return items
+    if not (listed := _lists_of_splits(lists)):
+        return items, lists
+    find = _by_names(tree, items)
+    read = [_List(name, split, *_pictures_of(address, find)) for name, address, split in listed]
+    named = [each for each in read if each.here]
+    if not named:
+        return items, lists
+    called = some([each.name for each in named])
+    others = [each for each in lists if each[0] not in {found.name for found in named}]
+    found: dict[str, str] = {}
+    twice = [path for each in named for path in each.here if found.setdefault(path, each.split) != each.split]
+    rest = [item for item in items if item.path not in found]
+    is_train_listed = any(each.split == "train" for each in named)
+    why = ""
+    if twice:
+        why = f"{tree.name(twice[0])} is in two of them"
+    elif is_train_listed and len(named) == 1:
+        why = "no list of pictures to be scored is beside it"
+    elif not is_train_listed and not rest:
+        why = "none says train, and all pictures are in them"
+    elif len(rest) > len(found) and any(len(each.here) < len(each.lacking) for each in named):
+        why = "most of the lines name no picture here, and most pictures are in no line"
+    if why:
+        notices.append(f"{called} {be(named)} not used for the splits: {why}")
+        return items, others
+    notices.append(f"splits from {called}, which {'list' if len(named) > 1 else 'lists'} the pictures of each")
+    for each in read:
+        if each.lacking:
+            lines = f"{count(each.lacking, 'line')} of {each.name} that {'name' if len(each.lacking) > 1 else 'names'}"
+            notices.append(f"{lines} no picture here left out: {some(each.lacking)}")
+    if rest:
+        what = "left out" if is_train_listed else "taken as train"
+        names = [tree.name(item.path) for item in rest]
+        notices.append(f"{count(rest, 'picture')} in none of these lists {what}: {some(names)}")
+    if is_train_listed:
+        return [replace(item, split=found[item.path]) for item in items if item.path in found], others
+    return [replace(item, split=found.get(item.path, "train")) for item in items], others
+
+
+def _lists_of_splits(lists: Lists) -> list[tuple[str, str, str]]:
+    """Return the lists that are one for each split by their names, with the split of each; none where it is not plain.
+
+    A list of train and val in one, as VOC's `trainval.txt`, is that of train where there is none of train alone.
+    """
+    named: dict[tuple[str, ...], list[tuple[str, str, str]]] = {}
+    joined: list[tuple[str, str, str]] = []
+    for name, address in lists:
+        path = PurePosixPath(name)
+        if path.suffix.lower() not in (".txt", ".lst", ".csv"):
+            continue
+        if path.stem.lower().replace("_", "") == "trainval":
+            joined.append((name, address, "train"))
+        elif found := worded_split(path.stem):
+            named.setdefault(found[1], []).append((name, address, found[0]))
+    if len(named) > 1:
+        return []
+    splits = [each for group in named.values() for each in group]
+    kinds = {split for *_, split in splits}
+    splits += joined if "train" not in kinds else []
+    kinds = {split for *_, split in splits}
+    return splits if len(kinds) == len(splits) else []
+
+
+def _by_names(tree: Tree, items: Sequence[Item]) -> dict[str, str | None]:
+    """Return the addresses of pictures by their paths below the folder of classes, also without ending, and by name.
+
+    It is `None` where several are called so.
+    """
     above = tree.folder_name(tree.root).strip("/")
-    by_name: dict[str, Item] = {}
+    found: dict[str, str | None] = {}
     for item in items:
         name = tree.name(item.path).removeprefix(above).lstrip("/")
-        by_name[name] = by_name[name.rpartition(".")[0]] = item
-    found: dict[str, str] = {}
-    for _, address, split in splits:
-        for line in _lines_of(address):
-            picture = by_name.get(line)
-            if picture is None or found.setdefault(picture.path, split) != split:
-                return items
-    kept = [replace(item, split=found[item.path]) for item in items if item.path in found]
-    if {item.split for item in kept} != set(kinds):
-        return items
-    notices.append(f"splits from {some([name for name, *_ in splits])}, which list the pictures of each")
-    if len(kept) < len(items):
-        others = [tree.name(item.path) for item in items if item.path not in found]
-        notices.append(f"{count(others, 'picture')} in none of these lists left out: {some(others)}")
-    return kept
+        last = name.rpartition("/")[2]
+        for called in (name, name.rpartition(".")[0], last):
+            found[called] = item.path if found.get(called, item.path) == item.path else None
+    return found
+
+
+def _pictures_of(address: str, find: Mapping[str, str | None]) -> tuple[list[str], list[str]]:
+    """Return the pictures that a list names, and the lines that name none."""
+    here: dict[str, None] = {}
+    others: list[str] = []
+    for at, line in enumerate(_lines_of(address)):
+        path = _named_in(line, find)
+        if path is not None:
+            here[path] = None
+        elif at or "/" in line:  # the first may hold the names of columns
+            others.append(line[:80])
+    return [*here], others
+
+
+def _named_in(line: str, find: Mapping[str, str | None]) -> str | None:
+    """Return the address of the picture that a line begins with, `None` where there is none."""
+    while line:
+        name = line
+        while True:
+            if (path := find.get(name)) is not None:
+                return path
+            if name in find or "/" not in name:
+                break
+            name = name.partition("/")[2]
+        line = _LAST_FIELD.sub("", line) if _LAST_FIELD.search(line) else ""
+    return None
 
 
 def unused_lists(names: Sequence[str], lists: Lists) -> list[str]:
@@ -74,11 +168,6 @@ def unused_lists(names: Sequence[str], lists: Lists) -> list[str]:
     return [f"{some(used)} {verb} the pictures in these folders, and {be(used)} not used{advice}"]
 
 
-def _split_of_list(name: str) -> str | None:
-    path = PurePosixPath(name)
-    return split_in(path.stem) if path.suffix.lower() in (".txt", ".lst") else None
-
-
 def _lines_of(address: str) -> Iterator[str]:
     """Yield the lines of a list of paths, one more that is no path where it is too long to be one."""
     try:
@@ -89,7 +178,8 @@ def _lines_of(address: str) -> Iterator[str]:
                 if len(line) == LONGEST or read > MOST_BYTES:
                     yield ""
                     return
-                if text := line.strip().replace("\\", "/").removeprefix("./"):
+                text = line.strip().replace("\\", "/").removeprefix("./")
+                if text and not text.startswith("#"):
                     yield text
     except (DatasetError, OSError, UnicodeError):
         yield ""
