@@ -279,6 +279,22 @@ def test_a_dataset_is_carried_to_another_cache_and_fits_there_the_same(
     assert_same(read(tmp_path / "back.npz"), read(file))
 
 
+def test_vectors_that_are_there_with_other_values_stay_and_are_counted(run: Run, toy: Cache, tmp_path: Path) -> None:
+    run("cache", "export", "out.npz")
+    found = read(tmp_path / "out.npz")
+    nearly = found.features.X * np.float32(1 + 1e-6)
+    others = found.features.X.copy()
+    others[1:4] += 1
+    for X, differing in ((nearly, 0), (others, 3)):
+        write(tmp_path / "other.npz", replace(found, features=replace(found.features, X=X)))
+        before = all_vectors(toy)
+        summary = run("cache", "import", "other.npz", "--json").json
+        assert (summary["added"], summary["differing"]) == (0, differing)
+        np.testing.assert_array_equal(all_vectors(toy), before, strict=True)
+        said = run("cache", "import", "other.npz").out
+        assert ("3 that were there have other values" in said) == bool(differing)
+
+
 def test_pictures_extracted_after_an_import_are_not_computed_again(run: Run, photos: Path, tmp_path: Path) -> None:
     run("extract", photos, network=True)
     fitted = run("fit", "--json").json

@@ -6,6 +6,9 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from featcache.api.asking import asked
 from featcache.api.options import Options, open_cache
 from featcache.api.outputs import refuse_cache, write
@@ -13,12 +16,17 @@ from featcache.api.usage import extracted_at, last_extraction, rows_of
 from featcache.backbones import vector_length
 from featcache.errors import DatasetError, ExchangeError
 from featcache.load import load
-from featcache.records import Item
+from featcache.records import Features, Item
 from featcache.records.cache import ExchangeSummary
 from featcache.sources.addresses import named
-from featcache.store import Cache, FeatureWriter, Row, Run
+from featcache.store import Cache, FeatureStore, FeatureWriter, Row, Run
 from featcache.store.exchange import Exchange, packed, read
 from featcache.values import taking_typed
+
+ROWS_AT_ONCE = 8192
+
+AS_FAR_AS_PROCESSORS = 1e-3
+"""So far apart, relative to their length, vectors of one picture may be that two processors computed."""
 
 
 @taking_typed
@@ -81,8 +89,8 @@ def import_into(cache: Cache, path: Path, content: Exchange, run: Run | None = N
     held = store.contains(features.keys)
     new = list({key: at for at, key in enumerate(features.keys) if not held[at]}.values())
     with FeatureWriter(store, spec.dtype) as writer:
-        for start in range(0, len(new), 8192):
-            part = new[start : start + 8192]
+        for start in range(0, len(new), ROWS_AT_ONCE):
+            part = new[start : start + ROWS_AT_ONCE]
             writer.append([features.keys[at] for at in part], features.X[part])
     rows = [
         Row(Item(name, label or None, split or None), key, None)
@@ -90,6 +98,7 @@ def import_into(cache: Cache, path: Path, content: Exchange, run: Run | None = N
             features.paths, features.y.tolist(), features.splits.tolist(), features.keys, strict=True
         )
     ]
+    differing = _differing(store, features, np.flatnonzero(held))
     before = len(cache.catalog.dataset(run.root))
     saved = cache.catalog.save_dataset(run.root, rows, run.id)
     summary = ExchangeSummary(
@@ -103,7 +112,19 @@ def import_into(cache: Cache, path: Path, content: Exchange, run: Run | None = N
         bytes=path.stat().st_size,
         added=len(new),
         replaced=before,
+        differing=differing,
     )
     noted = {**asdict(summary), "weights": content.weights, "weights_file": None}
     cache.runs.finish(run, noted, rows_sha256=saved)
     return summary
+
+
+def _differing(store: FeatureStore, features: Features, rows: npt.NDArray[np.intp]) -> int:
+    """Return how many of these rows have other values in the store, by more than processors differ."""
+    found = 0
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[start : start + ROWS_AT_ONCE]
+        there = store.read([features.keys[at] for at in part.tolist()]).astype(np.float64)
+        apart = np.linalg.norm(features.X[part] - there, axis=1)
+        found += int((apart > AS_FAR_AS_PROCESSORS * np.linalg.norm(there, axis=1)).sum())
+    return found

@@ -146,7 +146,8 @@ class CompactSummary:
 class ExchangeSummary:
     """Vectors written to a file, or read from one.
 
-    `added` are those that the cache did not hold, `replaced` the rows that were imported from this path before.
+    `added` are those that the cache did not hold, `differing` those that it held with other values than the file has,
+    which stay as they are, `replaced` the rows that were imported from this path before.
     """
 
     file: str
@@ -159,4 +160,5 @@ class ExchangeSummary:
     bytes: int
     added: int | None = None
     replaced: int | None = None
+    differing: int | None = None
     extracted: str = ""

@@ -144,6 +144,11 @@ def exchange_text(summary: ExchangeSummary) -> str:
     if summary.added is not None:
         held = summary.rows - summary.added
         lines.append(f"added        {summary.added:,}" + (f"; {held:,} were in the cache already" if held else ""))
+    if summary.differing:
+        lines.append(
+            f"differing    {summary.differing:,} that were there have other values in the file: those of the cache "
+            "stay; if the file is right, import it with another --cache"
+        )
     if summary.replaced:
         lines.append(f"replaced     the {summary.replaced:,} rows that were imported from this path before")
     return "\n".join(map(one_line, lines))
