@@ -147,6 +147,22 @@ def test_a_class_without_a_readable_picture_is_named(run: Run, photos: Path) -> 
     assert "'mud'" in notices[1]
 
 
+def test_pictures_under_two_labels_are_said_and_a_class_that_holds_those_of_the_others(run: Run, photos: Path) -> None:
+    shutil.copy(photos / "leaf" / "0.png", photos / "sky" / "copy.png")
+    (notice,) = run("extract", photos, "--json", network=True).json["notices"]
+    assert notice.startswith("1 picture is there under more than one label, which no head can fit: leaf: ")
+    for label in TINTS:
+        for number in range(10):
+            (photos / "all").mkdir(exist_ok=True)
+            shutil.copy(photos / label / f"{number}.png", photos / "all" / f"{label}{number}.png")
+    notices = run("extract", photos, "--json", network=True).json["notices"]
+    assert notices[0].startswith("30 pictures are there under more than one label")
+    assert notices[1].startswith("all 30 pictures of 'all' are there under other labels too")
+    assert len(notices) == 2
+    said = run("fit", photos, network=True).err
+    assert all(notice in said for notice in notices)
+
+
 def test_options_of_the_extraction_are_refused_where_nothing_is_extracted(run: Run, photos: Path) -> None:
     run("extract", photos, network=True)
     for words in (["--backbone", "resnet50"], ["--device", "cpu"], ["--batch-size", "2"]):

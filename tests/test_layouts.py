@@ -1203,6 +1203,70 @@ class TestTakenForSomethingElse:
         assert any("ages.csv names the pictures" in notice for notice in discover(folder).notices)
 
 
+class TestSplitsBelow:
+    """Folders of which each holds folders called as splits."""
+
+    def test_classes_may_lack_a_split(self, tmp_path: Path) -> None:
+        root = in_folder(tmp_path, "cat/train/0.jpg", "cat/val/1.jpg", "dog/train/2.jpg")
+        assert [(item.label, item.split) for item in discover(root).items] == [
+            ("cat", "train"),
+            ("cat", "val"),
+            ("dog", "train"),
+        ]
+
+    @pytest.mark.parametrize(
+        "inside",
+        [
+            ["train/good/0.jpg", "test/good/1.jpg", "test/broken/2.jpg", "ground_truth/broken/2_mask.jpg"],  # MVTec AD
+            ["train/0/0.jpg", "test/0/1.jpg", "crossval/0/2.jpg", "full/0/3.jpg"],  # VLCS
+            ["train/cat/0.jpg", "test/cat/1.jpg"],
+        ],
+    )
+    def test_datasets_side_by_side_are_refused_and_what_is_advised_leads_on(
+        self, tmp_path: Path, inside: list[str]
+    ) -> None:
+        root = in_folder(tmp_path, *(f"{name}/{each}" for name in ("bottle", "cable") for each in inside))
+        with pytest.raises(
+            DatasetError, match=r"each looks like a dataset: name one as SOURCE, as \S*bottle;"
+        ) as refused:
+            discover(root)
+        expression = str(refused.value).rpartition("--label-from '")[2].rstrip("'")
+        if "crossval" in "".join(inside):  # which is no split for the expression either
+            with pytest.raises(DatasetError, match="mixes split folders"):
+                discover(root / "bottle")
+            return
+        if "ground_truth" in "".join(inside):
+            dataset = discover(root / "bottle")
+            assert {(item.label, item.split) for item in dataset.items} == {
+                ("good", "train"),
+                ("good", "test"),
+                ("broken", "test"),
+            }
+            assert any(notice.startswith("ground_truth left out") for notice in dataset.notices)
+            return
+        assert {item.label for item in discover(root / "bottle").items} == {"cat"}
+        assert {(item.label, item.split) for item in discover(root, label_from=expression).items} == {
+            (label, split) for label in ("bottle", "cable") for split in ("train", "test")
+        }
+
+    def test_domains_with_the_same_classes_are_refused_and_one_can_be_named(self, tmp_path: Path) -> None:
+        domains = [f"{name}/{{}}{label}/0.jpg" for name in ("amazon", "webcam") for label in ("bike", "mug")]
+        for at, images in enumerate(("", "images/")):  # PACS, Office-31
+            root = in_folder(tmp_path / str(at), *(name.format(images) for name in domains))
+            with pytest.raises(DatasetError, match=r"hold the same sub-folders .* name one of them as SOURCE"):
+                discover(root)
+            assert {item.label for item in discover(root / "amazon").items} == {"bike", "mug"}
+
+    def test_one_class_whose_files_begin_with_what_may_be_labels_is_said(self, tmp_path: Path) -> None:
+        root = in_folder(tmp_path, *(f"pets/{label}.{at}.jpg" for label in ("cat", "dog") for at in range(3)))
+        (notice,) = discover(root).notices
+        assert notice.startswith(
+            "there is one class alone, the folder 'pets'; if the names of the files begin with them"
+        )
+        expression = notice.rpartition("--label-from '")[2].rstrip("'")
+        assert {item.label for item in discover(root, label_from=expression).items} == {"cat", "dog"}
+
+
 class TestSplitLists:
     CLASSES = tuple(f"images/{label}/{at}.jpg" for label in ("pie", "soup") for at in range(4))
 

@@ -131,6 +131,10 @@ def extract_into(
     cache.catalog.remember_files((path, *found) for path, found in cache.shards.of(dataset.root).items())
     works = _works(cache, dataset, backbones, options, progress)
     runs += _begin(cache, dataset, late)
+    torn = [*_torn(works[-1].rows)]
+    for notice in torn:
+        _logger.warning("%s", notice)
+    dataset = replace(dataset, notices=(*dataset.notices, *torn))
     failures = works[-1].failures
     listing = str(cache.put(f"runs/{runs[-1].id:06d}-unreadable.csv", _failures_csv(failures))) if failures else None
     if len(failures) == len(dataset.items):
@@ -166,6 +170,31 @@ def _relabelled(cache: Cache, dataset: Dataset) -> Iterator[str]:
         yield (
             f"{len(changed):,} of {len(dataset.items):,} pictures have another label or split than when {dataset.root} "
             f"was extracted before: {changed[0].path} is {label}, {split}, and was {was}, {was_in}"
+        )
+
+
+def _torn(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield what is to be said of pictures under more than one label, and of a class that holds those of others."""
+    labels: dict[bytes, str] = {}
+    torn: dict[bytes, dict[str, str]] = {}
+    for row in rows:
+        label = row.item.label
+        if row.key is not None and label is not None and labels.setdefault(row.key, label) != label:
+            torn[row.key] = {}
+    if not torn:
+        return
+    for row in rows:
+        if row.key in torn and row.item.label is not None:
+            torn[row.key].setdefault(row.item.label, row.item.path)
+    first = "; ".join(f"{label}: {path}" for label, path in next(iter(torn.values())).items())
+    verb = "picture is" if len(torn) == 1 else "pictures are"
+    yield f"{len(torn):,} {verb} there under more than one label, which no head can fit: {first}"
+    ((label, n),) = Counter(label for found in torn.values() for label in found).most_common(1)
+    others = {other for found in torn.values() if label in found for other in found} - {label}
+    if len(others) > 1 and not any(of == label for key, of in labels.items() if key not in torn):
+        yield (
+            f"all {n:,} pictures of {label!r} are there under other labels too: if it holds those of all classes, and "
+            "is none, move it out and extract again"
         )
 
 

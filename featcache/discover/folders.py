@@ -97,6 +97,7 @@ def folder_dataset(
     if all(item.label is None for item in items):
         notices.append(_unlabelled(names))
     else:
+        notices += _single(names, items)
         notices += _flat_splits(items)
         notices += [] if arranged.are_splits_below else _deeper(names, items)
     notices += _drawn(names)
@@ -282,6 +283,13 @@ def _stems(names: Sequence[str]) -> str | None:
     if len(stems) < 2 or sum(found.values()) * 2 <= len(names):
         return None
     return f"if the names of the files begin with them, as {some(stems)} do, give --label-from '{FROM_STEM}'"
+
+
+def _single(names: Sequence[str], items: Sequence[Item]) -> Iterator[str]:
+    """Yield that there is one class alone, where what stands in the names of its files could be labels."""
+    labels = {item.label for item in items if item.label is not None}
+    if len(labels) == 1 and (stems := _stems(names)) is not None:
+        yield f"there is one class alone, the folder {labels.pop()!r}; {stems}"
 
 
 def _flat_splits(items: Sequence[Item]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from featcache.discover.splitwords import worded_split
+from featcache.discover.splitwords import exact_split, worded_split
 from featcache.discover.trees import Tree, looks_like_picture, may_be_picture
 
 Folders = list[tuple[str, str]]
@@ -166,10 +166,11 @@ def _kind(tree: Tree, folder: str) -> str | None:
 def _beside(names: Sequence[str], kinds: dict[str, str | None], has_files: bool = False) -> list[str]:
     """Return the folders for masks, labels and the like, where pictures lie beside them, or only these hold none.
 
-    The pictures are in a folder that is called like one for them, or in the same folder (`has_files`).
+    The pictures are in a folder that is called like one for them, in splits, or in the same folder (`has_files`).
     """
     found = [name for name in names if is_called_beside(name)]
-    has_pictures = has_files or any(holds_pictures(name) for name in names)
+    splits = {split for name in names if (split := exact_split(name))}
+    has_pictures = has_files or len(splits) > 1 or any(holds_pictures(name) for name in names)
     without = [name for name in found if kinds.get(name, "pictures") != "pictures"]
     others = [name for name in names if name not in found and kinds.get(name) == "pictures"]
     return found if has_pictures else without if others else []

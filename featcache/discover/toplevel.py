@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from featcache.discover.levels import Folders, classes_in, folder_expression, some
+from featcache.discover.levels import Folders, classes_in, folder_expression, holds_pictures, some
 from featcache.discover.splitwords import (
     exact_split,
     is_numbered_part,
@@ -123,22 +123,17 @@ def arrangement_of(root: str, tree: Tree, folders: Folders, notices: list[str]) 
             f"{root} mixes split folders ({some(list(among or exact))}) with others ({some(others)}): "
             "move the others out, or list the pictures in a CSV manifest"
         )
+    if _hold_splits(root, tree, folders, same):
+        below = sorted({name for _, path in folders for name, _ in tree.glance(path).folders})
+        notices.append(f"{some(names)}: taken as classes, and the folders in each ({some(below)}) as splits")
+        return Arrangement(are_splits_below=True)
     if same:
-        below = {name: found for name in same if (found := worded_split(name)) and not found[1]}
-        are_splits = len(below) == len(same) and len({split for split, _ in below.values()}) > 1
-        if are_splits and not _same_two_below(tree, folders):
-            notices.append(f"{some(names)}: taken as classes, and the folders in each ({some(same)}) as splits")
-            return Arrangement(are_splits_below=True)
         outer, inner = (folder_expression(tree, folders[0][1], deeper) for deeper in (0, 1))
-        advice = (
-            f"name one as SOURCE, as {folders[0][1]}"
-            if are_splits
-            else "call them train, val or test; or, if the sub-folders are the classes and there is no split, give "
-            f"--label-from '{inner}', and if the folders are the classes, --label-from '{outer}'"
-        )
         raise DatasetError(
             f"all folders of {root} ({some(names)}) hold the same sub-folders ({some(same)}), so they look like splits "
-            f"or folds, and their names do not say which: {advice}"
+            "or folds, and their names do not say which: call them train, val or test; or name one of them as SOURCE, "
+            f"as {folders[0][1]}; or, if the sub-folders are the classes and there is no split, give --label-from "
+            f"'{inner}', and if the folders are the classes, --label-from '{outer}'"
         )
     _check_no_splits_in_one(root, tree, folders)
     _check_no_flat_splits(root, worded, folders)
@@ -162,6 +157,30 @@ def arrangement_of(root: str, tree: Tree, folders: Folders, notices: list[str]) 
     elif len(worded) == len(names):
         notices.append(f"the folders {some(names)} are taken as classes, since what is in them is not alike")
     return Arrangement()
+
+
+def _hold_splits(root: str, tree: Tree, folders: Folders, same: Sequence[str]) -> bool:
+    """Tell whether all of several folders hold splits, and so are classes of them.
+
+    Raises `DatasetError` where they hold datasets: folders in the splits, or others beside them.
+    """
+    of_all = [tree.glance(path) for _, path in folders]
+    below = {name: split_in(name) for listing in of_all for name, _ in listing.folders}
+    is_plain = all(below.values()) and not any(listing.kind == "pictures" for listing in of_all)
+    splits = {split for name in (below if is_plain else same) if (split := split_in(name))}
+    if len(folders) < 2 or len(splits) < 2 or "train" not in splits:
+        return False
+    inside = [path for listing in of_all for name, path in listing.folders if below[name]]
+    is_deeper = all(tree.glance(path).folders and tree.glance(path).kind != "pictures" for path in inside)
+    if is_plain and not is_deeper:
+        return True
+    what = f"folders besides ({some([name for name in below if not below[name]])})"
+    label = folder_expression(tree, folders[0][1]).replace("(", "(?P<label>")
+    raise DatasetError(
+        f"the folders of {root} ({some([name for name, _ in folders])}) hold splits ({some(sorted(splits))}), and "
+        f"{'these hold folders' if is_plain else what}, so each looks like a dataset: name one as SOURCE, as "
+        f"{folders[0][1]}; or, if the folders are the classes, give --label-from '{label}(?P<split>[^/]+)/'"
+    )
 
 
 def _check_no_splits_in_one(root: str, tree: Tree, folders: Folders) -> None:
@@ -232,18 +251,15 @@ def _has_classes(tree: Tree, name: str, path: str) -> bool:
     return bool(classes_in(tree, through(name, path, tree)))
 
 
-def _same_two_below(tree: Tree, folders: Folders) -> bool:
-    """Tell whether the folders in folders hold the same folders in their turn, as train/ and test/ in folds do."""
-    below = [(name, path) for _, folder in folders for name, path in tree.glance(folder).folders]
-    return bool(_same_below(tree, below))
-
-
 def _same_below(tree: Tree, folders: Folders) -> list[str]:
     """Return the sub-folders that all of several folders have in common, if those are at least two and most of all."""
     shared: set[str] = set()
     union: set[str] = set()
     for at, (name, path) in enumerate(folders):
         inside = through(name, path, tree)
+        below = tree.glance(inside)
+        if len(below.folders) == 1 and holds_pictures(below.folders[0][0]) and below.kind != "pictures":
+            inside = below.folders[0][1]
         found = set(classes_in(tree, inside))
         shared, union = shared & found if at else found, union | found
         if len(shared) < 2 or tree.glance(inside).kind == "pictures":
