@@ -1197,6 +1197,16 @@ class TestTakenForSomethingElse:
         dataset = discover(folder / "train.csv", columns={"path": "Path", "label": "Ill"})
         assert [item.label for item in dataset.items] == ["1", "0"]
 
+    def test_paths_in_a_list_that_is_named_may_count_from_the_folder_above_it(self, tmp_path: Path) -> None:
+        text = "image,split,label\na/0.jpg,train,good\na/1.jpg,test,bad\n"
+        folder = self.listed(tmp_path, "lists/1cls.csv", text, "a/0.jpg", "a/1.jpg")  # VisA
+        dataset = discover(folder / "lists" / "1cls.csv")
+        assert [(item.path, item.label, item.split) for item in dataset.items] == [
+            (str(folder / "a/0.jpg"), "good", "train"),
+            (str(folder / "a/1.jpg"), "bad", "test"),
+        ]
+        assert any("as a/0.jpg for" in notice for notice in dataset.notices)
+
     def test_a_list_that_names_pictures_in_class_folders_is_said(self, tmp_path: Path) -> None:
         text = "file,age\ntrain/a/0.jpg,1\ntrain/b/1.jpg,2\n"
         folder = self.listed(tmp_path, "ages.csv", text, "train/a/0.jpg", "train/b/1.jpg")

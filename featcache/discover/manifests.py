@@ -76,6 +76,11 @@ class Finder:
             return None
         if self._folder is not None and os.path.isfile(direct := joined(self._folder, path)):  # noqa: PTH113
             return direct
+        if self._pictures is None and self._folder is not None and "/" in path:  # a list in a folder of lists
+            direct = joined(os.path.dirname(self._folder.rstrip("/")), path)  # noqa: PTH120 - as it is named
+            if os.path.isfile(direct):  # noqa: PTH113
+                self.example = self.example or (path, direct)
+                return direct
         found = self._named(posixpath.normpath(path))
         if not found and "\\" in path:
             found = self._named(posixpath.normpath(path.replace("\\", "/")))
