@@ -383,6 +383,9 @@ def test_of_an_old_cache_what_pillow_gave_wrong_is_computed_again_and_nothing_el
         (tmp_path / "photos" / name).write_bytes(data)
         os.utime(tmp_path / "photos" / name, (10**9, 10**9))
     by_version_5(monkeypatch, lambda: run("extract", "photos", *LITE0), tmp_path / "cache" / "catalog.sqlite")
+    said = run("cache", "info").err
+    assert f"run `featcache extract` of {tmp_path / 'photos'} again" in said
+    assert "older" not in run("cache", "info").err
     found = run("extract", "photos", *LITE0, "--json").json
     assert (found["reused"], found["computed"], found["unreadable"]) == (3, 2, 1)
     again = run("extract", "photos", *LITE0, "--json").json

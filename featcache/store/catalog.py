@@ -366,16 +366,33 @@ class Catalog:
                     ]
                     db.executemany("DELETE FROM files WHERE path = CAST(? AS TEXT)", doubtful)
                     db.execute(f"PRAGMA user_version = {SCHEMA}")
+                    self._say_doubtful()
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
                 raise
             self._may_know_old_keys = True
+            self._say_doubtful()
             self._connection.execute("ATTACH ':memory:' AS added")
             for name in ("commits", "pages"):
                 with contextlib.suppress(sqlite3.OperationalError):
                     self._connection.execute(f"SELECT 1 FROM {name} LIMIT 1")
                     continue
                 self._connection.execute(_STATEMENTS[name].replace(name, f"added.{name}", 1))
+
+    def _say_doubtful(self) -> None:
+        """Say which datasets may hold vectors of pictures that are read otherwise now, until they are extracted."""
+        items = self._connection.execute(
+            "SELECT root, path FROM items JOIN datasets ON dataset = id WHERE key NOT NULL"
+        )
+        roots = sorted({root for root, path in items if not _AS_EVER.search(path)})
+        if roots:
+            more = f" and {len(roots) - 3:,} more" if len(roots) > 3 else ""
+            _logger.warning(
+                "the cache is of an older featcache, which read some TIFF, PNG and JPEG 2000 files otherwise: run "
+                "`featcache extract` of %s%s again, and these few are computed anew; the others keep their vectors",
+                ", ".join(roots[:3]),
+                more,
+            )
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
