@@ -22,7 +22,7 @@ MAX_PIXELS = 2 * 89_478_485
 """Pictures with more pixels are refused: Pillow's own limit, whatever the program around sets Pillow's to."""
 
 MAX_JPEG_PIXELS = 2**28
-"""A JPEG that is not progressive may have so many: libjpeg decodes it to half its size, a few rows at a time."""
+"""A JPEG with all its colours in one scan may have so many: it is decoded to half its size, a few rows at a time."""
 
 MAX_SCANS = 100
 MAX_SCANNED = 2**31
@@ -73,11 +73,14 @@ _LONG = (
 each part, a packed text of a PNG is a megabyte, a comment of a plain PPM moves a megabyte."""
 
 _QUICK = {"SGI16"}
-_HEAVY = {"JPEG2000": (MAX_PIXELS, 2**27), "AVIF": (2**26, 2**29), "HEIF": (2**26, 2**29)}
+_HEAVY = {"JPEG2000": (MAX_PIXELS, 2**27)} | dict.fromkeys(("AVIF", "HEIF", "WEBP"), (2**26, 2**29))
 _SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff([\xc0-\xfe])")
 _NO_BODY = {0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
 _START_OF_SCAN = 0xDA
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL = {0xC0, 0xC1, 0xC9}
+"""What a JPEG says how it is coded by, and those of these that code each pixel once."""
 _AVIF = (b"avif", b"avis")
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _HEADER_BOXES = {b"ftyp", b"meta", b"moov", b"jp2h"}
@@ -145,7 +148,7 @@ def check_opened(image: Image.Image, file: Asked) -> None:
     What is decoded in Python may ask `file` more often, as it has pixels. Raises `PictureError`.
     """
     pixels, n_bytes = image.width * image.height, file.getbuffer().nbytes
-    is_scaled = image.format in ("JPEG", "MPO") and not image.info.get("progressive")
+    is_scaled = image.format in ("JPEG", "MPO") and _is_in_one_scan(file.getbuffer())
     most = MAX_JPEG_PIXELS if is_scaled else MAX_PIXELS
     if pixels > most:
         raise PictureError(f"too many pixels to be a photograph: {pixels:,}, at most {most:,} are decoded")
@@ -159,6 +162,21 @@ def check_opened(image: Image.Image, file: Asked) -> None:
         _at_most(pixels, _HEAVY[image.format][0], f"pixels of {image.format}", "save it as PNG")
         _at_most(n_bytes, _HEAVY[image.format][1], f"bytes of {image.format}", "save it as PNG")
     check_exif(image)
+
+
+def _is_in_one_scan(data: memoryview) -> bool:
+    """Tell whether a JPEG is not progressive, and its first scan holds all colours: else libjpeg holds it whole."""
+    at, channels = 2, 0
+    while (found := _MARKER.search(data, at)) is not None:
+        marker, at = found[1][0], found.end()
+        if marker in _FRAMES:
+            if marker not in _SEQUENTIAL:
+                return False
+            channels = data[at + 7] if len(data) > at + 7 else 0
+        elif marker == _START_OF_SCAN:
+            return len(data) > at + 2 and data[at + 2] == channels
+        at += 0 if marker in _NO_BODY else max(2, int.from_bytes(data[at : at + 2], "big"))
+    return False
 
 
 def check_exif(image: Image.Image) -> None:

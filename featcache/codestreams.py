@@ -16,6 +16,9 @@ MAX_CHANNELS = 4
 MAX_TILES = 2**14
 """OpenJPEG keeps up to 10 KB for each tile of a JPEG 2000; those of 128 pixels a side fill the largest picture."""
 
+MAX_TILE_PIXELS = 2**26
+"""A tile of a JPEG 2000 has so many pixels, each of which takes up to 20 bytes while the tile is decoded."""
+
 MAX_PACKETS = 2**24
 """A JPEG 2000 has so many packets: each layer of each area of each resolution is one, and takes 0.13 microseconds."""
 
@@ -108,6 +111,7 @@ def check_jpeg2000(data: bytes, at: int, end: int) -> None:
         at_most(len(styles), MAX_PARTS, "ways of coding")
         at += 2 + max(2, length)
     size_of_tile = min(width, max(0, right - left)), min(height, max(0, lower - top))
+    at_most(size_of_tile[0] * size_of_tile[1], MAX_TILE_PIXELS, "pixels in a tile of JPEG 2000", "save it as PNG")
     for style in styles:
         packets, blocks = _work(style, *size_of_tile)
         at_most(packets * layers * channels * across * down, MAX_PACKETS, "packets")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
@@ -19,10 +20,11 @@ from featcache.augment import draw
 from featcache.bounds import MAX_PIXELS, Asked, bounded, check_exif, check_opened, check_scans
 from featcache.channels import Stack
 from featcache.depths import channels_of, is_deep
-from featcache.dicom import frames_of, is_dicom
+from featcache.dicom import DicomFile, is_dicom
 from featcache.errors import PictureError, UsageError
 from featcache.frames import frame_image
 from featcache.layout import check_no_raw, is_tiff
+from featcache.oddities import flaw_of, mended
 from featcache.raster import by_range, image_of, is_asked_of
 from featcache.records import ORIGINAL, Look, Preprocess, is_drawn
 from featcache.records.reading import ALL, DTYPE, Reading
@@ -48,7 +50,7 @@ _TURNS: dict[Any, Image.Transpose] = {
 
 FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "MPO", "QOI"),
-    *("ICO", "ICNS", "CUR", "PSD", "PCX", "SGI", "SUN", "DDS", "XBM", "MSP", "TGA"),
+    *("ICO", "ICNS", "PSD", "PCX", "SGI", "SUN", "DDS", "XBM", "MSP", "TGA"),
 )
 """The formats that Pillow decodes itself, from the bytes it is given; HEIC, which pillow-heif decodes, beside them.
 
@@ -61,12 +63,16 @@ MAX_ASPECT = 256
 LOOKED_AT = 32
 MAX_TAKEN = 1_000
 MAX_PIXELS_OF_PAGES = 2**30
-"""So many pages of a file are taken, with so many pixels in all."""
+MAX_SECONDS_OF_PAGES = 60
+"""So many pages of a file are taken, with so many pixels in all, and for so long."""
 
 SAME_COLOUR = 12
 """A picture is looked at in so many pixels a side; colours no further apart than this in any channel are the same."""
 
 Pixels = npt.NDArray[np.uint8]
+Paged = Stack | DicomFile
+"""A file of which the pages are known."""
+
 Limits = tuple[float, float] | str
 Result = TypeVar("Result")
 
@@ -82,7 +88,7 @@ _FILTERS = {
 
 _CORNERS = {"crop-tl": (0, 0), "crop-tr": (1, 0), "crop-bl": (0, 1), "crop-br": (1, 1)}
 
-_one_large = threading.Lock()
+_one_large = threading.RLock()
 _EPS = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 _HEIC_BRANDS = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
 _AVIF_BRANDS = {b"ftypavif", b"ftypavis"}
@@ -117,9 +123,8 @@ def decode_and_look(
 
     Where `reading` does not ask for all pages there is one, as `decode_views` returns it. Raises `PictureError`.
     """
-    asked = Reading.of(reading)
-    stack = Stack(data) if is_tiff(data) and not is_dicom(data) else None
-    n_pages = _pages(data, asked, stack)
+    asked, started = Reading.of(reading), time.thread_time()
+    paged, n_pages = _paged(data, asked)
     pages = range(1, n_pages + 1) if asked.page == ALL else [asked.first]
     if len(pages) > MAX_TAKEN:
         raise PictureError(f"{n_pages:,} pages, of which at most {MAX_TAKEN:,} are all taken: take one of them")
@@ -131,21 +136,31 @@ def decode_and_look(
         looks.append(replace(_look(image, size), pages=n_pages))
 
     for page in pages:
-        _opened(data, preprocess.resize if draft else None, both, replace(asked, page=page).text, stack)
+        _opened(data, preprocess.resize if draft else None, both, replace(asked, page=page).text, paged)
         if sum(seen.width * seen.height for seen in looks) > MAX_PIXELS_OF_PAGES:
             raise PictureError(
                 f"more than {MAX_PIXELS_OF_PAGES:,} pixels in the first {page:,} of {n_pages:,} pages: take one of them"
             )
+        if page < len(pages) and time.thread_time() - started > MAX_SECONDS_OF_PAGES:
+            raise PictureError(
+                f"the first {page:,} of {n_pages:,} pages take {MAX_SECONDS_OF_PAGES} seconds to decode: take one of "
+                "them, or save it anew"
+            )
     return found, replace(looks[0], flat=min(seen.flat for seen in looks))
 
 
-def _pages(data: bytes, reading: Reading, stack: Stack | None) -> int:
+def _paged(data: bytes, reading: Reading) -> tuple[Paged | None, int]:
+    """Return what is known of the pages of a file which may have several, and how many there are."""
     try:
         if is_dicom(data):
-            return frames_of(data)
-        return 1 if stack is None else stack.count(reading)
+            file = DicomFile(data)
+            return file, file.frames
+        if is_tiff(data):
+            stack = Stack(data)
+            return stack, stack.count(reading)
     except PictureError:
-        return 1  # decoding it says what is wrong
+        pass  # decoding it says what is wrong
+    return None, 1
 
 
 def look(data: bytes, reading: str | None = None) -> Look:
@@ -231,7 +246,7 @@ def _opened(
     draft: int | None,
     use: Callable[[Image.Image, tuple[int, int]], Result],
     said: str | None = None,
-    stack: Stack | None = None,
+    paged: Paged | None = None,
 ) -> Result:
     """Open a picture file's bytes and use it upright and in RGB, with its size in the file; raises `PictureError`.
 
@@ -240,15 +255,15 @@ def _opened(
     """
     try:
         reading = Reading.of(said)
-        with identified(data, reading, stack) as image:
+        with ExitStack() as held, identified(data, reading, paged, held) as image:
             size = image.size
             scale = 2 * draft / min(size) if draft is not None else 1.0
             if size[0] * size[1] > MAX_PIXELS:
                 scale = min(scale, 0.5)
             if scale < 1 or draft is not None:
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-            with _room_for(image):
-                return use(_upright_rgb(image, reading, data), size)
+            held.enter_context(_room_for(image.width, image.height))
+            return use(_upright_rgb(image, reading, data), size)
     except (PictureError, UsageError):
         raise
     except UnidentifiedImageError as error:
@@ -264,15 +279,22 @@ def _opened(
 def identified(
     data: bytes,
     reading: Reading = Reading(),  # noqa: B008 - it is frozen
-    stack: Stack | None = None,
+    paged: Paged | None = None,
+    held: ExitStack | None = None,
 ) -> Image.Image:
     """Open a picture of one of our `FORMATS`, a DICOM or a HEIC, that can be decoded in bounded time and memory.
 
-    The pages of a TIFF may be known. Raises `PictureError` or `OSError`.
+    What is known of its pages may be given, and what holds the room that a large one takes, where it is decoded at
+    once. Raises `PictureError` or `OSError`.
     """
+    held = held or ExitStack()
     if is_dicom(data):
-        return frame_image(data, reading)
-    file = bounded(data)
+        header = (paged if isinstance(paged, DicomFile) else DicomFile(data)).header(reading.first)
+        held.enter_context(_room_for(header.width, header.height))
+        return frame_image(header, reading)
+    if (flaw := flaw_of(data)) is not None:
+        raise PictureError(f"{flaw}, which is not decoded here: save it as PNG")
+    file = bounded(mended(data))
     if data[4:12] in _HEIC_BRANDS:
         heif = _heif_plugin()
         if heif is None:
@@ -284,9 +306,10 @@ def identified(
         check_opened(opened, file)
         return opened
     if is_tiff(data):
-        stack = stack or Stack(data)
+        stack = paged if isinstance(paged, Stack) else Stack(data)
         layout, reading = stack.layout_asked(reading)
         if not layout.is_pillows or is_asked_of(reading, layout):
+            held.enter_context(_room_for(layout.width, layout.height))
             return image_of(data, layout, reading)
         if reading.first > 1:
             file = Asked(stack.page(reading.first))
@@ -461,8 +484,8 @@ def crops(image: Image.Image, preprocess: Preprocess, views: Sequence[str], cont
     return [np.asarray(seen(view)) for view in views]
 
 
-def _room_for(image: Image.Image) -> AbstractContextManager[object]:
-    return _one_large if image.width * image.height > LARGE_PIXELS else nullcontext()
+def _room_for(width: int, height: int) -> AbstractContextManager[object]:
+    return _one_large if width * height > LARGE_PIXELS else nullcontext()
 
 
 def _heif_plugin() -> Any:

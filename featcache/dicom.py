@@ -122,16 +122,6 @@ class Header:
         return ">" if self.syntax == BIG_ENDIAN else "<"
 
 
-def frames_of(data: bytes) -> int:
-    """Return how many frames a DICOM file has; raises `PictureError`."""
-    return _File(data).frames
-
-
-def header_of(data: bytes, page: int = 1) -> Header:
-    """Return what a DICOM file says of a frame, counted from 1; raises `PictureError` for what is not decoded."""
-    return _File(data).header(page)
-
-
 class _Value(NamedTuple):
     start: int
     stop: int
@@ -143,8 +133,8 @@ class _Value(NamedTuple):
 _Elements = dict[int, _Value]
 
 
-class _File:
-    """The elements of a file, which are gone through once, and what is read of them."""
+class DicomFile:
+    """The elements of a DICOM file, which are gone through once, and what is read of them; raises `PictureError`."""
 
     def __init__(self, data: bytes) -> None:
         self._left = MAX_ELEMENTS
@@ -166,7 +156,8 @@ class _File:
             raise PictureError(f"DICOM of {self.frames:,} frames, at most {MAX_FRAMES:,} are read: save it anew")
 
     def header(self, page: int) -> Header:
-        """Return what is said of a frame."""
+        """Return what is said of a frame, counted from 1; raises `PictureError` for what is not decoded."""
+        self._left = MAX_ELEMENTS
         top = self._top
         if _PIXELS not in top:
             kind = self._text(top, 0x00080060) or "none"

@@ -15,8 +15,8 @@ MAX_PAGES = 2**16
 MAX_ENTRIES = 2**20
 """So many directories, with so many entries in all, are gone through."""
 
-MAX_NUMBERS = 2**20
-"""So many strips or tiles a picture has."""
+MAX_NUMBERS = 2**17
+"""So many strips or tiles a picture has, each of which takes up to 30 microseconds."""
 
 MAX_SAMPLES = 64
 """So many samples a pixel has."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from featcache.bounds import MAX_PIXELS, bounded, check_opened, check_scans
-from featcache.dicom import BASELINE, EXTENDED, NATIVE, RLE, Header, Table, header_of
+from featcache.dicom import BASELINE, EXTENDED, NATIVE, RLE, Header, Table
 from featcache.errors import PictureError
 from featcache.layout import PACKBITS
 from featcache.raster import BAND_NUMBERS, MAX_SEGMENT, by_libtiff, by_range
@@ -29,9 +29,8 @@ _OF_JPEG_2000 = ("RGB", "YBR_RCT", "YBR_ICT")
 _NO_COLOUR = np.array([0, 128, 128], np.float32)[:, None, None]
 
 
-def frame_image(data: bytes, reading: Reading = Reading()) -> Image.Image:  # noqa: B008 - it is frozen
+def frame_image(header: Header, reading: Reading) -> Image.Image:
     """Decode a frame of a DICOM file to a picture in grey or RGB; raises `PictureError`."""
-    header = header_of(data, reading.first)
     _check(header, reading)
     numbers = _numbers(header)
     if header.samples == 3:

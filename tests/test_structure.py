@@ -32,6 +32,7 @@ LAYERS = [
     "codestreams",
     "depths",
     "transparency",
+    "oddities",
     "sources",
     "resize",
     "augment",

@@ -20,9 +20,9 @@ from featcache.errors import CacheVersionError, CacheWriteError, CatalogError, r
 from featcache.records import FileStat, Item, Look
 from featcache.store.files import create, denied, no_room
 
-SCHEMA = 6
-COMPLETED = (2, 3, 4, 5)
-"""The schemas that lack tables, and may know TIFF, PNG and JPEG 2000 files by keys that they have no longer; a catalog
+SCHEMA = 7
+COMPLETED = (2, 3, 4, 5, 6)
+"""The schemas that lack tables, and may know TIFF, PNG, BMP and other files by keys that they have no longer; a catalog
 of them is completed, and forgets those, when it is opened."""
 
 _TABLES = """
@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS commits (number INTEGER PRIMARY KEY, root TEXT, run I
 
 KEY_BYTES = 32
 
-_AS_EVER = re.compile(r"\.(jpe?g|jpe|jfif|gif|webp|bmp|hei[cf]|avif|p[bgp]m)(::.*)?$", re.IGNORECASE | re.DOTALL)
+_AS_EVER = re.compile(r"\.(jpe?g|jpe|jfif|gif|webp|hei[cf]|avif|p[bgp]m)(::.*)?$", re.IGNORECASE | re.DOTALL)
 """The names of pictures whose keys no version has changed."""
 
 _MAY_BE_TIFF = ("tif", "dng", "nef", "nrw", "arw", "cr2", "pef", "srw", "3fr")
@@ -388,7 +388,7 @@ class Catalog:
         if roots:
             more = f" and {len(roots) - 3:,} more" if len(roots) > 3 else ""
             _logger.warning(
-                "the cache is of an older featcache, which read some TIFF, PNG and JPEG 2000 files otherwise: run "
+                "the cache is of an older featcache, which read some TIFF, PNG, BMP and other files otherwise: run "
                 "`featcache extract` of %s%s again, and these few are computed anew; the others keep their vectors",
                 ", ".join(roots[:3]),
                 more,
