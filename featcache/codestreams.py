@@ -111,11 +111,11 @@ def check_jpeg2000(data: bytes, at: int, end: int) -> None:
         at_most(len(styles), MAX_PARTS, "ways of coding")
         at += 2 + max(2, length)
     size_of_tile = min(width, max(0, right - left)), min(height, max(0, lower - top))
-    at_most(size_of_tile[0] * size_of_tile[1], MAX_TILE_PIXELS, "pixels in a tile of JPEG 2000", "save it as PNG")
     for style in styles:
         packets, blocks = _work(style, *size_of_tile)
         at_most(packets * layers * channels * across * down, MAX_PACKETS, "packets")
         at_most(blocks * channels, MAX_BLOCKS, "blocks in a tile")
+    at_most(size_of_tile[0] * size_of_tile[1], MAX_TILE_PIXELS, "pixels in a tile of JPEG 2000", "save it as PNG")
 
 
 def _work(style: bytes, width: int, height: int) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -87,6 +88,8 @@ _FILTERS = {
 
 
 _CORNERS = {"crop-tl": (0, 0), "crop-tr": (1, 0), "crop-bl": (0, 1), "crop-br": (1, 1)}
+
+_WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s{0,64}<(!doctype html|html)\b", re.IGNORECASE)
 
 _one_large = threading.RLock()
 _EPS = (b"%!PS", b"\xc5\xd0\xd3\xc6")
@@ -502,4 +505,6 @@ def _unidentified(data: bytes) -> str:
         return "AVIF picture, and this Pillow was built without AVIF: install a wheel of pillow>=11.3"
     if data.startswith((b"\x08\0\0\0", b"\x08\0\5\0", b"\x08\0\x08\0", b"\2\0\0\0UL")):
         return "DICOM without its first 132 bytes, which say what it is: save it as a file of DICOM part 10"
+    if _WEB_PAGE.match(data):
+        return "a web page, no picture: a server of http(s) has no folders, name an archive, a table or a list there"
     return "not a picture in a format that is decoded here" if data else "empty file"

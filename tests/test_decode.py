@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
 from PIL import Image
 
 import featcache.decode
@@ -528,10 +529,14 @@ class TestBroken:
 
     @pytest.mark.parametrize(
         "data",
-        [b"this is not a picture\n" * 20, b"\0", b"\n" * 1000, b"\xff\xd8\xff", b"<html></html>", b"{}", b"%PDF-1.4\n"],
+        [b"this is not a picture\n" * 20, b"\0", b"\n" * 1000, b"\xff\xd8\xff", b"<htm", b"{}", b"%PDF-1.4\n"],
     )
     def test_other_files_are_not_pictures(self, data: bytes) -> None:
         assert failure(data) == "not a picture in a format that is decoded here"
+
+    @pytest.mark.parametrize("data", [b"<html></html>", b"\xef\xbb\xbf\r\n <!DOCTYPE html><html>"])
+    def test_a_web_page_says_what_to_name_instead(self, data: bytes) -> None:
+        assert failure(data).startswith("a web page, no picture: a server of http(s) has no folders, name an archive")
 
     @pytest.mark.parametrize("seed", range(20))
     def test_random_bytes_are_one_failure(self, seed: int) -> None:
@@ -683,6 +688,31 @@ def test_a_heic_picture_is_decoded_where_pillow_heif_is_installed() -> None:
 
 def test_a_heic_picture_names_what_to_install() -> None:
     assert heic("without") == "HEIC picture: install pillow-heif (pip install 'featcache[heic]')"
+
+
+def test_what_is_decoded_as_it_is_opened_is_decoded_one_at_a_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(featcache.decode, "LARGE_PIXELS", 50 * 50)
+    running: list[int] = []
+    at_once: list[int] = []
+    decoded = featcache.decode.image_of
+
+    def slow(*given: Any) -> Image.Image:
+        running.append(1)
+        time.sleep(0.02)
+        image = decoded(*given)
+        at_once.append(len(running))
+        return image
+
+    def done(image: Image.Image, _size: tuple[int, int]) -> None:
+        time.sleep(0.02)  # it is held until it has been used
+        running.pop()
+
+    monkeypatch.setattr(featcache.decode, "image_of", slow)
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.zeros((3, 60, 60), np.uint16), photometric="rgb", planarconfig="separate")
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(lambda _: featcache.decode._opened(stream.getvalue(), None, done), range(6)))
+    assert at_once == [1] * 6
 
 
 def test_large_pictures_are_decoded_one_at_a_time_and_small_ones_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:

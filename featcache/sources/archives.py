@@ -110,7 +110,7 @@ class ZipArchive:
         except (PictureError, MemoryError):
             raise
         except Exception as error:
-            raise PictureError(f"cannot be read from {self._address}: {error or type(error).__name__}") from error
+            raise PictureError(f"cannot be read from {self._address}: {str(error) or type(error).__name__}") from error
 
 
 class TarArchive:

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, features
 
 from featcache import bounds, codestreams, layout, raster
-from featcache.decode import FORMATS, decode, identified
+from featcache.decode import FORMATS, decode, decode_and_look, identified
+from featcache.dicom import DicomFile
 from featcache.errors import PictureError
 from featcache.records import Preprocess
 
@@ -365,6 +366,81 @@ def test_a_large_picture_in_an_icon_is_refused_before_it_is_decoded(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(PictureError, match="16,781,312 pixels in an icon, at most 16,777,216 are taken"):
         identified(icon(form, made[name]))
+
+
+def in_scans(side: int, marker: int = 0xC0, channels: int = 3, per_scan: int = 1) -> bytes:
+    """Return the headers of a JPEG up to its first scan, which holds some of its colours."""
+    frame = struct.pack(">BHHB", 8, side, side, channels) + b"".join(bytes([at, 0x11, 0]) for at in range(channels))
+    scan = bytes([per_scan]) + b"".join(bytes([at, 0]) for at in range(per_scan)) + b"\0\x3f\0"
+    return b"\xff\xd8" + segment(marker, frame) + segment(0xDA, scan) + bytes(64) + b"\xff\xd9"
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_jpeg_that_is_held_whole_has_no_more_pixels_than_other_pictures() -> None:
+    for data in (in_scans(16_384), in_scans(16_384, 0xC2, per_scan=3), in_scans(16_384, channels=4, per_scan=3)):
+        with pytest.raises(PictureError, match="268,435,456, at most 178,956,970 are decoded"):
+            identified(data)
+    for data in (in_scans(16_384, per_scan=3), in_scans(16_384, channels=1), in_scans(13_000)):
+        identified(data)
+
+
+def test_a_tile_of_a_jpeg_2000_has_so_many_pixels_that_it_can_be_held() -> None:
+    with pytest.raises(PictureError, match="67,125,249 pixels in a tile of JPEG 2000, at most 67,108,864 are taken"):
+        identified(jpeg_2000(side=8193, tile=8193))
+    identified(jpeg_2000(side=8193, tile=8192))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_webp_has_so_many_pixels_that_its_canvases_can_be_held() -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(stream, "WEBP", lossless=True)
+
+    def lossless(side: int) -> bytes:
+        data = stream.getvalue()
+        assert data[12:16] == b"VP8L"
+        return data[:21] + struct.pack("<L", (side - 1) | (side - 1) << 14) + data[25:]
+
+    with pytest.raises(PictureError, match="67,125,249 pixels of WEBP, at most 67,108,864 are taken: save it as PNG"):
+        identified(lossless(8_193))
+    identified(lossless(8_192))
+
+
+def test_strips_of_a_tiff_are_counted_whatever_kind_their_places_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    n = 2**17 + 1
+    for kind, size in ((1, 1), (3, 2), (4, 4)):
+        tags = [(256, 4, 1, 1), (257, 4, 1, n), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, kind, n, 122)]
+        tags += [(277, 3, 1, 1), (278, 4, 1, 1), (279, kind, n, 122)]
+        with pytest.raises(PictureError, match="131,073 values of kind"):
+            identified(directory(tags, b"\x08".ljust(size, b"\0") * n))
+
+
+def test_all_pages_of_a_file_take_so_long_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    pages = [Image.fromarray(PIXELS)] * 5
+    pages[0].save(stream, "TIFF", save_all=True, append_images=pages[1:])
+    assert len(decode_and_look(stream.getvalue(), STEPS, ["original"], reading="page all")[0]) == 5
+    seconds = iter(range(0, 1000, 25))
+    monkeypatch.setattr("featcache.decode.time.thread_time", lambda: next(seconds))
+    with pytest.raises(PictureError, match="the first 3 of 5 pages take 60 seconds to decode: take one of them"):
+        decode_and_look(stream.getvalue(), STEPS, ["original"], reading="page all")
+
+
+def test_the_header_of_a_dicom_is_gone_through_once_for_all_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    def element(group: int, number: int, value: bytes) -> bytes:
+        return struct.pack("<HHL", group, number, len(value)) + value
+
+    numbers = {2: 1, 0x10: 8, 0x11: 8, 0x100: 8, 0x101: 8, 0x102: 7, 0x103: 0}
+    head = {number: struct.pack("<H", value) for number, value in numbers.items()}
+    head |= {4: b"MONOCHROME2 ", 8: b"20"}
+    data = bytes(128) + b"DICM" + struct.pack("<HH2sH", 2, 0x10, b"UI", 18) + b"1.2.840.10008.1.2\0"
+    data += b"".join(element(9, at, b"") for at in range(1000))
+    data += b"".join(element(0x28, number, value) for number, value in sorted(head.items()))
+    data += element(0x7FE0, 0x10, bytes(range(64)) * 20)
+    made: list[int] = []
+    gone_through = DicomFile.__init__
+    monkeypatch.setattr(DicomFile, "__init__", lambda self, data: (made.append(1), gone_through(self, data))[1])
+    assert len(decode_and_look(data, STEPS, ["original"], reading="page all")[0]) == 20
+    assert made == [1]
 
 
 @pytest.mark.parametrize("form", sorted(set(FORMATS) & set(Image.SAVE)))
