@@ -22,6 +22,14 @@ from PIL import Image
 import featcache.cli
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what breaks things on purpose, which takes long altogether."""
+    for item in items:
+        if FAULTS in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the user's folders and the network out of every test, and let Ctrl-C work as in a terminal.
@@ -131,6 +139,8 @@ def load_saved(model: str | Path) -> Any:
     with Cache(Path(model).parent.parent) as cache:
         return load_model(cache, Path(model), trust=False)
 
+
+FAULTS = Path(__file__).parent / "faults"
 
 TINTS = {"leaf": (60, 180, 60), "sky": (70, 110, 220), "sand": (210, 180, 110)}
 

@@ -42,7 +42,7 @@ from featcache.store import Cache
 
 Run = Callable[..., Result]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 NAMES = ["resnet18", LITE]
 ORT_NO_MEMORY = (

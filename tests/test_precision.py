@@ -30,7 +30,7 @@ from featcache.store import Cache
 
 Run = Callable[..., Result]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 COUNT = 12
 
