@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from featcache.discover.levels import Folders, classes_in, folder_expression, holds_pictures, some
+from featcache.discover.levels import (
+    Folders,
+    Level,
+    classes_in,
+    folder_expression,
+    has_picture,
+    holds_pictures,
+    level_of,
+    some,
+)
+from featcache.discover.manifests import LISTS
 from featcache.discover.splitwords import (
     exact_split,
     is_numbered_part,
@@ -23,6 +33,33 @@ class Arrangement(NamedTuple):
 
     split_of: dict[str, str] | None = None
     are_splits_below: bool = False
+
+
+def enter(tree: Tree, inside: list[str], lists: list[tuple[str, str]]) -> Level:
+    """Return what is in the root of the tree, or in a folder around all others, which becomes the root.
+
+    That has folders in it, no picture beside it or directly in it, and is not called a split; or it is the only one
+    with pictures and called `images` or the like. `lists` gets the texts on the way, those in folders of their own too.
+    """
+    while True:
+        level = level_of(tree, tree.root)
+        folders = dict(tree.listing(tree.root)[0])
+        inner = [file for name in (*level.without, *level.beside) for file in tree.listing(folders[name])[1]]
+        lists += [(name, address) for name, address in (*level.files, *inner) if _is_list(name)]
+        if len(level.folders) != 1 or exact_split(level.folders[0][0]) or has_picture(level.files):
+            return level
+        name, path = level.folders[0]
+        below, kind = tree.glance(path)
+        if not holds_pictures(name) and (not below or kind == "pictures"):
+            return level
+        beside = [*(each for each, _ in level.files), *(f"{each}/" for each in (*level.without, *level.beside))]
+        said = f", beside it left out: {some(beside)}" if beside else ""
+        inside[:] = [f"the folder {path!r}, which holds all pictures, is taken as the dataset{said}"]
+        tree.root = path
+
+
+def _is_list(name: str) -> bool:
+    return f".{name.rpartition('.')[2].lower()}" in LISTS
 
 
 def without_copies(root: str, tree: Tree, folders: Folders, notices: list[str]) -> Folders:
