@@ -190,7 +190,8 @@ def arrangement_of(root: str, tree: Tree, folders: Folders, notices: list[str]) 
         )
     if len(plain) == 1:
         (name,) = plain
-        notices.append(f"the folder {name!r} is taken as a class, because {others[0]!r} beside it is no split")
+        other = next(each for each in names if each != name)
+        notices.append(f"the folder {name!r} is taken as a class, because {other!r} beside it is no split")
     elif len(worded) == len(names):
         notices.append(f"the folders {some(names)} are taken as classes, since what is in them is not alike")
     return Arrangement()
