@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from featcache.discover.levels import (
     Level,
@@ -20,7 +20,8 @@ from featcache.discover.levels import (
 from featcache.discover.namelabels import from_names
 from featcache.discover.splitfolders import split_items
 from featcache.discover.splitlists import Lists, unused_lists, with_listed_splits
-from featcache.discover.splitwords import worded_split
+from featcache.discover.splitsbelow import splits_in
+from featcache.discover.splitwords import split_folders
 from featcache.discover.toplevel import arrangement_of, enter, without_copies, without_index
 from featcache.discover.trees import Tree, may_be_picture
 from featcache.errors import DatasetError
@@ -42,7 +43,8 @@ def folder_dataset(
     Raises `DatasetError` where folders could be either, and where nothing is found.
     """
     if label_from is not None:
-        named, found = from_names(root, tree, label_from, _splits_without(root, tree))
+        known = {} if "(?P<split>" in label_from else _splits_without(root, tree)
+        named, found = from_names(root, tree, label_from, known)
         return Dataset(root, named, (*found, *said), skipped=tree.skipped)
     if not labelled:
         return Dataset(root, tuple(Item(a) for a in tree.files(tree.root)), tuple(said), skipped=tree.skipped)
@@ -70,12 +72,11 @@ def folder_dataset(
     arranged = arrangement_of(root, tree, folders, notices)
     items: list[Item] = []
     beside: list[str] = []
-    for name, path in folders:
-        if arranged.split_of:
-            if name in arranged.split_of:
-                items += split_items(name, path, arranged.split_of[name], tree, notices, beside)
-        elif arranged.are_splits_below:
-            items += _class_items(name, path, tree, notices, beside)
+    if arranged.split_of:
+        items += split_items(root, tree, folders, arranged.split_of, notices, beside)
+    for name, path in folders if not arranged.split_of else ():
+        if arranged.split_below:
+            items += _class_items(name, path, arranged.split_below, tree, notices, beside)
         else:
             items += [Item(address, name) for address in files_of_class(tree, path, beside)]
     if beside:
@@ -95,7 +96,7 @@ def folder_dataset(
     else:
         notices += _single(names, items)
         notices += _flat_splits(items)
-        notices += [] if arranged.are_splits_below else _deeper(names, items)
+        notices += [] if arranged.split_below else _deeper(names, items)
     notices += drawn_notices(names)
     return Dataset(root, tuple(items), (*notices, *inside, *said), skipped=tree.skipped)
 
@@ -125,16 +126,20 @@ def _left_out(tree: Tree, level: Level) -> Iterator[str]:
         )
 
 
-def _class_items(label: str, folder: str, tree: Tree, notices: list[str], beside: list[str]) -> Iterator[Item]:
-    below, loose = tree.listing(folder)
-    for name, path in below:
-        found = worded_split(name)
-        if found is None or found[1]:
-            raise DatasetError(f"{label}/ holds splits, and {name!r}, which is none: move it out, or call it a split")
-        for address in files_of_class(tree, path, beside):
-            yield Item(address, label, found[0])
+def _class_items(
+    label: str, folder: str, split_of: Mapping[str, str], tree: Tree, notices: list[str], beside: list[str]
+) -> Iterator[Item]:
+    above = len(tree.folder_name(folder).strip("/").split("/"))
+    loose: list[str] = []
+    for address in files_of_class(tree, folder, beside):
+        name = tree.name(address)
+        found = splits_in(name.split("/")[above:-1], split_of)
+        if len(found) == 1:
+            yield Item(address, label, found.pop())
+        else:
+            loose.append(name)
     if loose:
-        notices.append(f"{count(loose, 'file')} in {label}/ outside its split folders left out")
+        notices.append(f"{count(loose, 'file')} in {label}/ outside its split folders left out: {some(loose)}")
 
 
 def _unlabelled(names: Sequence[str]) -> str:
@@ -178,6 +183,8 @@ def _deeper(names: Sequence[str], items: Sequence[Item]) -> Iterator[str]:
             inner.setdefault(item.label, set()).add("/".join(parts[at + 1 : -1]))
             places.add(at)
     below = [folder for folders in inner.values() for folder in folders]
+    if split_folders({part for folder in below for part in folder.split("/")}):
+        return  # of these it is said that they are no splits
     if "" in below or len(below) <= len(inner) or len(places) > 1:
         return
     is_plain = len(set(below)) == len(below) and not any("/" in folder for folder in below)

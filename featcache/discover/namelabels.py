@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from featcache.discover.labels import Labels
 from featcache.discover.levels import be, count, drawn_notices, is_called_beside, some, sorted_out, stem_drawn_of
+from featcache.discover.splitsbelow import split_expression, splits_of_paths, why_none
 from featcache.discover.splitwords import worded_split
 from featcache.discover.toplevel import enter, without_copies
 from featcache.discover.trees import Tree
@@ -23,12 +25,8 @@ def from_names(
     returned too. Raises `DatasetError` where nothing is found, and for a split that is none.
     """
     pattern = re.compile(label_from)
-    tops = {name: worded_split(name) for name, path in tree.listing(tree.root)[0] if next(tree.files(path), None)}
-    # Without splits of their own they have those that they have without the expression, or else of the folders at the
-    # top, where all of these are plainly splits.
-    known = known if "split" not in pattern.groupindex else {}
-    of_folder = {name: found[0] for name, found in tops.items() if found is not None and not found[1]}
-    of_folder = of_folder if len(of_folder) == len(tops) and "split" not in pattern.groupindex else {}
+    has_split = "split" in pattern.groupindex
+    group = pattern.groupindex.get("label") or (2 if pattern.groupindex.get("split") == 1 else 1)
     labels = Labels()
     items: list[Item] = []
     without: list[str] = []
@@ -42,9 +40,9 @@ def from_names(
             continue
         names.append(name)
         match = pattern.search(name)
-        label = labels.read(match["label" if "label" in pattern.groupindex else 1], name) if match else None
-        split = known.get(address) or of_folder.get(name.partition("/")[0])
-        if match and "split" in pattern.groupindex:
+        label = labels.read(match[group], name) if match else None
+        split = known.get(address)
+        if match and has_split:
             found = worded_split(match["split"] or "")
             if found is None:
                 raise DatasetError(f"{root}: --label-from finds the split {match['split']!r} in {name}, which is none")
@@ -54,6 +52,9 @@ def from_names(
         items.append(Item(address, label, split))
     if items and len(without) == len(items):
         raise DatasetError(f"{root}: --label-from {label_from!r} finds nothing in any path, as {some(without)}")
+    folder_notices: list[str] = []
+    if not has_split and not known:
+        items = _with_splits_of_folders(names, items, folder_notices)
     said = [f"{len(without):,} of {len(items):,} without a label: --label-from finds none in {some(without)}"]
     masks = _masks(names, items)
     left_out = [f"{count([*masks], 'file')} left out, in folders for masks or the like: {some(sorted(masks))}"]
@@ -63,8 +64,33 @@ def from_names(
         *(said if without else []),
         *(left_out if masks else []),
         *copies,
+        *folder_notices,
         *drawn_notices(names),
     ]
+
+
+def _with_splits_of_folders(names: Sequence[str], items: list[Item], notices: list[str]) -> list[Item]:
+    """Return pictures with the splits that folders in their paths say; what is not plain is said.
+
+    A folder that is the label of its picture says none.
+    """
+    folders = [
+        [part for part in name.split("/")[:-1] if part != item.label] for name, item in zip(names, items, strict=True)
+    ]
+    splits, said = splits_of_paths(folders)
+    lacking = [name for name, split in zip(names, splits, strict=True) if split is None]
+    if any(splits) and lacking:
+        notices.append(
+            f"{count(lacking, 'picture')} in no folder called as a split, or in several, as {lacking[0]}: without a "
+            f"split; to leave such out let the expression find the splits, with {split_expression(said)}"
+        )
+    elif said and not any(splits):
+        called = some(sorted(said))
+        notices.append(
+            f"folders called as splits ({called}) are taken as none, since {why_none({*said.values()})}: their "
+            "pictures and the others are taken together; for splits let the expression find them, with (?P<split>...)"
+        )
+    return [replace(item, split=split) for item, split in zip(items, splits, strict=True)]
 
 
 def _copies(root: str, tree: Tree) -> tuple[str, list[str]]:
