@@ -12,7 +12,7 @@ from conftest import Result, write_picture
 from test_layouts import in_folder, in_zip
 
 from featcache.discover import discover
-from featcache.errors import DatasetError
+from featcache.errors import DatasetError, UsageError
 from featcache.records import Dataset
 
 Run = Callable[..., Result]
@@ -203,6 +203,10 @@ class TestExpressionsKeepSplits:
             "(test) are taken as none, since none says train: their pictures and the others are taken together"
             in said(dataset)
         )
+
+    def test_an_expression_for_the_split_alone_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="has no group: put what is the label"):
+            discover(in_folder(tmp_path, "train/0.jpg"), label_from="^(?P<split>train)/")
 
     def test_a_folder_that_is_the_label_is_no_split(self, tmp_path: Path) -> None:
         root = in_folder(tmp_path, *(f"{name}/0.jpg" for name in ("Training", "Testing", "Gallery")))
