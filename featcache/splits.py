@@ -215,8 +215,12 @@ def _check_classes(roll: Roll, made: Plan) -> None:
     for name, rows in parts.items():
         unknown = np.setdiff1d(roll.y[rows], classes)
         if len(unknown):
+            labels = [roll.labels[number] for number in unknown]
+            what = f"class {_some(labels)} is" if len(labels) == 1 else f"classes {_some(labels)} are"
             raise DatasetError(
-                f"class {roll.labels[unknown[0]]!r} is in {name} but not in train: no head can ever learn it"
+                f"{what} in {name} but not in train, which holds {_some([roll.labels[n] for n in classes])}: no head "
+                "can ever learn that; call a class alike in all splits, take away pictures of others, or where folders "
+                "lie between split and class say with --label-from which is the class"
             )
     fewest = classes[trained[classes].argmin()]  # of equals the first by name
     if made.val is None and trained[fewest] < 2:

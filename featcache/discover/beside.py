@@ -13,10 +13,19 @@ from featcache.discover.labels import Columns
 from featcache.discover.levels import Folders, count, holds_files, holds_pictures, some
 from featcache.discover.manifests import Finder, dialect_of, is_separator, list_dataset, opened_text
 from featcache.discover.once import each_once
-from featcache.discover.splitwords import exact_split, is_numbered_part, is_part, split_in, worded_split
+from featcache.discover.splitsbelow import splits_of_paths, why_none
+from featcache.discover.splitwords import (
+    are_splits,
+    exact_split,
+    is_numbered_part,
+    is_part,
+    split_folders,
+    split_in,
+    worded_split,
+)
 from featcache.discover.trees import Listing, Tree, looks_like_picture
 from featcache.errors import DatasetError
-from featcache.records import Dataset
+from featcache.records import Dataset, Item
 from featcache.sources.addresses import folder_of, is_remote
 from featcache.texts import LONGEST
 
@@ -56,12 +65,13 @@ def named_list(root: str, labelled: bool, columns: Columns) -> Dataset:
     """
     found = _named_list(root, labelled, columns)
     names = [item.path.removeprefix(folder_of(root)) for item in found.items if item.split is None]
-    splits = _splits_of_folders(names) if len(names) == len(found.items) else []
+    is_none_said = len(names) == len(found.items)
+    splits = {*split_folders({part for name in names for part in name.split("/")[:-1]}).values()}
     said = [
-        f"its pictures are in folders for {', '.join(sorted(set(splits)))}, and it says no splits: for these name the "
+        f"its pictures are in folders for {', '.join(sorted(splits))}, and it says no splits: for these name the "
         "folder as SOURCE, or write a column `split`"
     ]
-    return replace(found, notices=(*found.notices, *(said if splits else ())))
+    return replace(found, notices=(*found.notices, *(said if is_none_said and are_splits(splits) else ())))
 
 
 def _named_list(root: str, labelled: bool, columns: Columns) -> Dataset:
@@ -199,9 +209,8 @@ def _joined(root: str, tree: Tree, lists: Sequence[_List], pictures: Sequence[st
     for each in lists:
         columns = ", ".join(f"{name}={theirs}" for name, theirs in each.columns.items())
         said.append(f"labels from {tree.name(each.address)}" + (f", columns {columns}" if columns else ""))
-    if len(names) == len(items) and (splits := _splits_of_folders(names)):
-        items = [replace(item, split=split) for item, split in zip(items, splits, strict=True)]
-        notices.append("splits from the folders that the pictures are in")
+    if len(names) == len(items):
+        items = _with_splits_of_folders(names, items, notices)
     listed = {item.path for item in items}
     if others := [tree.name(address) for address in pictures if address not in listed]:
         notices.append(f"{count(others, 'picture')} in no list left out: {some(others)}")
@@ -220,12 +229,19 @@ def _inside(tree: Tree, name: str, folder: str) -> str:
     return below[0][1] if is_same else folder
 
 
-def _splits_of_folders(names: Sequence[str]) -> list[str]:
-    """Return the split that the folders of each of listed pictures say, where all are in one and some in `train`."""
-    found = []
-    for name in names:
-        splits = {split for part in name.split("/")[:-1] if (split := split_in(part))}
-        if len(splits) != 1:
-            return []
-        found.append(splits.pop())
-    return found if len(set(found)) > 1 and "train" in found else []
+def _with_splits_of_folders(names: Sequence[str], items: list[Item], notices: list[str]) -> list[Item]:
+    """Return listed pictures, of which none has a split, with those that folders in their paths say; that is said."""
+    splits, said = splits_of_paths([name.split("/")[:-1] for name in names])
+    lacking = [name for name, split in zip(names, splits, strict=True) if split is None]
+    if not are_splits({*said.values()}):
+        if "train" not in said.values() and said:
+            called = some(sorted(said))
+            notices.append(f"folders called as splits ({called}) are taken as none, since {why_none({*said.values()})}")
+        return items
+    notices.append("splits from the folders that the pictures are in")
+    if lacking:
+        notices.append(
+            f"{count(lacking, 'picture')} in no such folder, or in several, as {lacking[0]}: without a split; take "
+            "such out of the list, or write a column `split`"
+        )
+    return [replace(item, split=split) for item, split in zip(items, splits, strict=True)]

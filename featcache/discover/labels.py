@@ -51,7 +51,7 @@ def check_label_from(label_from: str) -> None:
         pattern = re.compile(label_from)
     except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"--label-from {label_from!r} is no regular expression: {error}") from error
-    if not pattern.groups:
+    if pattern.groups == ("split" in pattern.groupindex):
         raise UsageError(f"--label-from {label_from!r} has no group: put what is the label in (), as in '([a-z]+)[.]'")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from featcache.discover.splitwords import exact_split, worded_split
@@ -139,6 +139,15 @@ def drawn_beside(names: Sequence[str]) -> list[str]:
     return [name for name, match in found if match and name[: match.start()] in stems]
 
 
+def drawn_notices(names: Sequence[str]) -> Iterator[str]:
+    """Yield that files are called as masks of others, and are taken as pictures."""
+    if drawn := drawn_beside(names):
+        yield (
+            f"{count(drawn, 'file')} called as another with _mask or the like behind it, as {drawn[0]}: taken as "
+            "pictures too; if they are none, move them away, or list the pictures in a CSV manifest"
+        )
+
+
 def folder_expression(tree: Tree, folder: str, deeper: int = 0) -> str:
     """Return what finds the name of a folder, or of those so much deeper, in paths below SOURCE."""
     above = tree.folder_name(folder).strip("/").count("/") + deeper
@@ -148,6 +157,19 @@ def folder_expression(tree: Tree, folder: str, deeper: int = 0) -> str:
 def stem_drawn_of(path: str) -> str:
     """Return what a file is called without its ending, and without `_mask` or the like behind it."""
     return _BEHIND.sub("", path.rpartition("/")[2].rpartition(".")[0])
+
+
+def sorted_out(files: Folders) -> tuple[Folders, list[str]]:
+    """Return the files that may be pictures, and the names of others; all of them where nothing looks like one."""
+    if not has_picture(files):
+        return files, []
+    kept = [(name, address) for name, address in files if may_be_picture(name)]
+    return kept, [name for name, _ in files if not may_be_picture(name)]
+
+
+def has_picture(files: Iterable[tuple[str, str]]) -> bool:
+    """Tell whether one of these files ends as pictures do."""
+    return any(looks_like_picture(name) for name, _ in files)
 
 
 def _kind(tree: Tree, folder: str) -> str | None:

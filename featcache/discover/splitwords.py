@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 SPLIT_NAMES = {
     "train": "train",
@@ -86,6 +86,23 @@ def split_in(text: str) -> str | None:
     """Return the split that a text says which is nothing else: `Training`, `test_set`, `PublicTest`; else `None`."""
     found = worded_split(text) if len(text) <= 40 else None
     return found[0] if found is not None and not found[1] else None
+
+
+def split_folders(names: Iterable[str]) -> dict[str, str]:
+    """Return which names of folders say splits, and which: where other words stand beside, several do with these.
+
+    Of `train`, `seg_train`, `seg_test` and `test_tubes` all but the last do.
+    """
+    worded = {name: found for name in names if (found := worded_split(name)) is not None}
+    around: dict[tuple[str, ...], set[str]] = {}
+    for split, rest in worded.values():
+        around.setdefault(rest, set()).add(split)
+    return {name: split for name, (split, rest) in worded.items() if not rest or are_splits(around[rest])}
+
+
+def are_splits(splits: Collection[str]) -> bool:
+    """Tell whether these are splits that can be used together: several, and one of them `train`."""
+    return len(splits) > 1 and "train" in splits
 
 
 def is_of_splits(name: str) -> bool:

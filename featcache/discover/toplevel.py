@@ -2,27 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
-from featcache.discover.levels import Folders, classes_in, folder_expression, holds_pictures, some
+from featcache.discover.levels import (
+    Folders,
+    Level,
+    classes_in,
+    folder_expression,
+    has_picture,
+    holds_pictures,
+    level_of,
+    some,
+)
+from featcache.discover.manifests import LISTS
+from featcache.discover.splitsbelow import splits_below
 from featcache.discover.splitwords import (
     exact_split,
     is_numbered_part,
     is_part,
     is_put_aside,
+    split_folders,
     split_in,
     worded_split,
 )
-from featcache.discover.trees import Tree, may_be_picture
+from featcache.discover.trees import Tree, looks_like_picture, may_be_picture
 from featcache.errors import DatasetError
 
 
 class Arrangement(NamedTuple):
-    """What the folders at the top are: the split of each, or the class with the splits below it, or only the class."""
+    """What the folders at the top are: the split of each, or the class, perhaps with the splits that are below it."""
 
     split_of: dict[str, str] | None = None
-    are_splits_below: bool = False
+    split_below: dict[str, str] | None = None
+
+
+def enter(tree: Tree, inside: list[str], lists: list[tuple[str, str]]) -> Level:
+    """Return what is in the root of the tree, or in a folder around all others, which becomes the root.
+
+    That has folders in it and is not called a split; where pictures lie beside it, or directly in it, these folders are
+    several, or called a split. Or it is the only one with pictures and called `images` or the like. `lists` gets the
+    texts on the way, those in folders of their own too.
+    """
+    beside: list[str] = []
+    while True:
+        level = level_of(tree, tree.root)
+        folders = dict(tree.listing(tree.root)[0])
+        inner = [file for name in (*level.without, *level.beside) for file in tree.listing(folders[name])[1]]
+        lists += [(name, address) for name, address in (*level.files, *inner) if _is_list(name)]
+        if len(level.folders) != 1 or exact_split(level.folders[0][0]):
+            return level
+        name, path = level.folders[0]
+        below, kind = tree.glance(path)
+        if has_picture(level.files) or (kind == "pictures" and not holds_pictures(name)):
+            if not holds_several(tree, path):
+                return level
+        elif not below and not holds_pictures(name):
+            return level
+        beside += [*(each for each, _ in level.files), *(f"{each}/" for each in (*level.without, *level.beside))]
+        said = f", beside it left out: {some(beside)}" if beside else ""
+        inside[:] = [f"the folder {path!r}, which holds all pictures, is taken as the dataset{said}"]
+        tree.root = path
+
+
+def holds_several(tree: Tree, folder: str) -> bool:
+    """Tell whether a folder, or one alone in it, holds several folders, or one called `train`, and mostly in these."""
+    while True:
+        level = level_of(tree, folder)
+        loose = sum(looks_like_picture(name) for name, _ in level.files)
+        inside = (address for _, path in level.folders for address in tree.files(path))
+        if next(islice(inside, loose, None), None) is None:
+            return False
+        if len(level.folders) > 1 or exact_split(level.folders[0][0]) == "train":
+            return True
+        folder = level.folders[0][1]
+
+
+def _is_list(name: str) -> bool:
+    return f".{name.rpartition('.')[2].lower()}" in LISTS
 
 
 def without_copies(root: str, tree: Tree, folders: Folders, notices: list[str]) -> Folders:
@@ -75,7 +133,7 @@ def without_index(tree: Tree, folders: Folders, notices: list[str]) -> Folders:
             return folders
         for name, inside in classes:
             below, its_kind = tree.glance(inside)
-            if below and not its_kind:
+            if below and not its_kind and not split_folders(each for each, _ in below):
                 found += [(f"{name}/{each}", there) for each, there in below]
             else:
                 found.append((name, inside))
@@ -123,10 +181,8 @@ def arrangement_of(root: str, tree: Tree, folders: Folders, notices: list[str]) 
             f"{root} mixes split folders ({some(list(among or exact))}) with others ({some(others)}): "
             "move the others out, or list the pictures in a CSV manifest"
         )
-    if _hold_splits(root, tree, folders, same):
-        below = sorted({name for _, path in folders for name, _ in tree.glance(path).folders})
-        notices.append(f"{some(names)}: taken as classes, and the folders in each ({some(below)}) as splits")
-        return Arrangement(are_splits_below=True)
+    if split_below := splits_below(root, tree, folders, notices):
+        return Arrangement(split_below=split_below)
     if same:
         outer, inner = (folder_expression(tree, folders[0][1], deeper) for deeper in (0, 1))
         raise DatasetError(
@@ -135,7 +191,6 @@ def arrangement_of(root: str, tree: Tree, folders: Folders, notices: list[str]) 
             f"as {folders[0][1]}; or, if the sub-folders are the classes and there is no split, give --label-from "
             f"'{inner}', and if the folders are the classes, --label-from '{outer}'"
         )
-    _check_no_splits_in_one(root, tree, folders)
     _check_no_flat_splits(root, worded, folders)
     notices += _uneven(tree, folders)
     plain = {name: split for name in names if (split := split_in(name))}
@@ -153,53 +208,11 @@ def arrangement_of(root: str, tree: Tree, folders: Folders, notices: list[str]) 
         )
     if len(plain) == 1:
         (name,) = plain
-        notices.append(f"the folder {name!r} is taken as a class, because {others[0]!r} beside it is no split")
+        other = next(each for each in names if each != name)
+        notices.append(f"the folder {name!r} is taken as a class, because {other!r} beside it is no split")
     elif len(worded) == len(names):
         notices.append(f"the folders {some(names)} are taken as classes, since what is in them is not alike")
     return Arrangement()
-
-
-def _hold_splits(root: str, tree: Tree, folders: Folders, same: Sequence[str]) -> bool:
-    """Tell whether all of several folders hold splits, and so are classes of them.
-
-    Raises `DatasetError` where they hold datasets: folders in the splits, or others beside them.
-    """
-    of_all = [tree.glance(path) for _, path in folders]
-    below = {name: split_in(name) for listing in of_all for name, _ in listing.folders}
-    is_plain = all(below.values()) and not any(listing.kind == "pictures" for listing in of_all)
-    splits = {split for name in (below if is_plain else same) if (split := split_in(name))}
-    if len(folders) < 2 or len(splits) < 2 or "train" not in splits:
-        return False
-    inside = [path for listing in of_all for name, path in listing.folders if below[name]]
-    is_deeper = all(tree.glance(path).folders and tree.glance(path).kind != "pictures" for path in inside)
-    if is_plain and not is_deeper:
-        return True
-    what = f"folders besides ({some([name for name in below if not below[name]])})"
-    label = folder_expression(tree, folders[0][1]).replace("(", "(?P<label>")
-    raise DatasetError(
-        f"the folders of {root} ({some([name for name, _ in folders])}) hold splits ({some(sorted(splits))}), and "
-        f"{'these hold folders' if is_plain else what}, so each looks like a dataset: name one as SOURCE, as "
-        f"{folders[0][1]}; or, if the folders are the classes, give --label-from '{label}(?P<split>[^/]+)/'"
-    )
-
-
-def _check_no_splits_in_one(root: str, tree: Tree, folders: Folders) -> None:
-    """Raise `DatasetError` where one of several folders holds splits, as a dataset does, and the others none."""
-    holding = {}
-    for name, path in folders:
-        inside = path
-        while len(tree.glance(inside).folders) == 1 and tree.glance(inside).kind != "pictures":
-            inside = tree.glance(inside).folders[0][1]
-        below = [each for each, _ in tree.glance(inside).folders if exact_split(each)]
-        if len({exact_split(each) for each in below}) > 1:
-            holding[name] = inside, below
-    if len(holding) == 1 < len(folders):
-        ((name, (inside, below)),) = holding.items()
-        others = some([each for each, _ in folders if each != name])
-        raise DatasetError(
-            f"{root}: {name!r} holds splits ({some(below)}), and {others} beside it none: name {inside} as SOURCE, or "
-            f"if the folders are the classes give --label-from '{folder_expression(tree, folders[0][1])}'"
-        )
 
 
 def _check_no_flat_splits(root: str, worded: Mapping[str, tuple[str, tuple[str, ...]]], folders: Folders) -> None:

@@ -115,6 +115,7 @@ class LocalTree:
         self.root = self._top = root
         self._litter: dict[str, str] = {}
         self._glances: dict[str, Glance] = {}
+        self._identities: dict[str, tuple[int, int]] = {}
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -153,7 +154,8 @@ class LocalTree:
                     self._litter[entry.path] = kind
                     continue
                 # entry.is_dir() raises for a link that points at itself.
-                if not (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()):  # noqa: PTH112
+                is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # noqa: PTH112
+                if not is_folder or self._is_loop(entry.path):
                     files.append((entry.name, entry.path))
                 elif not os.path.exists(os.path.join(entry.path, _CACHE_TAG)):
                     folders.append((entry.name, entry.path))
@@ -161,26 +163,25 @@ class LocalTree:
 
     def files(self, folder: str) -> Iterator[str]:
         """Yield the paths of all files below a folder."""
-        above, path = [], folder
-        while path != self.root:
-            path = os.path.dirname(path)  # noqa: PTH120
-            above.append(_identity(path))
-        return self._files(folder, tuple(above))
-
-    def _files(self, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-        try:
-            here = _identity(folder)
-        except OSError:
-            yield folder
-            return
-        if here in above:
-            yield folder
-            return
         folders, files = self.listing(folder)
         for _, path in files:
             yield path
         for _, path in folders:
-            yield from self._files(path, (*above, here))
+            yield from self.files(path)
+
+    def _is_loop(self, path: str) -> bool:
+        """Tell whether a folder is one of those that it lies in, as a link makes it."""
+        try:
+            here, above = _identity(path), path
+            while len(above) > len(self._top):
+                above = os.path.dirname(above)  # noqa: PTH120
+                if above not in self._identities:
+                    self._identities[above] = _identity(above)
+                if self._identities[above] == here:
+                    return True
+        except OSError:  # which its listing meets, too
+            pass
+        return False
 
 
 class _Folder:
