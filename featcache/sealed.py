@@ -129,18 +129,22 @@ def looks_like_one(data: Bytes) -> bool:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[io.BufferedReader]:
-    """Open a regular file; raises `OSError`, also for what is none, as a pipe or a device that never ends."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+def opened(path: Path, links: bool = True) -> Iterator[io.BufferedReader]:
+    """Open a regular file; raises `OSError`, also for what is none, as a pipe or a device that never ends.
+
+    Without `links` a path that is one is none, either.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would be waited for
+    descriptor = os.open(path, flags if links else flags | os.O_NOFOLLOW)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(0, "it is not a regular file", str(path))
         yield file
 
 
-def read_whole(path: Path) -> bytearray:
-    """Return the bytes of a regular file, read once; raises `OSError`."""
-    with opened(path) as file:
+def read_whole(path: Path, links: bool = True) -> bytearray:
+    """Return the bytes of a regular file, read once; raises `OSError` as `opened` does."""
+    with opened(path, links) as file:
         try:
             data = bytearray(os.fstat(file.fileno()).st_size)
         except MemoryError as error:
