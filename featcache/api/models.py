@@ -114,6 +114,7 @@ def load_model(cache: Cache, path: Path, trust: bool) -> Model:
     try:
         if (link := cache.linked_model(path)) is not None:
             raise ModelError(said_of_link(link))
+        path.stat()  # which says so where links lead in a circle
         data = sealed.read_whole(path.resolve(), links=False)  # one that was put there since is not followed, either
     except OSError as error:
         raise ModelError(f"cannot read the model {path}: {error.strerror}") from error

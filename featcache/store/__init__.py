@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from featcache.store.files import (
     UNREADABLE,
     denied,
     exclusive,
-    is_plain,
+    is_no_file,
     kept_in,
     move,
     read_bounded,
@@ -86,6 +87,7 @@ class Cache:
     def __init__(
         self, folder: Path, catalog: Path | None = None, *, create: bool = True, share: str | None = None
     ) -> None:
+        _check_encoding()
         self.folder = Path(folder).absolute()
         marker = self.folder / "format.json"
         if not create and not self.folder.exists():
@@ -167,13 +169,15 @@ class Cache:
     @staticmethod
     def runs_at(folder: Path, catalog: Path | None = None) -> Runs | None:
         """Return the runs of the cache in a folder without opening it, `None` where there is none that can be read."""
+        folder = Path(folder).absolute()
         try:
+            _check_encoding()
             _check_links(folder)
             _check_version(folder / "format.json")
             _put_others_aside(folder)
         except (CacheError, OSError):
             return None
-        return _runs(folder.absolute(), catalog)
+        return _runs(folder, catalog)
 
     def __enter__(self) -> Cache:
         """Return the cache itself."""
@@ -328,6 +332,16 @@ def is_cache(folder: Path) -> bool:
     return False
 
 
+def _check_encoding() -> None:
+    """Raise `CacheError` where names of files are other texts here than in the caches of all others."""
+    encoding = sys.getfilesystemencoding()
+    if encoding.lower().replace("-", "") != "utf8":
+        raise CacheError(
+            f"names of files are read in {encoding} here, and a cache keeps them in UTF-8: set PYTHONUTF8=1, or a "
+            "locale with UTF-8 (LC_ALL=C.UTF-8), and run the same command again"
+        )
+
+
 def _check_links(folder: Path) -> None:
     """Raise `CacheError` where something in a cache is a link: what is written or deleted there is somebody else's."""
     for path in (*(folder / name for name in _OWN), *(folder / "segments").glob("*")):
@@ -346,7 +360,7 @@ def _put_others_aside(folder: Path) -> None:
     segments = [path for path in there if denied(path) is None]  # whoever needs the others is told
     files = [folder / "catalog.sqlite", folder / ".lock"]
     files += [path / name for path in segments for name in ("spec.json", ".compact.lock")]
-    wrong += [path for path in files if os.path.lexists(path) and not is_plain(path)]
+    wrong += [path for path in files if is_no_file(path)]
     for name in ("cells", "backbones", "shares"):  # of a grid there may be very many, which are not asked one by one
         if (folder / name).is_dir():
             with os.scandir(folder / name) as entries:
@@ -391,7 +405,8 @@ def _check_version(marker: Path) -> None:
     except (ValueError, KeyError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in UNREADABLE:
             raise
-        raise CacheError(f"{marker} is broken: move it away, and the next command writes it anew") from error
+        said = f" ({error.strerror})" if isinstance(error, OSError) else ""
+        raise CacheError(f"{marker} is broken{said}: move it away, and the next command writes it anew") from error
     if version != FORMAT_VERSION:
         raise CacheVersionError(
             f"{marker.parent} is a cache of format {version!r:.100}, as {marker} says, and this featcache reads "

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import pwd
 import re
@@ -37,6 +38,8 @@ UNREADABLE = {errno.ELOOP, errno.EINVAL, errno.EFBIG}
 
 LONGEST_NAME = 160
 """Bytes of the name that a file which is put aside keeps: with a time behind it, it must fit into a folder again."""
+
+_logger = logging.getLogger(__name__)
 
 _NO_FILE = "it is no regular file"
 
@@ -94,7 +97,7 @@ def open_bounded(path: Path, most: int) -> Iterator[io.BufferedReader]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a link") from error
-        if error.errno in (errno.ENXIO, errno.ENODEV) and not is_plain(path):  # a socket, which cannot be opened
+        if error.errno in (errno.ENXIO, errno.ENODEV) and is_no_file(path):  # a socket, which cannot be opened
             raise OSError(errno.EINVAL, _NO_FILE) from error
         raise
     try:
@@ -119,9 +122,11 @@ def _regular(descriptor: int) -> os.stat_result:
     return status
 
 
-def is_plain(path: Path) -> bool:
-    """Tell whether a name is that of a regular file, and no link; raises `OSError` where there is none."""
-    return stat.S_ISREG(path.lstat().st_mode)
+def is_no_file(path: Path) -> bool:
+    """Tell whether there is something at a path that is no regular file: a link is none."""
+    with contextlib.suppress(OSError):  # it may be gone at any time
+        return not stat.S_ISREG(path.lstat().st_mode)
+    return False
 
 
 def has_bytes(path: Path, enough: int) -> bool:
@@ -313,7 +318,11 @@ def shared(path: Path) -> Iterator[None]:
     """
     with _lock_file(path) as descriptor:
         with contextlib.suppress(OSError):  # where locks are not supported nobody can hold it alone either
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _logger.warning("waiting for another program, which holds %s", path)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield
 
 
@@ -335,7 +344,7 @@ def _lock_file(path: Path) -> Iterator[int]:
 
 
 def _no_lock(path: Path, error: OSError) -> str:
-    if os.path.lexists(path) and not is_plain(path):
+    if is_no_file(path):
         return f"{path} is no regular file, which it must be to be locked: move it away, and it is made anew"
     return _explain(path, BLOCK, error)
 
