@@ -7,6 +7,7 @@ in JSON, then the bytes of all tensors, end to end.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -25,6 +26,9 @@ SUFFIX = ".safetensors"
 
 HEADER_BYTES = 2**24
 """A longer header is not read: as Python objects it can take twenty times its length."""
+
+MOST_HOLES, ALWAYS_BYTES = 4, 2**24
+"""A file has at most so many times the bytes that are really in it, or these."""
 
 SIZES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -142,9 +146,30 @@ def opened(path: Path, links: bool = True) -> Iterator[io.BufferedReader]:
         yield file
 
 
+def check_there(descriptor: int) -> None:
+    """Raise `OSError` where most bytes of an open file are holes, which cost no disk, but memory when they are read.
+
+    A file system without holes says that there are none, and one that packs its files says how many bytes it gives.
+    """
+    size = os.fstat(descriptor).st_size
+    there = at = 0
+    try:
+        while size > ALWAYS_BYTES and there < size // MOST_HOLES:
+            start = os.lseek(descriptor, at, os.SEEK_DATA)
+            at = os.lseek(descriptor, start, os.SEEK_HOLE)
+            there += at - start
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # the rest is a hole
+            said = f"it says to have {size:,} bytes, and most of them are not there (holes)"
+            raise OSError(errno.EFBIG, said) from error
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+
+
 def read_whole(path: Path, links: bool = True) -> bytearray:
     """Return the bytes of a regular file, read once; raises `OSError` as `opened` does."""
     with opened(path, links) as file:
+        check_there(file.fileno())
         try:
             data = bytearray(os.fstat(file.fileno()).st_size)
         except MemoryError as error:

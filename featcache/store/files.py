@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import CacheWriteError, refusal
-from featcache.sealed import check_texts
+from featcache.sealed import check_texts, check_there
 
 TEMPORARY_PREFIX = ".tmp-"
 _TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + "[0-9a-f]{16}")
@@ -104,6 +104,7 @@ def open_bounded(path: Path, most: int) -> Iterator[io.BufferedReader]:
         size = _regular(descriptor).st_size  # a folder is opened, too, and no file can be made of it
         if size > most:
             raise _too_large(most)
+        check_there(descriptor)
     except OSError:
         os.close(descriptor)
         raise
@@ -127,26 +128,6 @@ def is_no_file(path: Path) -> bool:
     with contextlib.suppress(OSError):  # it may be gone at any time
         return not stat.S_ISREG(path.lstat().st_mode)
     return False
-
-
-def has_bytes(path: Path, enough: int) -> bool:
-    """Tell whether so many bytes of a file are really in it, and no holes; raises `OSError`.
-
-    A file system without holes says that all are, and one that packs its files says how many it gives.
-    """
-    with open_bounded(path, 2**63) as file:
-        there = at = 0
-        size = os.fstat(file.fileno()).st_size
-        while there < enough and at < size:
-            try:
-                start = os.lseek(file.fileno(), at, os.SEEK_DATA)
-                at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
-            except OSError as error:
-                if error.errno != errno.ENXIO:  # the rest is a hole
-                    return True
-                break
-            there += at - start
-    return there >= enough
 
 
 def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:

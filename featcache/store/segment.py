@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from isal.isal_zlib import crc32  # zlib's crc32, seven times as fast: every rea
 
 from featcache.errors import CacheError, CacheVersionError, refusal
 from featcache.records import DTYPES, FloatArray
-from featcache.store.files import denied, has_bytes, write_atomic
+from featcache.store.files import UNREADABLE, denied, open_bounded, write_atomic
 from featcache.store.hdf5 import open_to_read
 from featcache.store.shares import Share
 
@@ -28,9 +29,6 @@ FORMAT_VERSION = 1
 KEY_BYTES = 32
 CHUNK_BYTES = 2**20
 """Vectors are read in pieces of this size, so that the checksum finds them in the processor's cache."""
-
-MOST_HOLES, ALWAYS_BYTES = 4, 2**24
-"""A segment has so many times the bytes that are really in its file, or these: holes cost no disk, but memory."""
 
 MOST_ATTRIBUTES, ATTRIBUTE_BYTES = 32, 4096
 
@@ -264,11 +262,9 @@ def _stream(path: Path, header: Header, target: Callable[[int, int], FloatArray]
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
     try:
-        status = os.lstat(path)
-        if not stat.S_ISREG(mode := status.st_mode):  # a link could lead to vectors of somebody else
+        if not stat.S_ISREG(mode := os.lstat(path).st_mode):  # a link could lead to vectors of somebody else
             raise SegmentError(f"{path} is {'a link' if stat.S_ISLNK(mode) else 'no regular file'}")
-        if status.st_size > ALWAYS_BYTES and not has_bytes(path, status.st_size // MOST_HOLES):
-            raise SegmentError(f"{path} says to have {status.st_size:,} bytes, and most of them are not there (holes)")
+        _check_file(path)
         with open_to_read(path) as file:
             yield file
     except (CacheError, FileNotFoundError, MemoryError):
@@ -280,6 +276,16 @@ def _open(path: Path) -> Iterator[h5py.File]:
         if not path.exists():  # HDF5 says it without an errno where it vanishes between open and stat
             raise FileNotFoundError(path) from error
         raise SegmentError(f"{path} cannot be read as a segment: {error}") from error
+
+
+def _check_file(path: Path) -> None:
+    try:
+        with open_bounded(path, sys.maxsize):
+            pass
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raise SegmentError(f"{path} cannot be read as a segment: {error.strerror}") from error
 
 
 def _header(file: h5py.File, path: Path, fingerprint: str | None) -> Header:

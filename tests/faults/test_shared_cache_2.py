@@ -306,8 +306,29 @@ def test_a_segment_of_holes_is_put_aside_by_name_before_it_takes_memory(
         assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
     finally:
         tracemalloc.stop()
-    assert f"{path} says to have" in caplog.text
+    assert f"{path} cannot be read as a segment: it says to have" in caplog.text
     assert_holds(found, make_rows(0, 10))
+
+
+def test_files_of_holes_are_read_nowhere(run: Run, photos: Path, cache: Path, tmp_path: Path) -> None:
+    assert run("fit", "--head", "centroid").code == 0
+    (model,) = (cache / "models").iterdir()
+    for path in (model, segment_files(next((cache / "segments").iterdir()))[0]):
+        with path.open("r+b") as file:
+            file.truncate(2**31)
+    tracemalloc.start()
+    try:
+        result = run("predict", model, photos)
+        place = tmp_path / "share" / "segments" / SPEC.fingerprint[:16]
+        place.mkdir(parents=True)
+        with (place / "seg-1.h5").open("wb") as file:
+            file.truncate(2**31)
+        assert Cache(tmp_path / "other", share=str(tmp_path / "share")).fetch(SPEC) == 0
+        assert tracemalloc.get_traced_memory()[1] < 2**29
+    finally:
+        tracemalloc.stop()
+    assert (result.code, "cannot read the model" in result.err, "(holes)" in result.err) == (1, True, True)
+    assert run("extract", photos, "--json", network=True).json["computed"] == 30
 
 
 def test_a_segment_with_very_long_vectors_is_checked_in_pieces(store: FeatureStore) -> None:
