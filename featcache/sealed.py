@@ -7,6 +7,7 @@ in JSON, then the bytes of all tensors, end to end.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -25,6 +26,9 @@ SUFFIX = ".safetensors"
 
 HEADER_BYTES = 2**24
 """A longer header is not read: as Python objects it can take twenty times its length."""
+
+MOST_HOLES, ALWAYS_BYTES = 4, 2**24
+"""A file has at most so many times the bytes that are really in it, or these."""
 
 SIZES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -129,18 +133,43 @@ def looks_like_one(data: Bytes) -> bool:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[io.BufferedReader]:
-    """Open a regular file; raises `OSError`, also for what is none, as a pipe or a device that never ends."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+def opened(path: Path, links: bool = True) -> Iterator[io.BufferedReader]:
+    """Open a regular file; raises `OSError`, also for what is none, as a pipe or a device that never ends.
+
+    Without `links` a path that is one is none, either.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would be waited for
+    descriptor = os.open(path, flags if links else flags | os.O_NOFOLLOW)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(0, "it is not a regular file", str(path))
         yield file
 
 
-def read_whole(path: Path) -> bytearray:
-    """Return the bytes of a regular file, read once; raises `OSError`."""
-    with opened(path) as file:
+def check_there(descriptor: int) -> None:
+    """Raise `OSError` where most bytes of an open file are holes, which cost no disk, but memory when they are read.
+
+    A file system without holes says that there are none, and one that packs its files says how many bytes it gives.
+    """
+    size = os.fstat(descriptor).st_size
+    there = at = 0
+    try:
+        while size > ALWAYS_BYTES and there < size // MOST_HOLES:
+            start = os.lseek(descriptor, at, os.SEEK_DATA)
+            at = os.lseek(descriptor, start, os.SEEK_HOLE)
+            there += at - start
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # the rest is a hole
+            said = f"it says to have {size:,} bytes, and most of them are not there (holes)"
+            raise OSError(errno.EFBIG, said) from error
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+
+
+def read_whole(path: Path, links: bool = True) -> bytearray:
+    """Return the bytes of a regular file, read once; raises `OSError` as `opened` does."""
+    with opened(path, links) as file:
+        check_there(file.fileno())
         try:
             data = bytearray(os.fstat(file.fileno()).st_size)
         except MemoryError as error:

@@ -12,6 +12,7 @@ from typing import Any
 from featcache.api.agreement import is_behind, is_of_another, lost, of_another
 from featcache.api.exchange import import_into
 from featcache.api.extraction import extract_into
+from featcache.api.models import said_of_link
 from featcache.api.options import READING, Options, moved, open_cache, places
 from featcache.api.usage import FOR_TRAINING, newest_uses, stays_for, unknown, unused, uses, without_runs
 from featcache.backbones import Backbone, on_demand, resolve
@@ -104,6 +105,7 @@ class _Check:
         ]
         self.problems += self.cache.closed()
         self.notices += map(stays_for, self.cache.runs.kept_for())
+        self.notices += [f"{path} is a copy of a run, and is left out" for path in self.cache.runs.copies()]
         self.problems += [without_runs(root) for root in unknown(self.cache)]
         for (root, _), said in lost(self.cache).items():
             self._problem(root, said)
@@ -225,6 +227,9 @@ class _Check:
         """Compare each model file with what its run noted of it."""
         models = self.cache.models()
         for path, run in models.items():
+            if path.is_symlink():
+                self.problems.append(said_of_link(path))
+                continue
             if not path.exists():
                 self.problems.append(f"the model {path} of run {run.id} is missing: put it back, or fit again")
                 continue

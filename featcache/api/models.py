@@ -98,13 +98,24 @@ def save_model(cache: Cache, name: str, head: str, model: Model) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def said_of_link(link: Path) -> str:
+    """Return what to say of a link in the folder of the models."""
+    return (
+        f"{link} is a link to {link.readlink()}, and models in a cache are files: put the model in its place, or fit "
+        "again"
+    )
+
+
 def load_model(cache: Cache, path: Path, trust: bool) -> Model:
     """Read a model file, once; raises `ModelError` for one that is damaged, or is not what its run made.
 
     One of version 1 is unpickled, with `trust` only; nothing else runs code.
     """
     try:
-        data = sealed.read_whole(path)
+        if (link := cache.linked_model(path)) is not None:
+            raise ModelError(said_of_link(link))
+        path.stat()  # which says so where links lead in a circle
+        data = sealed.read_whole(path.resolve(), links=False)  # one that was put there since is not followed, either
     except OSError as error:
         raise ModelError(f"cannot read the model {path}: {error.strerror}") from error
     digest = hashlib.sha256(data).hexdigest()

@@ -88,6 +88,8 @@ def find_weights(options: Options) -> Options:
     for run in Runs(folder / "runs").all():
         if str(run.id) == number and run.command == "finetune" and run.summary is not None:
             file = folder / "models" / Path(run.summary["model"]).name  # the cache may have been moved since
+            if file.is_symlink():
+                raise WeightsError(f"{file} is a link, and models in a cache are files: put the model in its place")
             if run.model_sha256 is not None and file.exists() and sha256(file) != run.model_sha256:
                 raise WeightsError(f"{file} is not the file that run {run.id} made: put that back, or fine-tune again")
             return replace(options, weights=file)
@@ -102,7 +104,7 @@ def moved(cache: Cache, file: str | None) -> Path | None:
     if not file or "\0" in file or len(file) > LONGEST_PATH or max(map(len, parts), default=0) > LONGEST_NAME:
         return None  # somebody else's note, which names no file that could be
     inside = cache.folder / "models" / Path(file).name
-    return inside if inside.exists() and not os.path.exists(file) else Path(file)
+    return inside if inside.exists() and not inside.is_symlink() and not os.path.exists(file) else Path(file)
 
 
 def places(options: Options) -> tuple[Path, Path | None]:

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from featcache.api.agreement import check_holds, is_behind, is_of_another, lost, of_another
 from featcache.errors import CacheError, DatasetError
@@ -15,7 +16,7 @@ from featcache.records import ORIGINAL
 from featcache.records.cache import UnusedRows
 from featcache.records.reading import Reading
 from featcache.store import EXTRACTIONS, FORGET, Cache, FeatureStore, Row, Run
-from featcache.store.files import denied
+from featcache.store.files import denied, number_of
 from featcache.store.index import KeyIndex, stack_keys
 from featcache.store.segment import KEY_BYTES, Keys
 
@@ -188,7 +189,7 @@ def _check_newest(cache: Cache, root: str | None) -> None:
                     "knows which dataset was asked for last: name the one that is meant"
                 )
         for run in cache.runs.kept_for():
-            if run.id > newest:
+            if (number_of(Path(run.root).name) or run.id) > newest:  # a copy beside a run has another number now
                 raise DatasetError(
                     f"{run.root} could not be read as a run and was put aside, so that nobody knows which dataset was "
                     "asked for last: name the dataset that is meant"

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,13 +16,16 @@ from types import TracebackType
 
 from featcache.errors import CacheError, CacheVersionError, CacheWriteError, CatalogError, refusal
 from featcache.records import FeatureSpec, Progress
-from featcache.store.catalog import Catalog, Row
+from featcache.store.catalog import Catalog, CatalogVersionError, Row
 from featcache.store.cells import Cells
 from featcache.store.checkpoints import Checkpoint
 from featcache.store.features import FeatureStore
 from featcache.store.files import (
+    UNREADABLE,
     denied,
     exclusive,
+    is_no_file,
+    kept_in,
     move,
     read_bounded,
     read_json,
@@ -83,6 +87,7 @@ class Cache:
     def __init__(
         self, folder: Path, catalog: Path | None = None, *, create: bool = True, share: str | None = None
     ) -> None:
+        _check_encoding()
         self.folder = Path(folder).absolute()
         marker = self.folder / "format.json"
         if not create and not self.folder.exists():
@@ -130,12 +135,15 @@ class Cache:
 
     @classmethod
     def mend(cls, folder: Path, catalog: Path | None = None) -> Cache:
-        """Open a cache, and begin a new catalog where the old one is damaged; that one is put aside."""
+        """Open a cache, what says to be of a newer featcache put aside, and a catalog that is damaged, too.
+
+        A new catalog begins then. A cache that is of a newer featcache as a whole is refused all the same.
+        """
         where = Path(folder).absolute() / "catalog.sqlite" if catalog is None else Path(catalog).absolute()
         try:
             cache = cls(folder, catalog, create=False)
             cache.catalog.check()
-        except CatalogError as error:
+        except (CatalogError, CatalogVersionError) as error:
             kept = Path(folder).absolute() / "bad" / f"catalog-{time.time_ns()}.sqlite"
             if catalog is not None:  # it may be anything that was named by mistake, and `bad` is emptied by gc
                 kept = where.with_name(f"{where.name}.damaged-{time.time_ns()}")
@@ -143,19 +151,33 @@ class Cache:
             move(where, kept)
             for suffix in ("-journal", "-wal", "-shm"):
                 remove(where.with_name(where.name + suffix))
-            return cls(folder, catalog, create=False)
+            cache = cls(folder, catalog, create=False)
+        cache._put_newer_aside()
         return cache
+
+    def _put_newer_aside(self) -> None:
+        for path in sorted((self.folder / "segments").glob("*/seg-*.h5")):
+            try:
+                declared_fingerprint(path)
+            except CacheVersionError as error:
+                kept = kept_in(self.folder / "bad", f"{path.parent.name}-{path.name}")
+                _logger.warning("%s; it is moved to %s", error, kept)
+                move(path, kept)
+            except (CacheError, FileNotFoundError):
+                continue  # whoever needs it says so
 
     @staticmethod
     def runs_at(folder: Path, catalog: Path | None = None) -> Runs | None:
         """Return the runs of the cache in a folder without opening it, `None` where there is none that can be read."""
+        folder = Path(folder).absolute()
         try:
+            _check_encoding()
             _check_links(folder)
             _check_version(folder / "format.json")
             _put_others_aside(folder)
         except (CacheError, OSError):
             return None
-        return _runs(folder.absolute(), catalog)
+        return _runs(folder, catalog)
 
     def __enter__(self) -> Cache:
         """Return the cache itself."""
@@ -237,6 +259,16 @@ class Cache:
         found = path.resolve()
         return self.runs.maker(found.name) if found.parent == (self.folder / "models").resolve() else None
 
+    def linked_model(self, path: Path) -> Path | None:
+        """Return the link in `models` that a path is or leads through, if any: only files there are models."""
+        for _ in range(40):  # the system follows no more
+            if not path.is_symlink():
+                return None
+            if path.parent.resolve() == (self.folder / "models").resolve():
+                return path
+            path = path.parent / path.readlink()
+        return None
+
     def size(self, folder: Path | None = None) -> int:
         """Return the bytes of all files in the cache, or in one folder of it."""
         return sum(sizes(folder or self.folder))
@@ -252,7 +284,7 @@ class Cache:
         if run.id not in saved and not self.runs.is_given_up(run):
             return run
         self.runs.drop(run)
-        return self.runs.start(run.command, run.root, run.fingerprint, max(saved, default=0))
+        return self.runs.start(run.command, run.root, run.fingerprint, saved)
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -300,6 +332,16 @@ def is_cache(folder: Path) -> bool:
     return False
 
 
+def _check_encoding() -> None:
+    """Raise `CacheError` where names of files are other texts here than in the caches of all others."""
+    encoding = sys.getfilesystemencoding()
+    if encoding.lower().replace("-", "") != "utf8":
+        raise CacheError(
+            f"names of files are read in {encoding} here, and a cache keeps them in UTF-8: set PYTHONUTF8=1, or a "
+            "locale with UTF-8 (LC_ALL=C.UTF-8), and run the same command again"
+        )
+
+
 def _check_links(folder: Path) -> None:
     """Raise `CacheError` where something in a cache is a link: what is written or deleted there is somebody else's."""
     for path in (*(folder / name for name in _OWN), *(folder / "segments").glob("*")):
@@ -316,17 +358,20 @@ def _put_others_aside(folder: Path) -> None:
     wrong = [path for path in folders if path.exists() and not path.is_dir()]
     there = (folder / "segments").glob("*") if (folder / "segments").is_dir() else ()
     segments = [path for path in there if denied(path) is None]  # whoever needs the others is told
-    files = [folder / ".lock", *(path / name for path in segments for name in ("spec.json", ".compact.lock"))]
-    wrong += [path for path in files if path.is_dir()]
+    files = [folder / "catalog.sqlite", folder / ".lock"]
+    files += [path / name for path in segments for name in ("spec.json", ".compact.lock")]
+    wrong += [path for path in files if is_no_file(path)]
     for name in ("cells", "backbones", "shares"):  # of a grid there may be very many, which are not asked one by one
         if (folder / name).is_dir():
             with os.scandir(folder / name) as entries:
                 wrong += [Path(entry.path) for entry in entries if entry.is_dir() and entry.name.endswith(".json")]
     for path in dict.fromkeys(wrong):
-        name = f"{path.name}.{time.time_ns()}"
-        kept = folder / name if path.name == "bad" else folder / "bad" / name
+        kept = kept_in(folder if path.name == "bad" else folder / "bad", path.name)
         kept.parent.mkdir(exist_ok=True)
-        path.rename(kept)
+        try:
+            path.rename(kept)
+        except FileNotFoundError:
+            continue  # another process was faster
         _logger.warning("%s is not what featcache writes there: it is now %s", path, kept)
 
 
@@ -357,12 +402,16 @@ def _holds(path: Path, content: bytes) -> bool:
 def _check_version(marker: Path) -> None:
     try:
         version = read_json(marker)["version"]
-    except (ValueError, KeyError) as error:
-        raise CacheError(f"{marker} is broken: remove it, and the next command writes it anew") from error
+    except (ValueError, KeyError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in UNREADABLE:
+            raise
+        said = f" ({error.strerror})" if isinstance(error, OSError) else ""
+        raise CacheError(f"{marker} is broken{said}: move it away, and the next command writes it anew") from error
     if version != FORMAT_VERSION:
         raise CacheVersionError(
-            f"{marker.parent} is a cache of format {version}, this featcache reads {FORMAT_VERSION}: "
-            "use the featcache that wrote it, or another --cache"
+            f"{marker.parent} is a cache of format {version!r:.100}, as {marker} says, and this featcache reads "
+            f"{FORMAT_VERSION}: use the featcache that wrote it, or another --cache; if nobody has a newer one, move "
+            f"{marker.name} away, and the next command writes it anew"
         )
 
 

@@ -70,6 +70,10 @@ class Row:
     reason: str | None
 
 
+class CatalogVersionError(CacheVersionError):
+    """A catalog of a newer featcache."""
+
+
 class Catalog:
     """The index beside the vectors, in SQLite; losing it loses no vector."""
 
@@ -332,10 +336,13 @@ class Catalog:
     def _create(self) -> None:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, *COMPLETED, SCHEMA):
-            raise CacheVersionError(
-                f"{self._path} has catalog version {version}, this featcache reads {SCHEMA}: "
-                "use the featcache that wrote it, or another --cache"
+            raise CatalogVersionError(
+                f"{self._path} has catalog version {version}, this featcache reads {SCHEMA}: use the featcache that "
+                "wrote it, or another --cache, or put it aside with `featcache cache verify --repair`"
             )
+        encoding = self._connection.execute("PRAGMA encoding").fetchone()[0]
+        if encoding != "UTF-8":  # bytes of names would be taken for other letters, or cut off
+            raise CatalogError(self._damaged(f"its texts are in {encoding}, and featcache writes UTF-8"))
         known = {_normalized(statement): name for name, statement in _STATEMENTS.items()}
         for name, kind, sql in self._connection.execute("SELECT name, type, sql FROM sqlite_schema"):
             # Triggers, views and other tables would run statements of whoever made them.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from featcache.errors import CacheError, CacheWriteError, MissingFeaturesError, refusal
 from featcache.records import FloatArray, Progress
 from featcache.store import compaction
-from featcache.store.files import denied, remove, sync_folder
+from featcache.store.files import LONGEST_NAME, denied, kept_in, remove, sync_folder
 from featcache.store.index import KeyIndex, SegmentIndex, stack_keys
 from featcache.store.segment import (
     Header,
@@ -339,8 +338,8 @@ class FeatureStore:
 
     def _quarantine(self, name: str, error: SegmentError) -> None:
         kept = self._bad / f"{self.folder.name}-{name}"
-        if kept.exists():  # a segment that was restored, and broke again
-            kept = kept.with_suffix(f".{time.time_ns()}.h5")
+        if len(os.fsencode(name)) > LONGEST_NAME or kept.exists():  # a segment that was restored, and broke again
+            kept = kept_in(self._bad, kept.name)
         if not os.path.lexists(self.folder / name):
             return  # another process was faster
         try:

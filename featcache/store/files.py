@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import pwd
 import re
@@ -15,13 +16,14 @@ import secrets
 import shlex
 import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from featcache.errors import CacheWriteError, refusal
-from featcache.sealed import check_texts
+from featcache.sealed import check_texts, check_there
 
 TEMPORARY_PREFIX = ".tmp-"
 _TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + "[0-9a-f]{16}")
@@ -34,8 +36,12 @@ MOST_BYTES = 2**28
 UNREADABLE = {errno.ELOOP, errno.EINVAL, errno.EFBIG}
 """What `read_bounded` says of links, of what is no regular file, and of what is too large."""
 
-MOST_GAP = 10**6
-"""A number so far beyond the one before it was never given out: who put it there must not use them up."""
+LONGEST_NAME = 160
+"""Bytes of the name that a file which is put aside keeps: with a time behind it, it must fit into a folder again."""
+
+_logger = logging.getLogger(__name__)
+
+_NO_FILE = "it is no regular file"
 
 BLOCK = 4096
 """What a file without content is said to need: it has a name, and a disk counts in blocks."""
@@ -44,13 +50,14 @@ BLOCK = 4096
 def create(path: Path) -> int:
     """Open a file to read it, made empty as the umask says where there is none; raises `OSError`.
 
-    It is not made where a broken link leads: whoever put that there would say where a file appears.
+    A link is not followed: whoever put that there would say which file is opened, or where one appears.
     """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
     with contextlib.suppress(FileNotFoundError):
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return os.open(path, flags)
     with contextlib.suppress(FileExistsError):
         return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # somebody else was faster, or it is such a link
+    return os.open(path, flags)  # somebody else was faster
 
 
 def sizes(folder: Path) -> Iterator[int]:
@@ -90,11 +97,14 @@ def open_bounded(path: Path, most: int) -> Iterator[io.BufferedReader]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a link") from error
+        if error.errno in (errno.ENXIO, errno.ENODEV) and is_no_file(path):  # a socket, which cannot be opened
+            raise OSError(errno.EINVAL, _NO_FILE) from error
         raise
     try:
         size = _regular(descriptor).st_size  # a folder is opened, too, and no file can be made of it
         if size > most:
             raise _too_large(most)
+        check_there(descriptor)
     except OSError:
         os.close(descriptor)
         raise
@@ -109,8 +119,15 @@ def _too_large(most: int) -> OSError:
 def _regular(descriptor: int) -> os.stat_result:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, _NO_FILE)
     return status
+
+
+def is_no_file(path: Path) -> bool:
+    """Tell whether there is something at a path that is no regular file: a link is none."""
+    with contextlib.suppress(OSError):  # it may be gone at any time
+        return not stat.S_ISREG(path.lstat().st_mode)
+    return False
 
 
 def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
@@ -198,6 +215,13 @@ def move(source: Path, target: Path) -> None:
         raise CacheWriteError(f"cannot move {source} to {target}: {refusal(error)}") from error
 
 
+def kept_in(bad: Path, name: str) -> Path:
+    """Return where a file with this name is put aside in the folder `bad`, under a name that nothing there has."""
+    path = Path(name)
+    stem = os.fsdecode(os.fsencode(path.stem)[:LONGEST_NAME])
+    return bad / f"{stem}.{time.time_ns()}{path.suffix[:16]}"
+
+
 def remove_abandoned(folder: Path, inside: Iterable[str]) -> None:
     """Remove temporary files in `folder`, in the folders `inside` of it, and in those in them, whose writer is gone.
 
@@ -226,36 +250,28 @@ def checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def numbers_of(names: Iterable[str]) -> dict[str, int]:
-    """Return the numbers that these names begin with, of those that `claim_number` may have given."""
-    found = ((name, re.match(r"([0-9]{6,10})(?![0-9])", name)) for name in names)
-    numbers = {name: int(match[1]) for name, match in found if match}
-    last = 0
-    for number in sorted(set(numbers.values())):
-        if number - last > MOST_GAP:
-            break
-        last = number
-    return {name: number for name, number in numbers.items() if number <= last}
+def number_of(name: str) -> int | None:
+    """Return the number that a name begins with, `None` where it is none that `claim_number` gives."""
+    match = re.match(r"([0-9]{6,18})(?![0-9])", name)
+    return int(match[1]) if match else None
 
 
-def claim_number(folder: Path, suffix: str, beside: Path, beyond: int = 0) -> int:
-    """Make an empty file with the next free number as its name, and return the number.
+def claim_number(folder: Path, suffix: str, after: int) -> int:
+    """Make an empty file with the next free number beyond `after` as its name, and return the number.
 
-    No two processes get the same one, and none that the name of any file in `folder` or `beside` begins with, nor one
-    up to `beyond`. Raises `CacheWriteError`.
+    No two processes get the same one. Raises `CacheWriteError`.
     """
     try:
         _make_folder(folder, 1)
-        names = os.listdir(folder)
-        with contextlib.suppress(FileNotFoundError):
-            names += os.listdir(beside)
-        number = max(*numbers_of(names).values(), beyond, 0) + 1
+        names = set(os.listdir(folder))
+        number = after + 1
         while True:
-            try:
-                os.close(os.open(folder / f"{number:06d}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE))
-                return number
-            except FileExistsError:
-                number += 1
+            name = f"{number:06d}{suffix}"
+            with contextlib.suppress(FileExistsError):
+                if name not in names:
+                    os.close(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE))
+                    return number
+            number += 1
     except OSError as error:
         raise CacheWriteError(_explain(folder / f"NUMBER{suffix}", BLOCK, error)) from error
 
@@ -283,24 +299,35 @@ def shared(path: Path) -> Iterator[None]:
     """
     with _lock_file(path) as descriptor:
         with contextlib.suppress(OSError):  # where locks are not supported nobody can hold it alone either
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _logger.warning("waiting for another program, which holds %s", path)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield
 
 
 @contextlib.contextmanager
 def _lock_file(path: Path) -> Iterator[int]:
+    """Open a lock file, made where there is none; no link is followed: it would lock a file of somebody else's."""
     try:
         descriptor = create(path)
     except OSError as error:
-        raise CacheWriteError(_explain(path, BLOCK, error)) from error
+        raise CacheWriteError(_no_lock(path, error)) from error
     try:
         try:
             _regular(descriptor)
         except OSError as error:
-            raise CacheWriteError(_explain(path, BLOCK, error)) from error
+            raise CacheWriteError(_no_lock(path, error)) from error
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _no_lock(path: Path, error: OSError) -> str:
+    if is_no_file(path):
+        return f"{path} is no regular file, which it must be to be locked: move it away, and it is made anew"
+    return _explain(path, BLOCK, error)
 
 
 @contextlib.contextmanager

@@ -7,12 +7,11 @@ import errno
 import hashlib
 import logging
 import os
-import time
 from collections.abc import Collection
 from itertools import chain
 from pathlib import Path
 
-from featcache.store.files import move, open_bounded, read_bounded, remove, write_atomic
+from featcache.store.files import kept_in, move, open_bounded, read_bounded, remove, write_atomic
 
 _logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class Networks:
 
     def put_aside(self, path: Path, why: str) -> None:
         """Move a file that cannot be used to `bad`, and say so; raises `CacheWriteError`."""
-        kept = self._bad / f"{path.stem}.{time.time_ns()}{self.suffix}"
+        kept = kept_in(self._bad, path.name)
         move(path, kept)
         self._whole.discard(path)
         _logger.warning("%s %s %s; moved to %s", self.what, path, why, kept)

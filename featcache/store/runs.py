@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -22,8 +22,9 @@ from featcache.store.files import (
     UNREADABLE,
     checksum,
     claim_number,
+    kept_in,
     move,
-    numbers_of,
+    number_of,
     parse_json,
     read_bounded,
     remove,
@@ -48,6 +49,15 @@ MOST_BYTES = 2**24
 
 MOST_SAID = 2000
 """Characters of the reason why a run failed: it may repeat what strangers wrote."""
+
+MOST_GAP = 10**6
+"""A run whose number is so far beyond that of the one before it was never begun: nobody must use the numbers up."""
+
+MOST_BEYOND = MOST_GAP // 2
+"""A name that is that of no run counts up to so far beyond the last run, which are fewer numbers than a gap may have.
+
+It may be taken away again at any time, and what was begun beyond it must still count then.
+"""
 
 _NOT_NOTED = ".asked"
 _NO_ROOM = "it could not be noted which dataset it was of"
@@ -99,10 +109,10 @@ class Runs:
         self._known: dict[Path, tuple[tuple[int, ...], Run | str | None]] = {}
         """What files held when they were read last: a command asks for all of them several times."""
 
-    def start(self, command: str, root: str, fingerprint: str = "", beyond: int = 0) -> Run:
-        """Note that a run began, under a number that nobody else has, no model has, and that is beyond another."""
+    def start(self, command: str, root: str, fingerprint: str = "", taken: Collection[int] = ()) -> Run:
+        """Note that a run began, under a number that nobody else has, no model has, and that is none of those taken."""
         _checked(Run(0, command, root, fingerprint, time.time(), catalog=self.catalog))
-        number = claim_number(self._folder, ".json", self._folder.parent / "models", beyond)
+        number = self._claimed(taken)
         run = Run(number, command, root, fingerprint, time.time(), catalog=self.catalog)
         try:
             self._write(run)
@@ -161,16 +171,30 @@ class Runs:
         """Return the files that should be runs and cannot be read, with their numbers."""
         return {path: number for number, path, run in self._files() if isinstance(run, str)}
 
+    def copies(self) -> list[Path]:
+        """Return the files that hold, under another name, what a run holds, as programs that copy folders make them."""
+        named = self._named()
+        runs = self._own(named)
+        return [
+            path
+            for number, path, run in named
+            if isinstance(run, Run) and path.suffix != _NOT_NOTED and path != self._path(number)
+            if _is_said_by(run, runs.get(number))
+        ]
+
     def put_aside(self, path: Path, bad: Path) -> Run | None:
         """Move a file that cannot be read as a run to the folder `bad`, and return the run that now stands for it.
 
-        It keeps what the other might have used: see `LOST`. Returns `None`, and leaves the file, where it is the system
-        that does not give it. Raises `CacheWriteError`.
+        It keeps what the other might have used: see `LOST`. One whose name is not that of a run gets a number of its
+        own, since that which it begins with may be that of another. Returns `None`, and leaves the file, where it is
+        the system that does not give it. Raises `CacheWriteError`.
         """
-        number, said = self.broken()[path], self._wrong(path)
+        number, found = next((n, run) for n, other, run in self._files() if other == path and isinstance(run, str))
+        said = self._wrong(path, found)
         if said is None:
             return None
-        kept = bad / f"{path.stem}.{time.time_ns()}{path.suffix}"
+        kept = kept_in(bad, path.name)
+        number = number if path == self._path(number) else self._claimed()
         error = f"{said}; it was moved to {kept}"
         run = Run(number, LOST, str(path), "", time.time(), catalog=self.catalog, error=one_line(error))
         data = _packed(run)
@@ -180,21 +204,23 @@ class Runs:
         except OSError:
             move(path, kept)
         write_atomic(self._path(number), data)
+        if path != self._path(number):
+            remove(path)
         return run
 
     def kept_for(self) -> list[Run]:
         """Return the runs that stand for others that could not be read, and that were not given up."""
         return [run for run in self.all() if run.command == LOST and not self.is_given_up(run)]
 
-    def _wrong(self, path: Path) -> str | None:
-        """Return what is wrong with a file that is no run, `None` where the system does not give it."""
+    def _wrong(self, path: Path, found: str) -> str | None:
+        """Return what is wrong with a file that is no run, `None` where the system does not give it, or it is one."""
         try:
-            _restored(path)
+            run = _restored(path)
         except OSError as error:
             return str(error.strerror) if error.errno in UNREADABLE else None
         except (ValueError, TypeError) as error:
             return shortened(str(error), MOST_SAID)
-        return None
+        return None if path == self._path(run.id) else found
 
     def all(self) -> list[Run]:
         """Return all runs, oldest first."""
@@ -218,18 +244,49 @@ class Runs:
 
     def _files(self) -> Iterator[tuple[int, Path, Run | str]]:
         """Yield number, path and run, or what is wrong with it, newest first."""
-        files = {path.name: path for path in self._folder.glob("[0-9]*")}
-        known = numbers_of(files)
-        numbers = {files[name]: known[name] for name in known if files[name].suffix in (".json", _NOT_NOTED)}
-        for path in sorted(numbers, key=lambda path: (numbers[path], path.name), reverse=True):
-            run = self._read(path, numbers[path])
-            if run is not None:
-                yield numbers[path], path, run
+        named = self._named()
+        runs = self._own(named)
+        last = _last(runs)
+        for number, path, run in sorted(named, key=lambda named: (named[0], named[1].name), reverse=True):
+            if number <= last and runs.get(number) is run:
+                yield number, path, run
+            elif number > last + MOST_BEYOND:
+                continue  # it was never begun
+            elif isinstance(run, str) or path.suffix == _NOT_NOTED:
+                yield number, path, run
+            elif number > last or not _is_said_by(run, runs.get(number)):
+                yield number, path, f"it is not called {self._path(number).name}, and holds another run than that"
+
+    def _named(self) -> list[tuple[int, Path, Run | str]]:
+        """Return what is in the files whose names begin with a number, without those that were only claimed."""
+        paths = [path for path in self._folder.glob("[0-9]*") if path.suffix in (".json", _NOT_NOTED)]
+        numbers = [(number, path) for path in paths if (number := number_of(path.name)) is not None]
+        numbers = [(n, path) for n, path in numbers if path.suffix == ".json" or path.stem == self._path(n).stem]
+        read = ((number, path, self._read(path, number)) for number, path in numbers)
+        return [(number, path, run) for number, path, run in read if run is not None]
+
+    def _claimed(self, taken: Collection[int] = ()) -> int:
+        """Claim the next free number, beyond all runs, all names that begin with one, and those that are taken."""
+        named = self._named()
+        last = _last(self._own(named))
+        others = {number for number, _, _ in named} | set(taken)
+        for folder in (self._folder, self._folder.parent / "models"):
+            for path in folder.glob("[0-9]*"):
+                number = number_of(path.name)
+                with contextlib.suppress(OSError):
+                    # One without content is of somebody who has just claimed its number, or of nobody.
+                    others |= {number} if number is not None and path.lstat().st_size else set()
+        near = [number for number in others if number <= last + MOST_BEYOND]
+        return claim_number(self._folder, ".json", max(last, *near, 0))
+
+    def _own(self, named: Iterable[tuple[int, Path, Run | str]]) -> dict[int, Run]:
+        """Return the runs by their numbers, of those files that are called as a run is."""
+        return {number: run for number, path, run in named if isinstance(run, Run) and path == self._path(number)}
 
     def _read(self, path: Path, number: int) -> Run | str | None:
         """Return the run in a file, or what is wrong with it; `None` of one that was stopped before it began."""
         try:
-            status = path.stat()
+            status = path.lstat()
             stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             known = self._known.get(path)
             if known is not None and known[0] == stamp:
@@ -255,9 +312,27 @@ class Runs:
 def _restored(path: Path) -> Run:
     """Return the run in a file, checked; raises `OSError`, `TypeError`, and `ValueError` that says what is wrong."""
     run = _unpacked(read_bounded(path, MOST_BYTES))
-    if run.id != int(path.stem):
+    if run.id != number_of(path.name):
         raise ValueError(f"it is run {run.id}")
     return run
+
+
+def _last(numbers: Iterable[int]) -> int:
+    """Return the last of the numbers of runs, without those that are too far beyond the one before."""
+    last = 0
+    for number in sorted(numbers):
+        if number - last > MOST_GAP:
+            break
+        last = number
+    return last
+
+
+def _is_said_by(copy: Run, run: Run | None) -> bool:
+    """Tell whether a run knows all that is in a copy of its file, so that this may be of any time and be left out."""
+    if run is None:
+        return False
+    same = (copy.command, copy.started, copy.catalog) == (run.command, run.started, run.catalog)
+    return same and copy.fingerprint in ("", run.fingerprint) and copy.summary in (None, run.summary)
 
 
 def _packed(run: Run) -> bytes:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from isal.isal_zlib import crc32  # zlib's crc32, seven times as fast: every rea
 
 from featcache.errors import CacheError, CacheVersionError, refusal
 from featcache.records import DTYPES, FloatArray
-from featcache.store.files import denied, write_atomic
+from featcache.store.files import UNREADABLE, denied, open_bounded, write_atomic
 from featcache.store.hdf5 import open_to_read
 from featcache.store.shares import Share
 
@@ -28,6 +29,8 @@ FORMAT_VERSION = 1
 KEY_BYTES = 32
 CHUNK_BYTES = 2**20
 """Vectors are read in pieces of this size, so that the checksum finds them in the processor's cache."""
+
+MOST_ATTRIBUTES, ATTRIBUTE_BYTES = 32, 4096
 
 SMALL_BYTES = 64 * 2**20
 """Segments with less than this are merged by a compaction."""
@@ -182,8 +185,9 @@ def read_features(path: Path, header: Header, out: FloatArray | None = None) -> 
 
 def check_features(path: Path, header: Header) -> None:
     """Read all vectors of a segment and compare their crc; raises as `read_keys` does."""
-    buffer = _buffer(header)
-    for _ in _stream(path, header, lambda first, last: buffer[: last - first]):
+    values = replace(header, n_rows=header.n_rows * header.dim, dim=1)  # however long a row is, little is held
+    buffer = _buffer(values)
+    for _ in _stream(path, values, lambda first, last: buffer[: last - first]):
         pass
 
 
@@ -260,6 +264,7 @@ def _open(path: Path) -> Iterator[h5py.File]:
     try:
         if not stat.S_ISREG(mode := os.lstat(path).st_mode):  # a link could lead to vectors of somebody else
             raise SegmentError(f"{path} is {'a link' if stat.S_ISLNK(mode) else 'no regular file'}")
+        _check_file(path)
         with open_to_read(path) as file:
             yield file
     except (CacheError, FileNotFoundError, MemoryError):
@@ -273,7 +278,18 @@ def _open(path: Path) -> Iterator[h5py.File]:
         raise SegmentError(f"{path} cannot be read as a segment: {error}") from error
 
 
+def _check_file(path: Path) -> None:
+    try:
+        with open_bounded(path, sys.maxsize):
+            pass
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raise SegmentError(f"{path} cannot be read as a segment: {error.strerror}") from error
+
+
 def _header(file: h5py.File, path: Path, fingerprint: str | None) -> Header:
+    _check_attributes(file, path)
     attributes = dict(file.attrs)
     if attributes.get("format") != FORMAT.encode():
         raise SegmentError(f"{path} is not a featcache segment")
@@ -282,7 +298,7 @@ def _header(file: h5py.File, path: Path, fingerprint: str | None) -> Header:
     if attributes["format_version"] != FORMAT_VERSION:
         raise CacheVersionError(
             f"{path} has segment format {attributes['format_version']}, this featcache reads {FORMAT_VERSION}: "
-            "use the featcache that wrote it, or another --cache"
+            "use the featcache that wrote it, another --cache, or put it aside with `featcache cache verify --repair`"
         )
     features, keys = (_plain(file, name, path) for name in ("features", "keys"))
     replaces = (name.decode() for name in _checked(file, "replaces", path)) if "crc32_replaces" in attributes else ()
@@ -309,6 +325,13 @@ def _header(file: h5py.File, path: Path, fingerprint: str | None) -> Header:
     ):
         raise SegmentError(f"{path} has data of other shapes than it declares")
     return header
+
+
+def _check_attributes(file: h5py.File, path: Path) -> None:
+    """Raise `SegmentError` where attributes are more, or larger, than what featcache writes: reading makes room."""
+    names = list(file.attrs) if len(file.attrs) <= MOST_ATTRIBUTES else None
+    if names is None or any(file.attrs.get_id(name).get_storage_size() > ATTRIBUTE_BYTES for name in names):
+        raise SegmentError(f"{path} has attributes that featcache does not write")
 
 
 def _plain(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
