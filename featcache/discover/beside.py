@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from featcache.discover.columns import LABELS, columns_of, first_paths, may_list
+from featcache.discover.finder import Finder
 from featcache.discover.labels import Columns
 from featcache.discover.levels import Folders, count, holds_files, holds_pictures, some
-from featcache.discover.manifests import Finder, dialect_of, is_separator, list_dataset, opened_text
+from featcache.discover.lines import dialect_of, is_separator, opened_text
+from featcache.discover.manifests import list_dataset
 from featcache.discover.once import each_once
 from featcache.discover.splitwords import exact_split, is_numbered_part, is_part, split_in, worded_split
 from featcache.discover.trees import Listing, Tree, looks_like_picture

@@ -10,21 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+from featcache.discover.finder import PATHS, Finder, is_found, is_picture
 from featcache.discover.labels import Columns
 from featcache.discover.levels import some
-from featcache.discover.manifests import (
-    LISTS,
-    PATHS,
-    Dialect,
-    Finder,
-    dialect_of,
-    is_flag,
-    is_found,
-    is_picture,
-    is_separator,
-    opened_text,
-    path_and_label,
-)
+from featcache.discover.lines import Dialect, dialect_of, is_separator, opened_text
+from featcache.discover.manifests import LISTS, is_flag, path_and_label
 from featcache.discover.splitwords import split_in
 from featcache.discover.trees import looks_like_picture
 from featcache.errors import DatasetError
