@@ -124,10 +124,12 @@ def _of_splits(source: Mapping[Any, Any], how: _How) -> Dataset:
             raise DatasetError(f"the datasets {names[split]!r} and {name!r} are both of the split {split}: give one")
         if isinstance(part, str | os.PathLike):
             found = discover(part, **how._asdict())
-            if {item.split for item in found.items} not in ({None}, {split}):
-                raise DatasetError(f"{found.root} has splits of its own, and is given as {name!r}: give it alone")
+            what = found.root
         else:
             found = object_dataset(part, split, how.labelled)
+            what = f"the {type(part).__name__}"
+        if {item.split for item in found.items} not in ({None}, {split}):
+            raise DatasetError(f"{what} has splits of its own, and is given as {name!r}: give it alone")
         items = tuple(replace(item, split=split) for item in found.items)
         for item in items:
             if (first := known.setdefault(item.path, item)).split != split:
