@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 from copy import copy
 from itertools import islice
 from pathlib import PurePosixPath
@@ -82,12 +83,12 @@ class Finder:
                 name = self._tree.name(address)
                 if looks_like_picture(name):
                     last = posixpath.basename(name)
-                    for key in {last, last.rpartition(".")[0]}:
+                    for key in map(_composed, {last, last.rpartition(".")[0]}):
                         self._by_name.setdefault(key, []).append((name, address))
-        found = self._by_name.get(posixpath.basename(path), [])
+        found = self._by_name.get(_composed(posixpath.basename(path)), [])
         folder = posixpath.dirname(path)
-        ending = f"/{folder}" if folder else ""
-        found = [each for each in found if f"/{posixpath.dirname(each[0])}".endswith(ending)]
+        ending = f"/{_composed(folder)}" if folder else ""
+        found = [each for each in found if _composed(f"/{posixpath.dirname(each[0])}").endswith(ending)]
         return [each for each in found if each[0] == path] or found
 
     def _absolute(self, path: str) -> list[tuple[str, str]]:
@@ -104,6 +105,11 @@ class Finder:
         return any(name_of(address) in text for address in islice(self._pictures or (), 20))
 
 
+def _composed(name: str) -> str:
+    """Return a name in Unicode NFC; some systems keep the names of files in NFD, and lists have them as they look."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
 def _splits(name: str) -> set[str]:
     """Return the splits that the folders of a picture say."""
     above = name.split("/")[:-1]
@@ -113,6 +119,25 @@ def _splits(name: str) -> set[str]:
 def is_picture(finder: Finder, cell: str) -> bool:
     """Tell whether the first cell of a list names a picture; what columns are called is not looked for in folders."""
     return cell.strip().lower() not in (*PATHS, *LABELS) and is_found(finder, cell)
+
+
+def names_of_unnamed(fields: Sequence[str], finder: Finder) -> list[str] | None:
+    """Return what the columns hold of a list whose first line is one of fields; `None` where that names the columns.
+
+    It has a path and a label, in either order, and perhaps the number of the line before them.
+    """
+    cells = [cell.strip() for cell in fields]
+    numbers, rest = (cells[:1], cells[1:]) if len(cells) == 3 and cells[0].isdecimal() else ([], cells)
+    if len(rest) != 2 or not all(rest):
+        return None
+    is_named = [looks_like_picture(cell) and is_picture(finder, cell) for cell in rest]
+    if is_named[0] or (not numbers and not is_named[1] and is_picture(finder, rest[0])):
+        names = ["path", "label"]
+    elif is_named[1]:
+        names = ["label", "path"]
+    else:
+        return None
+    return [*("number" for _ in numbers), *names]
 
 
 def is_found(finder: Finder, cell: str) -> bool:

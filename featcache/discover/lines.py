@@ -48,6 +48,9 @@ class Dialect(NamedTuple):
     skipinitialspace: bool
 
 
+TABS = Dialect("\t", False)
+
+
 def is_separator(line: str) -> bool:
     """Tell whether a line is one that a spreadsheet writes above the names of columns, `sep=;`."""
     return _SEPARATOR.fullmatch(line) is not None
@@ -55,7 +58,8 @@ def is_separator(line: str) -> bool:
 
 def dialect_of(line: str) -> Dialect:
     """Return how the first line of a CSV separates its fields."""
-    delimiter = next((each for each in (",", ";", "\t") if each in line), ",")
+    outside = re.sub('"[^"]*"', "", line)
+    delimiter = next((each for each in (",", ";", "\t") if each in outside), ",")
     return Dialect(delimiter, f"{delimiter} " in line)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import PurePosixPath
-from typing import Any, TextIO
+from typing import Any
 
-from featcache.discover.finder import LABELS, PATHS, Finder, is_found, is_picture
+from featcache.discover.finder import LABELS, PATHS, Finder, is_found, names_of_unnamed
 from featcache.discover.labels import Columns, Labels, SplitColumns, check_path, json_object, one_split, split_option
-from featcache.discover.lines import dialect_of, is_separator, lines_of, opened_text
+from featcache.discover.lines import TABS, dialect_of, is_separator, lines_of, opened_text
+from featcache.discover.trees import looks_like_picture
 from featcache.errors import DatasetError, DatasetNotFoundError
 from featcache.records import Dataset, Item
 from featcache.sheets import meant
@@ -23,6 +24,8 @@ MOST_COLUMNS = 10_000
 
 Row = tuple[str, str, str | None, str | None]
 """Where it stands, the path as it stands there, label and split."""
+
+_Read = Callable[[str, Iterator[str], bool, Columns, Labels, Finder | None, list[str]], Iterator[Row]]
 
 
 LISTS = (".csv", ".tsv", ".txt", ".lst", ".jsonl", ".ndjson")
@@ -41,10 +44,11 @@ def list_dataset(root: str, labelled: bool, columns: Columns, finder: Finder | N
     try:
         with opened_text(root) as stream:
             labels = Labels()
-            if suffix == ".csv":
-                rows = _rows(root, stream, labelled, columns, labels, finder, said)
-            else:
-                rows = _other_rows(root, suffix, stream, columns, labels, finder, said)
+            lines = lines_of(root, stream)
+            first = next(lines, "")
+            is_json = suffix in (".jsonl", ".ndjson")
+            read: _Read = _rows if suffix in (".csv", ".tsv") or ("\t" in first and not is_json) else _other_rows
+            rows = read(root, chain([first], lines), labelled, columns, labels, finder, said)
             items = tuple(listed(root, rows, finder=finder))
     except csv.Error as error:
         raise DatasetError(f"{root} is not a readable CSV file: {error}") from error
@@ -61,35 +65,24 @@ def list_dataset(root: str, labelled: bool, columns: Columns, finder: Finder | N
 
 def _other_rows(
     root: str,
-    suffix: str,
-    stream: TextIO,
+    lines: Iterator[str],
+    labelled: bool,
     columns: Columns,
     labels: Labels,
     finder: Finder | None,
     said_of_all: list[str],
 ) -> Iterator[Row]:
-    """Yield the rows of a list that is no CSV; raises `DatasetError` for a line of another form."""
-    names: list[str] | None = None
+    """Yield the rows of a list that is no table; raises `DatasetError` for a line of another form."""
     others: SplitColumns | None = None
     split_name = columns.get("split", "split")
-    is_json = suffix in (".jsonl", ".ndjson")
-    for number, line in enumerate(lines_of(root, stream), 1):
+    is_json = PurePosixPath(name_of(root)).suffix.lower() in (".jsonl", ".ndjson")
+    for number, line in enumerate(lines, 1):
         where, text = f"line {number}", line.strip("\r\n")
         said = f"{root}, {where}"
         if not text.strip():
             continue
         if is_json:
             row = _json_row(said, text)
-        elif "\t" in text or suffix == ".tsv":
-            fields = text.split("\t")
-            if number == 1 and ("path" in columns or fields[0].lower() in PATHS):
-                names = fields
-                if len(set(names)) < len(names):
-                    raise DatasetError(f"{said}: a column is there twice: name one anew")
-                continue
-            if len(fields) != len(names or ("path", "label")):
-                raise DatasetError(f"{said}: it has {len(fields)} fields, and {len(names or (1, 2))} are expected")
-            row = dict(zip(names or ("path", "label"), fields, strict=True))
         else:
             path, label = path_and_label(text, finder)
             if not path:
@@ -113,9 +106,19 @@ def _other_rows(
 
 
 def path_and_label(text: str, finder: Finder | None) -> tuple[str, str]:
-    """Return the two parts of a line, of which either may have spaces in it, if a picture is found by one of them."""
+    """Return the two parts of a line, of which either may have spaces in it, if a picture is found by one of them.
+
+    A number is no name of a picture where the name of another stands behind it: it is that of the line, or the label.
+    """
+    if "\t" in text:
+        fields = next(csv.reader([text], strict=True, **TABS._asdict()))
+        return (fields[0], "\t".join(fields[1:])) if len(fields) > 1 else ("", "")
     path, _, label = text.strip().rpartition(" ")
     first, _, rest = text.strip().partition(" ")
+    if first.isdecimal() and finder and looks_like_picture(second := rest.partition(" ")[0]):
+        behind = rest.partition(" ")[2].strip()
+        if not (behind and is_found(finder, path.rstrip())):
+            return second, behind or first
     if finder and "," in text and is_found(finder, text.rpartition(",")[0].strip()):
         return text.rpartition(",")[0].strip(), text.rpartition(",")[2].strip()
     has_spaces = rest and first != path.rstrip() and not all(word.isdecimal() for word in rest.split())
@@ -168,27 +171,28 @@ def listed(root: str, rows: Iterable[Row], folder: str | None = None, finder: Fi
 
 def _rows(
     root: str,
-    stream: TextIO,
+    lines: Iterator[str],
     labelled: bool,
     columns: Columns,
     labels: Labels,
     finder: Finder | None,
     said_of_all: list[str],
 ) -> Iterator[Row]:
-    lines = lines_of(root, stream)
+    """Yield the rows of a table, with commas or what stands for them, or with tabs; raises `DatasetError`."""
     first = next(lines, "")
     first = next(lines, "") if is_separator(first) else first
-    dialect = dialect_of(first)
-    names = next(csv.reader([first], **dialect._asdict()), []) if not columns else []
-    has_no_names = len(names) == 2 and finder is not None and is_picture(finder, names[0])
-    rows = csv.DictReader(
-        chain([first], lines), ["path", "label"] if has_no_names else None, strict=True, **dialect._asdict()
-    )
+    is_csv = PurePosixPath(name_of(root)).suffix.lower() == ".csv"
+    dialect = dialect_of(first) if is_csv else TABS
+    names = next(csv.reader([first], strict=True, **dialect._asdict()), []) if not columns else []
+    unnamed = names_of_unnamed(names, finder) if finder is not None else None
+    if finder is None and not is_csv and len(names) == 2 and names[0].strip().lower() not in PATHS + LABELS:
+        unnamed = ["path", "label"]
+    rows = csv.DictReader(chain([first], lines), unnamed, strict=True, **dialect._asdict())
     rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
-    if dialect.delimiter != ",":
+    if is_csv and dialect.delimiter != ",":
         said_of_all.append(f"its fields are taken as separated by {dialect.delimiter!r}")
-    if has_no_names:
-        said_of_all.append("its first line names no columns: taken as path and label")
+    if unnamed and (is_csv or unnamed != ["path", "label"]):
+        said_of_all.append(f"its first line names no columns: taken as {' and '.join(unnamed)}")
     if len(rows.fieldnames or ()) > MOST_COLUMNS:
         raise DatasetError(f"{root} has {len(rows.fieldnames or ()):,} columns: it is no list of pictures")
     twice = [name for name, times in Counter(rows.fieldnames or ()).items() if times > 1 and name]
@@ -196,7 +200,11 @@ def _rows(
         raise DatasetError(
             f"{root}, line {rows.line_num}: the column {twice[0]!r} is there twice: name one of them anew"
         )
-    path, label, split = (columns.get(name, name).strip() for name in ("path", "label", "split"))
+    called = {} if is_csv else {"path": PATHS, "label": LABELS}
+    path, label, split = (
+        (columns.get(name) or next((n for n in called.get(name, ()) if n in rows.fieldnames), name)).strip()
+        for name in ("path", "label", "split")
+    )
     flags = _flags(label, rows.fieldnames or ())
     label_columns = flags or [label]
     needed = [
@@ -212,6 +220,7 @@ def _rows(
                 f"{found}; other names are given as --columns path=...,label=...,split=..."
             )
     others = SplitColumns((path, split, *label_columns))
+    numbers: set[str] = set()
     for row in rows:
         where = f"line {rows.line_num}"
         said = f"{root}, {where}"
@@ -221,6 +230,16 @@ def _rows(
             raise DatasetError(
                 f"{said}: it has {n} fields, and the first line {most}: put a field with a comma in it in double quotes"
             )
+        if not is_csv and None in row.values():
+            n = sum(cell is not None for cell in row.values())
+            raise DatasetError(f"{said}: it has {n} fields, and the first line {len(rows.fieldnames)}")
+        if unnamed and "number" in unnamed:
+            if row["number"] in numbers:
+                raise DatasetError(
+                    f"{said}: the number {row['number']!r:.60} in the first column stands in a line before it, so it "
+                    "is not that of the line: write the names of the columns above the list, as path,label"
+                )
+            numbers.add(row["number"])
         cells = [meant(cell) if isinstance(cell := row.get(name), str) else cell for name in (path, label, split)]
         value = labels.read(_flagged(row, flags, said) if flags else cells[1], f"{said}, column {label!r}")
         yield where, cells[0] or "", value, one_split(cells[2], said)
