@@ -6,10 +6,10 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from featcache.discover.beside import listed_beside, named_list
+from featcache.discover.datafiles import DataFiles, data_files
 from featcache.discover.folders import folder_dataset
 from featcache.discover.labels import (
     Columns,
@@ -37,8 +37,6 @@ from featcache.sources.addresses import CONTAINERS, GIVEN, is_remote, named, sch
 __all__ = ["SPLIT_NAMES", "discover", "is_skipped"]
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_NOTES = {".json", ".jsonl", ".md", ".txt", ".yaml", ".yml", ".idx"}
-"""What may lie beside shards and tables without being a picture."""
 
 
 class _How(NamedTuple):
@@ -124,10 +122,12 @@ def _of_splits(source: Mapping[Any, Any], how: _How) -> Dataset:
             raise DatasetError(f"the datasets {names[split]!r} and {name!r} are both of the split {split}: give one")
         if isinstance(part, str | os.PathLike):
             found = discover(part, **how._asdict())
-            if {item.split for item in found.items} not in ({None}, {split}):
-                raise DatasetError(f"{found.root} has splits of its own, and is given as {name!r}: give it alone")
+            what = found.root
         else:
             found = object_dataset(part, split, how.labelled)
+            what = f"the {type(part).__name__}"
+        if {item.split for item in found.items} not in ({None}, {split}):
+            raise DatasetError(f"{what} has splits of its own, and is given as {name!r}: give it alone")
         items = tuple(replace(item, split=split) for item in found.items)
         for item in items:
             if (first := known.setdefault(item.path, item)).split != split:
@@ -180,32 +180,19 @@ def _folder(root: str, tree: Tree, how: _How) -> Dataset:
         raise UsageError(f"--names-encoding is for the names in an archive, and {root} is a folder: leave it out")
     if isinstance(tree, LocalTree) and is_saved(root):
         return saved_dataset(root, how.labelled, how.columns)
-    kind, files = _kind(tree) if how.label_from is None else (None, [])
-    if kind == ".arrow" and not isinstance(tree, LocalTree):
+    data = data_files(root, tree) if how.label_from is None else DataFiles()
+    if data.kind == ".arrow" and not isinstance(tree, LocalTree):
         raise DatasetError(f"{root} is what `datasets` saved, which is read on this computer only: copy it here")
-    if kind == ".tar":
-        return shards_dataset(root, files, how.columns)
-    if kind in (".arrow", ".parquet"):
-        return tables_dataset(root, files, how.labelled, how.columns)
+    if data.kind == ".tar":
+        return shards_dataset(root, data, how.labelled, how.columns)
+    if data.kind is not None:
+        found = tables_dataset(root, data.files, how.labelled, how.columns)
+        return replace(found, notices=(*data.notices, *found.notices))
     is_listed = how.label_from is None and how.labelled
-    if is_listed and (found := listed_beside(root, tree, how.columns)) is not None:
-        return found
+    if is_listed and (listed := listed_beside(root, tree, how.columns)) is not None:
+        return listed
     check_no_columns(root, how.columns)
     return folder_dataset(root, tree, label_from=how.label_from, labelled=how.labelled)
-
-
-def _kind(tree: Tree) -> tuple[str | None, list[str]]:
-    """Return what a folder holds all through, `.tar`, `.parquet` or `.arrow`, and the files; else (None, [])."""
-    kind, files = None, []
-    for address in tree.files(tree.root):
-        suffix = PurePosixPath(address).suffix.lower()
-        if suffix in _NOTES or (suffix == ".lock" and kind == ".arrow"):
-            continue
-        if suffix not in (".tar", ".parquet", ".arrow") or kind not in (None, suffix):
-            return None, []
-        kind = suffix
-        files.append(address)
-    return kind, files
 
 
 def _remote_folder(root: str, how: _How) -> Dataset:

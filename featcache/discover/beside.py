@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from featcache.discover.columns import LABELS, columns_of, first_paths, may_list
+from featcache.discover.finder import Finder
 from featcache.discover.labels import Columns
 from featcache.discover.levels import Folders, count, holds_files, holds_pictures, some
-from featcache.discover.manifests import Finder, dialect_of, is_separator, list_dataset, opened_text
+from featcache.discover.lines import TABS, dialect_of, is_separator, opened_text
+from featcache.discover.manifests import list_dataset
 from featcache.discover.once import each_once
 from featcache.discover.splitsbelow import splits_of_paths, why_none
 from featcache.discover.splitwords import (
@@ -75,14 +77,15 @@ def named_list(root: str, labelled: bool, columns: Columns) -> Dataset:
 
 
 def _named_list(root: str, labelled: bool, columns: Columns) -> Dataset:
-    if labelled and root.lower().endswith(".csv") and not is_remote(root):
+    if labelled and root.lower().endswith((".csv", ".tsv")) and not is_remote(root):
         try:
             with opened_text(root) as stream:
                 first = stream.readline(LONGEST)
                 first = stream.readline(LONGEST) if is_separator(first) else first
         except UnicodeError:
             first = ""  # which is said where it is read
-        names = [name.strip() for name in next(csv.reader([first], **dialect_of(first)._asdict()), [])]
+        dialect = dialect_of(first) if root.lower().endswith(".csv") else TABS
+        names = [name.strip() for name in next(csv.reader([first], **dialect._asdict()), [])]
         wanted = {name: columns.get(name, name).strip() for name in ("path", "label")}
         # what is given is as it is given, and is named where it is not there
         if any(name not in columns and theirs not in names for name, theirs in wanted.items()):

@@ -10,21 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+from featcache.discover.finder import PATHS, Finder, is_found, is_picture, names_of_unnamed
 from featcache.discover.labels import Columns
 from featcache.discover.levels import some
-from featcache.discover.manifests import (
-    LISTS,
-    PATHS,
-    Dialect,
-    Finder,
-    dialect_of,
-    is_flag,
-    is_found,
-    is_picture,
-    is_separator,
-    opened_text,
-    path_and_label,
-)
+from featcache.discover.lines import TABS, dialect_of, is_separator, opened_text
+from featcache.discover.manifests import LISTS, is_flag, path_and_label
 from featcache.discover.splitwords import split_in
 from featcache.discover.trees import looks_like_picture
 from featcache.errors import DatasetError
@@ -75,8 +65,18 @@ def columns_of(address: str, finder: Finder, columns: Columns) -> Columns | None
     if suffix in (".jsonl", ".ndjson"):
         return _of_json(address, lines, finder, columns)
     if suffix not in (".csv", ".tsv"):
-        return {} if _has_labels(lines, finder) else None
+        try:
+            is_numbered = bool(lines) and "\t" in lines[0] and _is_numbered(lines[0], finder)
+            return {} if is_numbered or _has_labels(lines, finder) else None
+        except csv.Error:
+            return None
     return _of_table(address, suffix, lines, finder, columns)
+
+
+def _is_numbered(line: str, finder: Finder) -> bool:
+    """Tell whether a line has a number, a path and a label between tabs, as MXNet's `.lst` do."""
+    fields = next(csv.reader([line], **TABS._asdict()), [])
+    return len(fields) == 3 and names_of_unnamed(fields, finder) is not None
 
 
 def _has_labels(lines: Sequence[str], finder: Finder) -> bool:
@@ -88,11 +88,8 @@ def _has_labels(lines: Sequence[str], finder: Finder) -> bool:
 
 def _pairs(lines: Sequence[str], finder: Finder) -> Iterator[tuple[str, str]]:
     for line in lines:
-        if "\t" in line:
-            path, _, label = line.strip().partition("\t")
-            yield path, label
-        elif line.strip():
-            yield path_and_label(line, finder)
+        if line.strip():
+            yield path_and_label(line.strip("\r\n"), finder)
 
 
 def _is_number(text: str) -> bool:
@@ -119,7 +116,7 @@ def first_paths(address: str, columns: Columns) -> list[str]:
     if suffix not in (".csv", ".tsv") or not columns:
         return [re.split(r"[\s,;]", line.strip())[0] for line in lines if line.strip()]
     lines = lines[1:] if is_separator(lines[0]) else lines
-    dialect = dialect_of(lines[0]) if suffix == ".csv" else Dialect("\t", False)
+    dialect = dialect_of(lines[0]) if suffix == ".csv" else TABS
     names, *rows = csv.reader(lines, **dialect._asdict())
     at = [name.strip() for name in names].index(columns["path"])
     return [row[at].strip() for row in rows if len(row) > at]
@@ -127,15 +124,15 @@ def first_paths(address: str, columns: Columns) -> list[str]:
 
 def _of_table(address: str, suffix: str, lines: Sequence[str], finder: Finder, columns: Columns) -> Columns | None:
     try:
-        dialect = dialect_of(lines[0] if lines else "") if suffix == ".csv" else Dialect("\t", False)
+        dialect = dialect_of(lines[0] if lines else "") if suffix == ".csv" else TABS
         rows = list(islice(csv.reader(io.StringIO("".join(lines)), **dialect._asdict()), LOOKED_AT + 1))
     except csv.Error:
         return None
     if len(rows) < 2 or not rows[0]:
         return {} if suffix == ".tsv" and rows and rows[0] and finder.find(rows[0][0]) else None
+    if names_of_unnamed(rows[0], finder) is not None:
+        return {}
     if is_picture(finder, rows[0][0]):
-        if suffix == ".tsv" or len(rows[0]) == 2:
-            return {}
         raise _unknown(address, "its first line names no columns: write path,label above it")
     names = [name.strip() for name in rows[0]]
     cells = {name: [row[at].strip() for row in rows[1:] if len(row) > at] for at, name in enumerate(names)}
@@ -170,6 +167,8 @@ def _path_column(cells: Cells, finder: Finder) -> str | None:
     """
     found = {name: len({cell for cell in column if is_found(finder, cell)}) for name, column in cells.items()}
     whole = {name: any(map(looks_like_picture, column)) for name, column in cells.items()}
+    if any(whole.values()) and not any(found[name] for name in whole if whole[name]):  # and these are what is missing
+        found = {name: 0 if all(map(str.isdecimal, cells[name])) else n for name, n in found.items()}
     most = max(found, key=lambda name: (found[name] > 0 and whole[name], found[name], _is_path(name)), default=None)
     return most if most is not None and found[most] else None
 
@@ -180,9 +179,12 @@ def _is_path(name: str) -> bool:
 
 def _chosen(address: str, cells: Cells, path: str | None, columns: Columns) -> Columns | None:
     """Return the columns of path and label, and of split if there is one."""
-    if path is None and any(looks_like_picture(cell) for column in cells.values() for cell in column):
+    missing = next((cell for column in cells.values() for cell in column if looks_like_picture(cell)), None)
+    if path is None and missing is not None:
         raise _unknown(
-            address, "and none of the pictures that it names is there: mend the paths in it, or move it away"
+            address,
+            f"and none of the pictures that it names is there, the first {missing!r:.200}: mend the paths in it, move "
+            "it away, or say which column names them with --columns path=...,label=...",
         )
     if path is None or len(cells) < 2:
         return None

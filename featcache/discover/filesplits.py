@@ -9,9 +9,13 @@ from typing import NamedTuple
 
 from featcache.discover.levels import count, some
 from featcache.discover.splitwords import SPLIT_NAMES, exact_split, splits_said
+from featcache.errors import DatasetError
 
 _NUMBERED = re.compile(r"-\d{5}-of-\d{5}.*")
 """What `datasets` writes behind the split in a file's name."""
+
+
+_PART = re.compile(r"-(\d{5})-of-\d{5}")
 
 
 class _Said(NamedTuple):
@@ -20,6 +24,40 @@ class _Said(NamedTuple):
     """Whether the name of the file begins with the split, or that of a folder is the split."""
     is_clear: bool
     """Whether it is plain, and nothing else in the path says another split."""
+
+
+def check_one_dataset(root: str, names: Sequence[str]) -> None:
+    """Raise `DatasetError` where files of several datasets, as configurations of one are, lie side by side.
+
+    Then the same part of the same split is there in several folders, or with several words before it.
+    """
+    found: dict[tuple[str, str], set[str]] = {}
+    for name in names:
+        *folders, file = name.split("/")
+        stem = PurePosixPath(file).stem
+        base, number = _NUMBERED.sub("", stem), _PART.search(stem)
+        called, _, last = base.rpartition("-")
+        if (split := exact_split(last)) is not None and (number or not called or file.lower().endswith(".arrow")):
+            of, part = "/".join([*folders, called]) if called else "/".join([*folders, ""]), number[1] if number else ""
+        elif folders and (split := exact_split(folders[-1])) is not None:
+            of, part = "/".join([*folders[:-1], ""]), file
+        else:
+            continue
+        found.setdefault((split, part), set()).add(of)
+    several = next(((split, sorted(of)) for (split, _), of in found.items() if len(of) > 1), None)
+    if several is None:
+        return
+    split, called_so = several
+    inside = next((each.rpartition("/")[0] for each in called_so if "/" in each.rstrip("/") or each.endswith("/")), "")
+    way = (
+        f"name one as SOURCE, as {root.rstrip('/')}/{inside}"
+        if inside
+        else "move those of one to a folder of their own"
+    )
+    shown = some([each.rstrip("/") or "." for each in called_so])
+    raise DatasetError(
+        f"{root} holds several datasets, or configurations of one ({shown}), each with a {split} of its own: {way}"
+    )
 
 
 def splits_of_files(names: Sequence[str]) -> tuple[list[str | None], list[str]]:

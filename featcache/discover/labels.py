@@ -227,6 +227,13 @@ def _no_class(value: Any, where: str) -> DatasetError:
     )
 
 
+def no_missing(value: Any) -> Any:
+    """Return a value of a table, `None` for those of numpy and pandas that say there is none."""
+    if type(value).__name__ in ("NAType", "NaTType"):  # of pandas, which answer no comparison
+        return None
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def json_object(text: str) -> Any:
     """Return what a text says in JSON; raises `ValueError` where one name stands twice, of which one would be lost."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from featcache.decode import as_file, identified
-from featcache.discover.labels import Labels, SplitColumns, check_names, check_path, one_split
+from featcache.discover.labels import Labels, SplitColumns, check_names, check_path, no_missing, one_split
 from featcache.discover.levels import some
 from featcache.discover.manifests import Row, listed
 from featcache.discover.once import each_once
@@ -65,6 +65,7 @@ def object_dataset(source: Any, split: str | None = None, labelled: bool = True)
         source = Pictures(source)
     labels = Labels()
     said: list[str] = []
+    _check_has_pictures(source)
     if hasattr(source, "column_names"):
         source = HuggingFaceDataset(source, labelled)
         said = [*source.unlabelled, *(source.notices if split is None else ())]
@@ -127,16 +128,16 @@ def _of_frame(frame: Any, split: str | None, labelled: bool) -> Dataset:
         )
     others = [str(name) for name in names if name not in _COLUMNS]
     lacking = _without_labels(others, "the table") if labelled and "label" not in names else []
-    columns = [frame[name].tolist() if name in names else [None] * len(frame) for name in _COLUMNS]
+    cells = {name: [no_missing(cell) for cell in frame[name].tolist()] for name in names}
+    columns = [cells.get(name) or [None] * len(frame) for name in _COLUMNS]
     splits = SplitColumns(_COLUMNS)
     for name in names:
-        for cell in frame[name].tolist() if name not in _COLUMNS else ():
+        for cell in cells[name] if name not in _COLUMNS else ():
             splits.see({name: cell})
     labels, rows = Labels(), []
     for at, (path, label, own) in enumerate(zip(*columns, strict=True)):
         if not _is_path(path):
             raise DatasetError(f"row {at} of the table: the path is {type(path).__name__}, no text")
-        own = None if own != own else own  # nan, of an empty cell
         where = f"the table, row {at}"
         rows.append((f"row {at}", named(path), labels.read(label, where), one_split(own, where) or split))
     found = _of_rows(rows, labels, "the table")
@@ -206,7 +207,7 @@ def _listed(source: Sequence[Any], split: str | None) -> Dataset:
             raise DatasetError(
                 f"entry {at} of the list is {type(entry).__name__}, and entry 0 is {kind}: give all alike"
             )
-        path, value, own = (*(entry if length > 1 else (entry,)), None, None)[:3]
+        path, value, own = map(no_missing, (*(entry if length > 1 else (entry,)), None, None)[:3])
         value = value.item() if value is not None and getattr(value, "ndim", None) == 0 else value
         where = f"the list, entry {at}"
         rows.append((f"entry {at}", named(path), labels.read(value, where), one_split(own, where) or split))
@@ -266,15 +267,22 @@ class HuggingFaceDataset:
         return picture, self.targets[at]
 
 
+def _check_has_pictures(source: Any) -> None:
+    """Raise `DatasetError` for what has no length or no pictures by number."""
+    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
+        return
+    streams = " (one that is streamed has none: load it without streaming)" if hasattr(source, "__iter__") else ""
+    raise DatasetError(
+        f"{type(source).__name__} is no dataset: name a folder or a manifest, or give an object with a length and "
+        f"pictures by number, as torchvision.datasets has them{streams}"
+    )
+
+
 class _Given:
     def __init__(self, source: Any, split: str | None, found: Labels) -> None:
         self._source, self.rows = _without_subsets(source)
         dataset = self._source
-        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            raise DatasetError(
-                f"{type(source).__name__} is no dataset: name a folder or a manifest, or give an object with a length "
-                "and pictures by number, as torchvision.datasets has them"
-            )
+        _check_has_pictures(dataset)
         marks = [getattr(dataset, name, None) for name in ("root", "split", "train")]
         own = [str(value).strip("/") for value in marks if value is not None and not callable(value)]
         self.root = f"{GIVEN}://" + "/".join([type(dataset).__name__, *(text for text in own if " at 0x" not in text)])

@@ -11,11 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from featcache.discover.beside import listed_beside
-from featcache.discover.filesplits import splits_of_files
+from featcache.discover.datafiles import DataFiles
+from featcache.discover.filesplits import check_one_dataset, splits_of_files
 from featcache.discover.folders import folder_dataset
 from featcache.discover.labels import Columns, Labels, check_no_columns
 from featcache.discover.levels import count, some
 from featcache.discover.litter import is_skipped
+from featcache.discover.manifests import LISTS
+from featcache.discover.splitwords import split_in
 from featcache.discover.tables import Parts
 from featcache.discover.trees import NamesTree, looks_like_picture
 from featcache.errors import DatasetError, PictureError
@@ -45,10 +48,33 @@ def archive_or_shard(
     return folder_dataset(root, tree, _said(found), label_from, labelled)
 
 
-def shards_dataset(root: str, files: Sequence[str], columns: Columns) -> Dataset:
-    """Return the dataset of the WebDataset shards in a folder, with the splits that their names say."""
-    splits, said = splits_of_files([file.removeprefix(root).strip("/") for file in files])
-    return _of_shards(root, list(zip(files, splits, strict=True)), columns, said)
+def shards_dataset(root: str, data: DataFiles, labelled: bool, columns: Columns) -> Dataset:
+    """Return the dataset of the WebDataset shards in a folder, with the splits that their names say.
+
+    Raises `DatasetError` where labels are asked for and none is in the shards, but perhaps in their folders or beside.
+    """
+    names = [file.removeprefix(root).strip("/") for file in data.files]
+    check_one_dataset(root, names)
+    splits, said = splits_of_files(names)
+    found = _of_shards(root, list(zip(data.files, splits, strict=True)), columns, (*data.notices, *said))
+    if not labelled or "label" in columns or any(item.label is not None for item in found.items):
+        return found
+    inside = dict.fromkeys(item.path.split("://")[1].split(CHAIN)[0].rpartition("/")[0] for item in found.items)
+    if len(inside) > 1:
+        of_split = {split: file for file, split in zip(data.files, splits, strict=True) if split}
+        in_python = ", ".join(f'"{split}": "{file}"' for split, file in of_split.items())
+        is_each = len(of_split) == len(data.files) > 1
+        raise DatasetError(
+            f"{root}: the archives have no KEY.cls, and their pictures in folders ({some(list(inside))}): for these as "
+            f"the labels name one as SOURCE, as {data.files[0]}, or unpack each into a folder that is called like it"
+            + (f", or give them in Python, as {{{in_python}}}" if is_each else "")
+        )
+    if lists := [name for name in data.left_out if f".{name.rpartition('.')[2].lower()}" in LISTS]:
+        raise DatasetError(
+            f"{root}: the archives have no KEY.cls: if {some(lists)} has the labels, unpack them beside it, "
+            "else move it away"
+        )
+    return found
 
 
 def _of_shards(root: str, parts: Parts, columns: Columns, said: Sequence[str] = ()) -> Dataset:
@@ -56,6 +82,8 @@ def _of_shards(root: str, parts: Parts, columns: Columns, said: Sequence[str] = 
     items: list[Item] = []
     labels = Labels()
     notices = [*said]
+    keys: list[str] = []
+    endings: set[str] = set()
     without: list[str] = []
     unlabelled = 0
     for address, split in parts:
@@ -72,6 +100,10 @@ def _of_shards(root: str, parts: Parts, columns: Columns, said: Sequence[str] = 
             label = _label(found, address, key, sample, columns, labels)
             unlabelled += label is None
             items.append(Item(part("tar", picture, address), label, split))
+            keys.append(key)
+            endings |= sample.keys()
+    items, of_folders = _with_splits_of_folders(root, items, keys)
+    notices += of_folders
     if without:
         notices.append(f"{count(without, 'sample')} without a picture left out: {some(without)}")
     if unlabelled:
@@ -79,8 +111,41 @@ def _of_shards(root: str, parts: Parts, columns: Columns, said: Sequence[str] = 
         lacking = f"{unlabelled:,} of {len(items):,} samples without a label: it is looked for in KEY.{ending}"
         if "label" in columns and unlabelled == len(items):
             raise DatasetError(f"{root}: {lacking}: --columns label={columns['label']} names another ending or field")
-        notices.append(lacking)
+        others = sorted(each for each in endings if not looks_like_picture(f"x.{each}"))
+        asked = (
+            f"; there are {some(others)}: say which with --columns label=ENDING, or label=json.FIELD" if others else ""
+        )
+        notices.append(lacking + (asked if unlabelled == len(items) else ""))
     return Dataset(root, tuple(items), (*notices, *labels.notices()))
+
+
+def _with_splits_of_folders(root: str, items: list[Item], keys: Sequence[str]) -> tuple[list[Item], list[str]]:
+    """Return samples with the splits that folders in the shards say, and what is to be said of it.
+
+    Raises `DatasetError` where the name of a shard says one split, and folders in it several.
+    """
+    said = [{split for each in key.split("/")[:-1] if (split := split_in(each))} for key in keys]
+    splits = {split for each in said for split in each}
+    if len(splits) < 2 or "train" not in splits:
+        return items, []
+    other = next(
+        (key for key, item, own in zip(keys, items, said, strict=True) if item.split and own != {item.split}), None
+    )
+    if other is not None:
+        raise DatasetError(
+            f"{root}: the folders in its shards say splits ({some(sorted(splits))}), and the names of the shards "
+            f"others, of {other}: name the shard alone as SOURCE, or name it anew"
+        )
+    if unclear := [key for key, own in zip(keys, said, strict=True) if len(own) != 1]:
+        return items, [
+            f"the folders of some samples say splits ({some(sorted(splits))}), and are not taken, since those of "
+            f"{count(unclear, 'sample')} ({some(unclear)}) say none, or several"
+        ]
+    if all(item.split for item in items):
+        return items, []
+    return [replace(item, split=own.pop()) for item, own in zip(items, said, strict=True)], [
+        "splits from the folders that the samples are in"
+    ]
 
 
 def _said(found: ZipArchive | TarArchive) -> list[str]:

@@ -12,7 +12,8 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from featcache.discover.levels import be, count, some
-from featcache.discover.manifests import LISTS, opened_text
+from featcache.discover.lines import opened_text
+from featcache.discover.manifests import LISTS
 from featcache.discover.splitwords import worded_split
 from featcache.discover.trees import Tree, looks_like_picture
 from featcache.errors import DatasetError

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.discover.filesplits import splits_of_files
+from featcache.discover.filesplits import check_one_dataset, splits_of_files
 from featcache.discover.labels import Columns, Labels, SplitColumns, check_names, one_label, one_split, split_option
 from featcache.discover.manifests import Row, listed
 from featcache.discover.once import each_once
@@ -57,7 +57,9 @@ def _see_others(rows: Table, columns: Columns, others: SplitColumns) -> None:
 
 def tables_dataset(root: str, files: Sequence[str], labelled: bool, columns: Columns) -> Dataset:
     """Return the dataset of the tables in a folder, with the splits that a column of each says, or their names."""
-    splits, said = splits_of_files([file.removeprefix(root).strip("/") for file in files])
+    names = [file.removeprefix(root).strip("/") for file in files]
+    check_one_dataset(root, names)
+    splits, said = splits_of_files(names)
     has_names = any(columns.get("split", "split") not in table(file).schema.names for file in files)
     return table_dataset(root, list(zip(files, splits, strict=True)), labelled, columns, said if has_names else ())
 

@@ -30,7 +30,7 @@ import pytest
 from PIL import Image
 
 from featcache.decode import FORMATS, as_file, decode
-from featcache.discover import discover, manifests
+from featcache.discover import discover, lines
 from featcache.errors import DatasetError, PictureError
 from featcache.records import Preprocess
 from featcache.sources import local, look_again, read, remote, table
@@ -487,14 +487,14 @@ def test_a_part_without_end_is_read_to_its_bound(web: int) -> None:
 
 
 def test_a_list_without_end_is_left(web: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifests, "MOST_LINES", 100)
+    monkeypatch.setattr(lines, "MOST_LINES", 100)
     (tmp_path / "x.png").write_bytes(PICTURE)
     (tmp_path / "x.csv").write_text("path,label\n" + "x.png,a\n" * 99)
     (tmp_path / "y.csv").write_text("path,label\n" + "x.png,a\n" * 100)
     assert len(discover(tmp_path / "x.csv").items) in (1, 99)
     with pytest.raises(DatasetError, match=r"y\.csv has no end: after 101 lines"):
         discover(tmp_path / "y.csv")
-    monkeypatch.setattr(manifests, "LIST_SECONDS", -1)
+    monkeypatch.setattr(lines, "LIST_SECONDS", -1)
     with pytest.raises(DatasetError, match="has no end"):
         discover(tmp_path / "x.csv")
 
