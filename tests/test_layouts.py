@@ -1355,6 +1355,45 @@ class TestSplitLists:
             ("2", "test"),
         }
 
+    def test_lists_may_have_other_columns_before_the_path(self, tmp_path: Path) -> None:
+        root = in_folder(tmp_path, *(path.removeprefix("images/") for path in self.CLASSES))  # EuroSAT at Kaggle
+        for name, numbers in (("train", "01"), ("validation", "2"), ("test", "3")):
+            paths = [f"{label}/{at}.jpg" for label in ("pie", "soup") for at in numbers]
+            rows = "".join(f"{row},{path},0,{path[:3]}\n" for row, path in enumerate(paths))
+            (root / f"{name}.csv").write_text(f",Filename,Label,ClassName\n{rows}")
+        dataset = discover(root)
+        assert {(Path(item.path).stem, item.split) for item in dataset.items} == {
+            *((at, "train") for at in "01"),
+            ("2", "val"),
+            ("3", "test"),
+        }
+        assert {item.label for item in dataset.items} == {"pie", "soup"}
+
+    @pytest.mark.parametrize(
+        ("name", "line"),
+        [("split.csv", "{0},{1}"), ("meta/data.csv", "{1};x;{0}"), ("partition.txt", "images/{0} {1}")],
+    )
+    def test_one_list_may_have_a_column_of_splits(self, tmp_path: Path, name: str, line: str) -> None:
+        root = in_folder(tmp_path, *self.CLASSES)
+        (root / "meta").mkdir()
+        rows = [
+            (path.removeprefix("images/"), "Testing" if path.endswith("3.jpg") else "train") for path in self.CLASSES
+        ]
+        (root / name).write_text(
+            "path,subset\n" * (name != "partition.txt") + "".join(line.format(*r) + "\n" for r in rows)
+        )
+        dataset = discover(root)
+        assert [item.split for item in dataset.items] == ["train", "train", "train", "test"] * 2
+        assert any(notice.startswith(f"splits from {Path(name).name}") for notice in dataset.notices)
+
+    @pytest.mark.parametrize("rows", ["pie/0.jpg,train\npie/1.jpg,\n", "pie/0.jpg,train\npie/1.jpg,train\n"])
+    def test_a_column_that_is_no_split_of_all_is_not_taken(self, tmp_path: Path, rows: str) -> None:
+        root = in_folder(tmp_path, *self.CLASSES)
+        (root / "notes.csv").write_text(f"path,set\n{rows}")
+        dataset = discover(root)
+        assert {item.split for item in dataset.items} == {None}
+        assert any("notes.csv names the pictures" in notice for notice in dataset.notices)
+
     def test_what_no_list_of_the_scored_pictures_names_is_train(self, tmp_path: Path) -> None:
         root = in_folder(tmp_path, *self.CLASSES)
         (root / "testing_list.txt").write_text("pie/3.jpg\nsoup/3.jpg\n")

@@ -197,8 +197,7 @@ def _chosen(address: str, cells: Cells, path: str | None, columns: Columns) -> C
     if label is None:
         raise _unknown(
             address,
-            f"which of its columns is the label is not clear ({some(others, 6)}): name it as SOURCE, with --columns "
-            f"path={path},label=...",
+            f"which of its columns is the label is not clear ({some(others, 6)}): give --columns path={path},label=...",
         )
     return {"path": path, "label": label} | _split(columns)
 

@@ -14,13 +14,14 @@ from typing import NamedTuple
 from featcache.discover.levels import be, count, some
 from featcache.discover.lines import opened_text
 from featcache.discover.manifests import LISTS
-from featcache.discover.splitwords import worded_split
+from featcache.discover.splitwords import split_in, worded_split
 from featcache.discover.trees import Tree, looks_like_picture
 from featcache.errors import DatasetError
 from featcache.records import Item
 from featcache.texts import LONGEST
 
 _FIELD = re.compile(r"[,;\t]|(?<=\w) (?=\w)")
+_FIELDS = re.compile(r"[,;\t ]")
 _LAST_FIELD = re.compile(r"[,;\t ][^,;\t ]*$")
 
 MOST_BYTES = 2**27
@@ -45,20 +46,23 @@ def with_listed_splits(tree: Tree, items: list[Item], lists: Lists, notices: lis
 
     The lists that were not read so are returned with them.
 
-    There is one list for each split, and their names are alike besides. A line names a picture by its path from any
-    folder above its class, with or without its ending, or by its name where no other is called so; fields behind it are
-    passed over. Where no list says train, the pictures in none of them are that; else those are left out. What is not
-    used, and why, is said.
+    There is one list for each split, and their names are alike besides; or one with a column that says splits. A line
+    names a picture by its path from any folder above its class, with or without its ending, or by its name where no
+    other is called so; other fields are passed over. Where no list says train, the pictures in none of them are that;
+    else those are left out. What is not used, and why, is said.
     """
-    if not (listed := _lists_of_splits(lists)):
+    if not lists:
         return items, lists
     find = _by_names(tree, items)
-    read = [_List(name, split, *_pictures_of(address, find)) for name, address, split in listed]
+    read = [_List(name, split, *_pictures_of(address, find)) for name, address, split in _lists_of_splits(lists)]
     named = [each for each in read if each.here]
     if not named:
-        return items, lists
-    called = some([each.name for each in named])
-    others = [each for each in lists if each[0] not in {found.name for found in named}]
+        tables = [table for name, address in lists if (table := _by_column(name, address, find))]
+        if len(tables) != 1:
+            return items, lists
+        named = read = tables[0]
+    called = some([*dict.fromkeys(each.name for each in named)])
+    others = [each for each in lists if each[0] not in {used.name for used in named}]
     found: dict[str, str] = {}
     twice = [path for each in named for path in each.here if found.setdefault(path, each.split) != each.split]
     rest = [item for item in items if item.path not in found]
@@ -133,12 +137,20 @@ def _pictures_of(address: str, find: Mapping[str, str | None]) -> tuple[list[str
     here: dict[str, None] = {}
     others: list[str] = []
     for at, line in enumerate(_lines_of(address)):
-        path = _named_in(line, find)
+        path = _picture_in(line, find)
         if path is not None:
             here[path] = None
         elif at or "/" in line:  # the first may hold the names of columns
             others.append(line[:80])
     return [*here], others
+
+
+def _picture_in(line: str, find: Mapping[str, str | None]) -> str | None:
+    """Return the address of the picture that a line begins with, or else a field of it; `None` where there is none."""
+    found = _named_in(line, find)
+    if found is None and len(fields := _FIELDS.split(line)) > 1:
+        found = next((path for field in fields[1:] if (path := _named_in(field.strip('"'), find))), None)
+    return found
 
 
 def _named_in(line: str, find: Mapping[str, str | None]) -> str | None:
@@ -153,6 +165,25 @@ def _named_in(line: str, find: Mapping[str, str | None]) -> str | None:
             name = name.partition("/")[2]
         line = _LAST_FIELD.sub("", line) if _LAST_FIELD.search(line) else ""
     return None
+
+
+def _by_column(name: str, address: str, find: Mapping[str, str | None]) -> list[_List]:
+    """Return what a list with a picture and the word of a split in each line says, as a list for each split."""
+    if PurePosixPath(name).suffix.lower() not in LISTS:
+        return []
+    here: dict[str, list[str]] = {}
+    lacking: list[str] = []
+    for at, line in enumerate(_lines_of(address)):
+        picture = _picture_in(line, find)
+        splits = {split for field in _FIELDS.split(line) if (split := split_in(field.strip('"')))}
+        if picture is not None and len(splits) == 1:
+            here.setdefault(splits.pop(), []).append(picture)
+        elif picture is not None or (at == LOOKED_AT and not here):
+            return []
+        elif at:
+            lacking.append(line[:80])
+    first, *others = here.items() if len(here) > 1 and "train" in here else [("", [])]
+    return [_List(name, *first, lacking), *(_List(name, *each, []) for each in others)] if first[1] else []
 
 
 def unused_lists(names: Sequence[str], lists: Lists) -> list[str]:
