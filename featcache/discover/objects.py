@@ -55,8 +55,8 @@ def object_dataset(source: Any, split: str | None = None, labelled: bool = True)
         return _of_frame(source, split, labelled)
     if _is_arrays(source):
         source = Arrays(*source)
-    elif getattr(source, "ndim", 0) > 2:
-        source = Arrays(source, [None] * len(source))
+    elif getattr(source, "ndim", 1) == 0 or getattr(source, "ndim", 1) > 2:
+        source = Arrays(source, [None] * (len(source) if source.ndim else 0))
     if getattr(source, "ndim", None) == 1 and hasattr(source, "tolist"):
         source = source.tolist()
     if isinstance(source, Sequence) and source and (_is_path(source[0]) or _is_row(source[0])):
@@ -101,6 +101,8 @@ class Arrays:
                 f"an array of {kind or type(pictures).__name__} of the shape {shape} is no array of pictures: give one "
                 "of uint8, 0 to 255, of the shape (n, height, width) or (n, height, width, 3)"
             )
+        if not hasattr(labels, "__len__") or getattr(labels, "ndim", 1) != 1:
+            raise DatasetError(f"labels of the shape {np.shape(labels)} are no list: give one for each picture")
         if len(labels) != len(pictures):
             raise DatasetError(f"there are {len(pictures):,} pictures in the array, and {len(labels):,} labels")
         self._pictures = np.asarray(pictures)
