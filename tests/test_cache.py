@@ -187,6 +187,17 @@ def test_a_newer_catalog_is_refused(tmp_path: Path) -> None:
         Cache(tmp_path / "cache")
 
 
+@pytest.mark.parametrize("name", [b"files", b"datasets", b"items"])
+def test_a_catalog_of_which_sqlite_speaks_in_other_bytes_is_a_clear_error(tmp_path: Path, name: bytes) -> None:
+    Cache(tmp_path / "cache").__exit__(None, None, None)
+    path = tmp_path / "cache" / "catalog.sqlite"
+    content = path.read_bytes()
+    assert b"CREATE TABLE " + name in content
+    path.write_bytes(content.replace(b"CREATE TABLE " + name, b"CREATE TABL\xef " + name))
+    with pytest.raises(CacheError, match=r"catalog\.sqlite is damaged .*: run `featcache cache verify --repair`"):
+        Cache(tmp_path / "cache")
+
+
 @pytest.mark.parametrize("keep", [0, 100], ids=["from the start", "after the header"])
 def test_a_damaged_catalog_is_a_clear_error(tmp_path: Path, keep: int) -> None:
     Cache(tmp_path / "cache").__exit__(None, None, None)

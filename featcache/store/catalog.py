@@ -435,7 +435,7 @@ class Catalog:
                 f"cannot use the catalog {self._path} ({error}): "
                 "check permissions and free space, then run the same command again"
             ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # of what SQLite says of it, too
             raise CatalogError(self._damaged(str(error))) from error
 
     def _needed(self) -> int:
