@@ -17,6 +17,7 @@ from torch import nn
 
 from featcache.backbones import Backbone, torchvision_models
 from featcache.backbones.weights import fill, read_state, sha256
+from featcache.errors import BackboneError
 from featcache.records import FeatureSpec, Preprocess
 from featcache.records.finetuning import EpochRow
 from featcache.tuning.blocks import Cut, cut
@@ -118,7 +119,8 @@ def install(monkeypatch: pytest.MonkeyPatch | None, weights: Path) -> None:
         torch.save(toy().state_dict(), weights)
 
     def resolve(name: str, given: Path | None) -> Backbone:
-        assert name == "toy"
+        if name != "toy":
+            raise BackboneError(f"unknown backbone {name!r}: there is the toy alone")
         path = given or weights
 
         def build() -> nn.Module:
