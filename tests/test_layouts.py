@@ -1372,6 +1372,8 @@ class TestSplitLists:
             ("3", "test"),
         }
         assert {item.label for item in dataset.items} == {"pie", "soup"}
+        (notice,) = dataset.notices  # and that they are left out is not said
+        assert notice.startswith("splits from test.csv, train.csv, validation.csv")
 
     @pytest.mark.parametrize(
         ("name", "line"),

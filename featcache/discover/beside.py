@@ -194,7 +194,8 @@ def _with_splits(root: str, tree: Tree, lists: list[_List]) -> list[_List]:
     if len(set(splits)) < len(lists):
         names = [tree.name(each.address) for each in lists]
         raise DatasetError(
-            f"{root} has several lists of its pictures ({some(names)}): name the one that counts as SOURCE"
+            f"{root} has several lists of its pictures ({some(names)}): name the one that counts as SOURCE; or, of "
+            "lists for each split, leave one set beside the pictures and move the others away"
         )
     return [each._replace(split=split) for each, split in zip(lists, splits, strict=True)]
 

@@ -65,9 +65,7 @@ def folder_dataset(
         return Dataset(
             root, tuple(Item(address) for _, address in pictures), (*notices, *inside, *said), skipped=tree.skipped
         )
-    if files:
-        left_out = some([name for name, _ in files])
-        notices.append(f"{count(files, 'file')} beside the class folders left out: {left_out}")
+    before = len(notices)
     folders = without_index(tree, without_copies(root, tree, folders, notices), notices)
     arranged = arrangement_of(root, tree, folders, notices)
     items: list[Item] = []
@@ -89,6 +87,9 @@ def folder_dataset(
     unread: Lists = lists
     if all(item.split is None for item in items):
         items, unread = with_listed_splits(tree, items, lists, notices)
+    used = {address for _, address in lists} - {address for _, address in unread}
+    if left := [name for name, address in files if address not in used]:
+        notices.insert(before, f"{count(left, 'file')} beside the class folders left out: {some(left)}")
     names = [tree.name(item.path) for item in items]
     notices += unused_lists(names, unread)
     if all(item.label is None for item in items):
