@@ -94,6 +94,7 @@ def refused(result: Result, words: str) -> bool:
 # --- compare ---
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("photos")
 def test_compare_gives_one_row_a_head_with_its_setting(run: Run) -> None:
     found = run("compare", "--seeds", "3", "--json").json

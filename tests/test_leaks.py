@@ -60,6 +60,7 @@ def picture(path: Path, seed: int, shift: int = 0) -> None:
     Image.fromarray(fields + np.uint8(shift)).resize((64, 64), Image.Resampling.NEAREST).save(path)
 
 
+@pytest.mark.slow
 def test_fit_and_compare_warn_and_say_how_to_see_them(tmp_path: Path, run: Run) -> None:
     for at in range(24):
         picture(tmp_path / "d/train" / "ab"[at % 2] / f"{at}.png", at)

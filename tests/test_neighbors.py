@@ -318,6 +318,7 @@ class TestIndex:
         assert hits >= 190  # of 200
         assert len(list((tmp_path / "cache").rglob("seg-*.h5"))) == 2
 
+    @pytest.mark.slow
     def test_it_is_made_once_and_anew_after_the_dataset_changed(self, tmp_path: Path) -> None:
         threads = pytest.importorskip("faiss").omp_get_max_threads()
         before = self.ask(tmp_path, known(tmp_path, self.clusters()))
@@ -335,6 +336,7 @@ class TestIndex:
         assert len(self.files(tmp_path)) == 1
         assert self.files(tmp_path) != [file]
 
+    @pytest.mark.slow
     def test_an_old_one_is_cleaned_up_and_a_current_one_stays(self, tmp_path: Path) -> None:
         options = known(tmp_path, self.clusters())
         self.ask(tmp_path, options)

@@ -107,6 +107,7 @@ def test_nothing_that_acts_on_a_terminal_is_printed(run: Run, words: list[str], 
         assert not {"\x1b", "\u202e", "\u200b", "\x9b", "\x07"} & set(text)
 
 
+@pytest.mark.slow
 def test_a_plain_locale_shows_the_same(tmp_path: Path) -> None:
     nasty = imported(tmp_path, NASTY + UNDECODABLE)
     for settings in ({"LC_ALL": "POSIX"}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C.UTF-8"}):

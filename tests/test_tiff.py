@@ -473,6 +473,7 @@ def test_what_is_said_of_tiff_files_is_read_back_as_it_was() -> None:
         assert Reading.of(said.text) == said
 
 
+@pytest.mark.slow
 def test_split_audit_and_report_see_the_pictures_that_were_extracted(tmp_path: Path, run: Callable[..., Any]) -> None:
     for number in range(12):
         path = tmp_path / "heat" / "ab"[number % 2] / f"{number}.tif"

@@ -451,6 +451,7 @@ def test_a_stopped_extraction_of_views_leaves_the_earlier_one(
     assert run("fit", "--tta", "--json").json["test_views"] == sorted(NAMES)
 
 
+@pytest.mark.slow
 def test_a_first_extraction_that_stops_among_its_views_has_no_base_yet(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
