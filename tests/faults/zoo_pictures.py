@@ -326,7 +326,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "program.eps": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", r"^EPS is a program"),
     "empty.jpg": (lambda: b"", r"^empty file$"),
     "text.jpg": (lambda: b"this is not a picture\n" * 9, NOT_A_PICTURE),
-    "html.png": (lambda: b"<!DOCTYPE html><html><body>404</body></html>", NOT_A_PICTURE),
+    "html.png": (lambda: b"<!DOCTYPE html><html><body>404</body></html>", "^a web page, no picture: "),
     "huffman.jpg": (bad_huffman, r"^broken picture: "),
     "quantisation.jpg": (bad_quantisation, NOT_A_PICTURE),
     "bomb.png": (lambda: png(60000, 60000, 8, 2, [bytes(99)]), r"^too many pixels to be a photograph"),
